@@ -1,0 +1,89 @@
+"""The one reference of the neuron moments, for tests, benchmark and machines without a kernel.
+
+From activations `a` and gradients `g` of one piece (a batch of one layer), rows being tokens and columns
+neurons, it returns per neuron: over tokens the count, mean and M2 of `a`, `sum |a|`, `count(a > 0)`, min,
+max, `sum |a g|`, `sum (a g)^2`, `sum g^2`; over examples the sums of `s`, `|s|`, `s^2`, `u`, `u^2`, `u s`
+with `s = sum_t a g` and `u = sum_t g`, and mean and M2 of each example's mean activation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+#: Fields that add when pieces are merged; the others follow Chan's rule, a minimum or a maximum.
+SUMS = ("abs_sum", "positive", "s", "abs_s", "s2", "u", "u2", "us", "abs_ag", "ag2", "g2")
+PIECE_FIELDS = ("mean", "m2", "pool_mean", "pool_m2", "min", "max", *SUMS)
+#: Columns of the per-example table.
+TABLE_FIELDS = ("s", "u", "sum_a", "sum_a2", "peak")
+
+
+def neuron_moments(
+    a: Tensor, g: Tensor, segments: Tensor, examples: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+    """Return (fields, table, token counts) for `a`, `g` of shape [rows, neurons], any float dtype and strides.
+
+    `segments` [rows] gives each row's example (0 .. examples - 1) or -1 for a row to leave out, whose values
+    are never read. Fields are fp64 [neuron]; table entries fp32 [example, neuron]; an example without rows
+    counts with s = u = 0 and stays out of the pooled mean. Sums run in fp32 within an example, the rest in fp64.
+    """
+    if a.shape != g.shape or a.ndim != 2 or segments.shape != a.shape[:1]:
+        raise ValueError(f"a and g must be [rows, neurons], segments [rows]; found {a.shape}, {g.shape}, {segments.shape}")
+    keep = segments >= 0
+    a, g, segments = a[keep].float(), g[keep].float(), segments[keep]
+    rows, ag = len(a), a * g
+    counts = torch.bincount(segments, minlength=examples)
+    table = {name: _by_example(value, segments, examples) for name, value in (("s", ag), ("u", g), ("sum_a", a))}
+    table["sum_a2"] = _by_example(a * a, segments, examples)
+    table["peak"] = _signed_peak(a, segments, examples)
+    s, u = table["s"].double(), table["u"].double()
+    mean, m2 = _mean_m2(a)
+    seen = counts > 0
+    pooled = table["sum_a"][seen].double() / counts[seen, None]
+    pool_mean, pool_m2 = _mean_m2(pooled)
+    nothing = torch.full((a.shape[1],), torch.inf, dtype=torch.float64, device=a.device)
+    fields = {
+        "mean": mean,
+        "m2": m2,
+        "pool_mean": pool_mean,
+        "pool_m2": pool_m2,
+        "min": a.amin(0).double() if rows else nothing,
+        "max": a.amax(0).double() if rows else -nothing,
+        "abs_sum": a.abs().sum(0, dtype=torch.float64),
+        "positive": (a > 0).sum(0).double(),
+        "s": s.sum(0),
+        "abs_s": s.abs().sum(0),
+        "s2": (s * s).sum(0),
+        "u": u.sum(0),
+        "u2": (u * u).sum(0),
+        "us": (u * s).sum(0),
+        "abs_ag": ag.abs().sum(0, dtype=torch.float64),
+        "ag2": (ag * ag).sum(0, dtype=torch.float64),
+        "g2": (g * g).sum(0, dtype=torch.float64),
+    }
+    return fields, table, counts
+
+
+def _by_example(values: Tensor, segments: Tensor, examples: int) -> Tensor:
+    out = values.new_zeros((examples, values.shape[1]))
+    return out.index_add_(0, segments, values)
+
+
+def _signed_peak(a: Tensor, segments: Tensor, examples: int) -> Tensor:
+    """The value of largest magnitude within each example; 0 for an example without rows."""
+    index = segments[:, None].expand_as(a)
+    zeros = a.new_zeros((examples, a.shape[1]))
+    high = zeros.scatter_reduce(0, index, a, "amax", include_self=True)
+    low = zeros.scatter_reduce(0, index, a, "amin", include_self=True)
+    return torch.where(high >= -low, high, low)
+
+
+def _mean_m2(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squared deviations, from differences to a pivot so that a large mean costs no digits."""
+    if not len(values):
+        zero = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+        return zero, zero.clone()
+    pivot = values[0]
+    shifted = (values - pivot).double()
+    mean = shifted.mean(0)
+    return pivot.double() + mean, ((shifted - mean) ** 2).sum(0)

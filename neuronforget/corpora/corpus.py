@@ -1,0 +1,124 @@
+"""Corpus: the examples that carry (or must not lose) a piece of knowledge."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from neuronforget.errors import InputError
+
+
+@dataclass(frozen=True)
+class Example:
+    """One fact to be asked: `prompt` is given, `answer` is scored.
+
+    `paraphrases` are other prompts with the same answer (the phrasings that an erasure has not seen),
+    `wrong` are false answers, `options` the choices of a closed question, `subject` a substring of the
+    prompt. A row of plain text is an example with an empty prompt: every predicted token is then answer.
+    """
+
+    prompt: str
+    answer: str
+    paraphrases: tuple[str, ...] = ()
+    wrong: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    subject: str | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Example:
+        """Read a row with "prompt" and "answer", or with "text". Raises InputError for anything else."""
+        if not isinstance(row, Mapping):
+            raise InputError(f"expected an object with 'prompt' and 'answer', or 'text', found {type(row).__name__}")
+        if "text" in row and "prompt" not in row:
+            row = {**row, "prompt": "", "answer": row["text"]}
+        missing = [key for key in ("prompt", "answer") if not isinstance(row.get(key), str)]
+        if missing:
+            raise InputError(f"no string field {missing[0]!r} (fields found: {', '.join(row) or 'none'})")
+        known = {key: row[key] for key in (f.name for f in fields(cls)) if row.get(key) is not None}
+        for key in ("paraphrases", "wrong", "options"):
+            value = known.get(key, ())
+            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+                raise InputError(f"field {key!r} must be a list of strings")
+            known[key] = tuple(value)
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Named examples and how they are put before a model.
+
+    `template` is a format string with `{prompt}` (or "chat" for the tokenizer's own chat template), `eos`
+    adds the end-of-sequence token to the answer, `max_tokens` cuts longer sequences on the right (without
+    it a sequence over the model's length is an error).
+    """
+
+    examples: tuple[Example, ...] = field(repr=False)
+    name: str = "corpus"
+    template: str | None = None
+    eos: bool = False
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "examples", tuple(self.examples))
+        if not self.examples:
+            raise InputError(f"corpus {self.name!r} is empty: give at least one example")
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Mapping[str, Any]], name: str = "corpus", **settings: Any) -> Corpus:
+        """Build a corpus from in-memory rows (see `Example.from_row`); an error names the row."""
+        examples = []
+        for number, row in enumerate(rows):
+            try:
+                examples.append(Example.from_row(row))
+            except InputError as error:
+                raise InputError(f"corpus {name!r}, row {number}: {error}") from None
+        return cls(tuple(examples), name, **settings)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[Example]:
+        return iter(self.examples)
+
+    def __repr__(self) -> str:
+        first = self.examples[0]
+        return f"Corpus({self.name!r}, {len(self)} examples, first: {first.prompt[:40]!r} -> {first.answer[:24]!r})"
+
+    def head(self, n: int) -> Corpus:
+        """Return the first `n` examples."""
+        return replace(self, examples=self.examples[:n])
+
+    def with_answers(self, answers: Iterable[str], name: str) -> Corpus:
+        """Return the same prompts with other answers, one for each example."""
+        pairs = zip(self.examples, answers, strict=True)
+        return replace(self, examples=tuple(replace(e, answer=a) for e, a in pairs), name=name)
+
+    def paraphrased(self) -> Corpus | None:
+        """Return every paraphrase as an example of its own (duplicates once), or None if there is none."""
+        rows = {(p, e.answer): replace(e, prompt=p, paraphrases=()) for e in self for p in e.paraphrases}
+        return replace(self, examples=tuple(rows.values()), name=f"{self.name} unseen") if rows else None
+
+    def digest(self) -> str:
+        """Return a 16-digit hash of content and settings: results carry it."""
+        body = json.dumps([asdict(e) for e in self] + [self.template, self.eos, self.max_tokens], sort_keys=True)
+        return hashlib.sha256(body.encode()).hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write the examples as JSONL, one row per line."""
+        lines = [json.dumps({k: v for k, v in asdict(e).items() if v}, ensure_ascii=False) for e in self]
+        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check_disjoint(forget: Corpus, retain: Corpus) -> None:
+    """Raise InputError if an example stands in both corpora: no edit can forget and keep it."""
+    shared = {(e.prompt, e.answer) for e in forget} & {(e.prompt, e.answer) for e in retain}
+    if shared:
+        prompt, answer = min(shared)
+        raise InputError(
+            f"{forget.name!r} and {retain.name!r} share {len(shared)} examples (first: {(prompt or answer)[:60]!r}); "
+            "remove them from one of the two"
+        )

@@ -1,0 +1,124 @@
+"""From examples to padded batches with an answer mask.
+
+Prompt and answer are tokenised jointly, a token that straddles the border counts as answer; the tokenizer's
+own BOS is kept, no EOS unless the corpus asks for it. Padding is on the right, so that positions need no help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from neuronforget.corpora.corpus import Corpus, Example
+from neuronforget.errors import InputError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One tokenised example: `ids`, where the answer starts, and the last token of the subject (or prompt)."""
+
+    index: int
+    ids: tuple[int, ...]
+    answer_start: int
+    subject_end: int
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded examples. `answer_mask` marks the answer tokens that have a token before them."""
+
+    input_ids: Int[Tensor, "example token"]
+    attention_mask: Int[Tensor, "example token"]
+    answer_mask: Bool[Tensor, "example token"]
+    subject_end: Int[Tensor, "example"]
+    index: tuple[int, ...]
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The keyword arguments of a Hugging Face forward pass."""
+        return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
+
+
+def join(prompt: str, answer: str) -> tuple[str, str]:
+    """Return (prompt, answer) ready to concatenate: one space between them unless there is white space."""
+    if prompt and answer and not prompt[-1].isspace() and not answer[0].isspace():
+        answer = " " + answer
+    return prompt, answer
+
+
+def encode(corpus: Corpus, tokenizer: Any, max_length: int | None = None) -> list[Encoded]:
+    """Tokenise every example. Raises InputError for an empty answer or a sequence over `max_length` tokens."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise InputError("this tokenizer has no character offsets: load the model with its fast tokenizer")
+    return [_encode_one(corpus, example, i, tokenizer, max_length) for i, example in enumerate(corpus)]
+
+
+def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, max_length: int | None) -> Encoded:
+    where = f"corpus {corpus.name!r}, example {index} ({(example.prompt or example.answer)[:40]!r})"
+    chat = corpus.template == "chat"
+    prompt = _templated(corpus.template, example.prompt, tokenizer)
+    if chat:
+        answer = example.answer
+    else:
+        prompt, answer = join(prompt, example.answer)
+    coded = tokenizer(prompt + answer, return_offsets_mapping=True, add_special_tokens=not chat)
+    ids, spans = list(coded["input_ids"]), list(coded["offset_mapping"])
+    while ids and ids[-1] == tokenizer.eos_token_id and spans[-1][0] == spans[-1][1]:  # an EOS nobody asked for
+        ids.pop(), spans.pop()
+    start = next((t for t, (_, end) in enumerate(spans) if end > len(prompt)), len(ids))
+    subject_at = prompt.rfind(example.subject) if example.subject else -1
+    border = subject_at + len(example.subject or "") if subject_at >= 0 else len(prompt)
+    # A token that reaches over the border already holds a part of the answer.
+    ends = [t for t, (begin, end) in enumerate(spans) if begin < border and 0 < end <= max(border, 1)]
+    if corpus.eos:
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{where}: eos=True, but the tokenizer has no end-of-sequence token")
+        ids.append(tokenizer.eos_token_id)
+    if corpus.max_tokens is not None:
+        ids = ids[: corpus.max_tokens]
+    if max(start, 1) >= len(ids):
+        raise InputError(f"{where}: no answer token to predict (an empty answer, a single token, or max_tokens too small)")
+    if max_length is not None and len(ids) > max_length:
+        raise InputError(f"{where}: {len(ids)} tokens, the model holds {max_length}; shorten it or set max_tokens")
+    last = min(ends[-1] if ends else start - 1, start - 1)
+    return Encoded(index, tuple(ids), start, max(last, 0))
+
+
+def _templated(template: str | None, prompt: str, tokenizer: Any) -> str:
+    if template is None or not prompt:
+        return prompt
+    if template != "chat":
+        return template.format(prompt=prompt)
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError("template='chat', but the tokenizer has no chat template")
+    turns = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+
+
+def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:
+    """Right-pad `rows` into one batch."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
+    real = torch.zeros((len(rows), width), dtype=torch.long)
+    answer = torch.zeros((len(rows), width), dtype=torch.bool)
+    for i, row in enumerate(rows):
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        real[i, : len(row.ids)] = 1
+        answer[i, max(row.answer_start, 1) : len(row.ids)] = True
+    subject_end = torch.tensor([row.subject_end for row in rows])
+    tensors = [t.to(device) for t in (ids, real, answer, subject_end)]
+    return Batch(*tensors, index=tuple(row.index for row in rows))
+
+
+def batches(rows: Sequence[Encoded], batch_size: int, pad_id: int, device: Any = "cpu") -> Iterator[Batch]:
+    """Yield batches of like length (longest first, so that too little memory shows at once)."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, found {batch_size}")
+    order = sorted(rows, key=lambda row: (-len(row.ids), row.index))
+    for i in range(0, len(order), batch_size):
+        yield collate(order[i : i + batch_size], pad_id, device)

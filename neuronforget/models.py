@@ -1,0 +1,235 @@
+"""A language model and its MLP neurons, found by structure.
+
+A neuron is one input of an MLP's output projection: after the non-linearity and after the gate. Its write
+weights are the column (row, in GPT-2's `Conv1D`) of the output projection that it multiplies, its read
+weights the rows of the projections that feed it. Nothing is looked up by model family.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuronforget.errors import InputError
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where neuron j's weights lie in one parameter: index `offset + j` of dimension `dim`."""
+
+    name: str
+    dim: int
+    offset: int = 0
+
+    def index(self, neurons: Tensor) -> Tensor:
+        """Return the positions along `dim` of the given neurons."""
+        return neurons + self.offset
+
+
+@dataclass(frozen=True)
+class Site:
+    """The neurons of one layer: `path` is the output projection, whose input they are."""
+
+    layer: int
+    path: str
+    d_mlp: int
+    d_model: int
+    write: Part
+    read: tuple[Part, ...]
+
+    @property
+    def bias(self) -> str:
+        """Name of the output projection's bias, whether or not the model has one."""
+        return f"{self.path}.bias"
+
+
+@dataclass(frozen=True, eq=False)
+class LM:
+    """A Hugging Face causal language model with its tokenizer; both stay the caller's own objects."""
+
+    model: Any
+    tokenizer: Any = None
+    sites_override: tuple[Site, ...] | None = field(default=None, repr=False)
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
+        return self.sites_override or find_sites(self.model)
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every parameter by name; tied ones once."""
+        return dict(self.model.named_parameters())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number of layers with neurons, and neurons in each."""
+        return len(self.sites), self.sites[0].d_mlp
+
+    @property
+    def device(self) -> torch.device:
+        """Where the input embedding lies."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def max_length(self) -> int | None:
+        """Longest sequence in tokens, where the configuration states one."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+    @property
+    def pad_id(self) -> int:
+        """Token for right padding: it is masked, so its value never matters."""
+        pad = getattr(self.tokenizer, "pad_token_id", None)
+        return pad if pad is not None else getattr(self.tokenizer, "eos_token_id", None) or 0
+
+    @property
+    def name(self) -> str:
+        """Folder or hub id that the model came from, else its class."""
+        return getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
+
+    def __repr__(self) -> str:
+        count = sum(p.numel() for p in self.model.parameters())
+        layers, width = self.shape
+        return f"LM({self.name!r}, {count / 1e6:.1f}M parameters, {layers} layers of {width} neurons)"
+
+    def save(self, folder: str | Path) -> None:
+        """Write an ordinary Hugging Face checkpoint folder."""
+        self.model.save_pretrained(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
+
+
+def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu") -> LM:
+    """Load a checkpoint folder or hub id in its stored dtype.
+
+    Raises InputError for a missing model, one without dense MLP neurons, and NaN or infinite weights.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    local = Path(path)
+    if not local.is_dir() and (local.is_absolute() or str(path).startswith(".") or local.exists()):
+        raise InputError(f"no model folder at {path}")
+    if local.is_dir() and not (local / "config.json").is_file():
+        raise InputError(f"{path} is not a checkpoint folder: it has no config.json")
+    logging.disable_progress_bar()
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot load {path}: {reason} (offline, give the path of a local folder)") from None
+    lm = LM(model.to(device).eval(), tokenizer)
+    check_finite(lm)
+    _ = lm.sites  # a model without neurons is refused here, not after an hour
+    return lm
+
+
+def check_finite(lm: LM) -> None:
+    """Raise InputError if a parameter holds NaN or infinity: every figure from it would be one too."""
+    for name, parameter in lm.parameters.items():
+        if not torch.isfinite(parameter).all():
+            bad = int((~torch.isfinite(parameter)).sum())
+            raise InputError(f"{lm.name}: {bad} values of {name} are NaN or infinite: the checkpoint is damaged")
+
+
+def find_sites(model: nn.Module) -> tuple[Site, ...]:
+    """Find each block's output projection [d_mlp -> d_model] and the projections that feed it.
+
+    It is the linear map into the residual width whose siblings map the residual width to its own input
+    width (once or twice: gated; or to double that width: fused gate and up). Attention and routed experts
+    are left out. Raises InputError if no block has such an MLP, or if their widths differ.
+    """
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    depth, d_model = config.num_hidden_layers, model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    width = getattr(config, "hidden_size", None) or d_model
+    for path, blocks in model.named_modules():
+        if not isinstance(blocks, nn.ModuleList) or len(blocks) != depth:
+            continue
+        found = [_block_site(f"{path}.{i}", i, block, width) for i, block in enumerate(blocks)]
+        sites = tuple(site for site in found if site is not None)
+        if sites and len({site.d_mlp for site in sites}) > 1:
+            raise InputError(f"{type(model).__name__}: layers of different MLP widths are not supported")
+        if sites:
+            return sites
+    raise InputError(
+        f"{type(model).__name__} has no dense MLP that can be read (routed experts have none): "
+        "neurons are the inputs of an MLP's output projection; pass LM(..., sites_override=) if you know them"
+    )
+
+
+def _block_site(path: str, layer: int, block: nn.Module, d_model: int) -> Site | None:
+    for name, parent in block.named_modules():
+        kind = type(parent).__name__.lower()
+        if "attention" in kind or "attn" in name.split("."):
+            continue
+        if any("moe" in word or "expert" in word for word in (*_lineage(block, name), *name.lower().split("."))):
+            continue
+        prefix = f"{path}.{name}" if name else path
+        linears = {n: shape for n, child in parent.named_children() if (shape := _features(child)) is not None}
+        for out_name, (d_mlp, out) in linears.items():
+            feeds = {n: s for n, s in linears.items() if n != out_name and s[0] == d_model and s[1] in (d_mlp, 2 * d_mlp)}
+            if out != d_model or not feeds or len(linears) != len(feeds) + 1:
+                continue
+            children = dict(parent.named_children())
+            read = [part for n in feeds for part in _read_parts(f"{prefix}.{n}", children[n], d_mlp)]
+            write = Part(f"{prefix}.{out_name}.weight", 1 if isinstance(children[out_name], nn.Linear) else 0)
+            return Site(layer, f"{prefix}.{out_name}", d_mlp, d_model, write, tuple(read))
+    return None
+
+
+def _lineage(block: nn.Module, name: str) -> list[str]:
+    """Class names from the block down to the named submodule, lower case."""
+    words = name.split(".") if name else []
+    return [type(block.get_submodule(".".join(words[:i]))).__name__.lower() for i in range(1, len(words) + 1)]
+
+
+def _features(module: nn.Module) -> tuple[int, int] | None:
+    """(inputs, outputs) of a linear map, Hugging Face's transposed `Conv1D` included."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        return tuple(module.weight.shape)  # type: ignore[return-value]
+    return None
+
+
+def _read_parts(path: str, module: nn.Module, d_mlp: int) -> Iterator[Part]:
+    dim = 0 if isinstance(module, nn.Linear) else 1
+    outputs = _features(module)[1]  # type: ignore[index]
+    for offset in range(0, outputs, d_mlp):
+        yield Part(f"{path}.weight", dim, offset)
+        if getattr(module, "bias", None) is not None:
+            yield Part(f"{path}.bias", 0, offset)
+
+
+def shared_twin(model: nn.Module) -> Any:
+    """Return a module tree of its own whose every tensor is the model's: an edit is seen by both."""
+    memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
+    return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def activations_only(lm: LM) -> Iterator[None]:
+    """Track gradients through activations and none for weights, in eval mode (so no checkpointing, no dropout)."""
+    model = lm.model
+    if any(p.device.type == "meta" for p in model.parameters()):
+        raise InputError("parts of the model are offloaded to CPU or disk: load it whole, or in a smaller dtype")
+    wanted = [(p, p.requires_grad) for p in model.parameters()]
+    was_training = model.training
+    model.requires_grad_(False).eval()
+    model.get_input_embeddings().requires_grad_(True)
+    try:
+        yield
+    finally:
+        model.train(was_training)
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,133 @@
+"""Moments: everything the scores need to know about each neuron on a corpus, and its merge law.
+
+`stats(A ++ B) == stats(A) + stats(B)` over batches, processes and machines: sums add, means and squared
+deviations follow Chan et al. (1979), all in fp64. Definitions are in `neuronforget_kernels.reference`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import torch
+from neuronforget_kernels.reference import PIECE_FIELDS, SUMS, TABLE_FIELDS
+from torch import Tensor
+
+from neuronforget.errors import InputError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Statistics over `tokens` tokens and `examples` examples; each field is fp64 `[layer, neuron]`.
+
+    `layers` are the block numbers of the rows; `pooled` counts the examples with a token; `norms` holds the
+    L1 and L2 norm of each neuron's write weights; `table` (if asked for) each example's `s`, `u`, `sum_a`,
+    `sum_a2` and signed `peak`, fp32 `[example, layer, neuron]`, rows in the order of `index`.
+    """
+
+    fields: dict[str, Tensor]
+    tokens: int
+    examples: int
+    pooled: int
+    loss: float
+    layers: tuple[int, ...]
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    table: dict[str, Tensor] = field(default_factory=dict)
+    index: tuple[int, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.fields[name]
+
+    def __repr__(self) -> str:
+        where = self.info.get("corpus", "?")
+        rows, width = self["mean"].shape
+        return (
+            f"Moments({where!r}: {self.examples} examples, {self.tokens} tokens, {rows} layers of {width} neurons, "
+            f"loss {self.loss / max(self.examples, 1):.3f}, tap {self.info.get('tap', '?')})"
+        )
+
+    @property
+    def variance(self) -> Tensor:
+        """Population variance of `a` over tokens."""
+        return self["m2"] / self.tokens
+
+    @property
+    def rms(self) -> Tensor:
+        """Root of the mean of `a` squared over tokens."""
+        return (self.variance + self["mean"] ** 2).sqrt()
+
+    def __add__(self, other: Moments) -> Moments:
+        """Merge two recordings of the same model."""
+        if self["mean"].shape != other["mean"].shape or self.layers != other.layers:
+            raise InputError("moments of different models cannot be merged: their layers or widths differ")
+        fields = {name: self[name] + other[name] for name in SUMS}
+        fields["min"] = torch.minimum(self["min"], other["min"])
+        fields["max"] = torch.maximum(self["max"], other["max"])
+        fields["mean"], fields["m2"] = _chan(self, other, "mean", "m2", self.tokens, other.tokens)
+        fields["pool_mean"], fields["pool_m2"] = _chan(self, other, "pool_mean", "pool_m2", self.pooled, other.pooled)
+        both = bool(self.table) and bool(other.table)
+        return replace(
+            self,
+            fields=fields,
+            tokens=self.tokens + other.tokens,
+            examples=self.examples + other.examples,
+            pooled=self.pooled + other.pooled,
+            loss=self.loss + other.loss,
+            table={k: torch.cat([self.table[k], other.table[k]]) for k in TABLE_FIELDS} if both else {},
+            index=self.index + other.index if both else (),
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; everything but the tensors is in its metadata."""
+        from safetensors.torch import save_file
+
+        groups = {"fields": self.fields, "norms": self.norms, "table": self.table}
+        tensors = {f"{group}.{k}": v.contiguous() for group, d in groups.items() for k, v in d.items()}
+        names = ("tokens", "examples", "pooled", "loss", "layers", "index", "info")
+        save_file(tensors, str(path), {"moments": json.dumps({n: getattr(self, n) for n in names})})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Moments:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        if not Path(path).is_file():
+            raise InputError(f"no such file: {path}")
+        with safe_open(str(path), "pt") as file:
+            meta = json.loads((file.metadata() or {}).get("moments", "{}"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        if not meta:
+            raise InputError(f"{path} holds no moments")
+        groups: dict[str, dict[str, Tensor]] = {"fields": {}, "norms": {}, "table": {}}
+        for key, value in tensors.items():
+            group, name = key.split(".", 1)
+            groups[group][name] = value
+        meta["layers"], meta["index"] = tuple(meta["layers"]), tuple(meta["index"])
+        return cls(**groups, **meta)
+
+
+def merge(parts: Iterable[Moments]) -> Moments:
+    """Merge recordings in the order given."""
+    return reduce(Moments.__add__, parts)
+
+
+def _chan(x: Moments, y: Moments, mean: str, m2: str, nx: int, ny: int) -> tuple[Tensor, Tensor]:
+    total = max(nx + ny, 1)
+    delta = y[mean] - x[mean] if nx and ny else torch.zeros_like(x[mean])
+    base = x[mean] if nx else y[mean]
+    return base + delta * (ny / total), x[m2] + y[m2] + delta**2 * (nx * ny / total)
+
+
+def check_fields(fields: dict[str, Tensor]) -> None:
+    """Raise InputError when a statistic is NaN or infinite: the model overflowed on this corpus."""
+    for name in PIECE_FIELDS:
+        if not torch.isfinite(fields[name]).all():
+            raise InputError(
+                f"activations or gradients are NaN or infinite (statistic {name!r}): "
+                "check the model's weights, or load it in a wider dtype"
+            )

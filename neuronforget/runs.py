@@ -1,0 +1,99 @@
+"""What a result needs to be reproduced: versions, device, seeds, and where cached work lives."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import random
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from neuronforget.errors import InputError
+
+LIBRARIES = ("neuronforget", "torch", "transformers", "transformer-lens", "nnsight", "accelerate")
+
+
+def environment() -> dict[str, str]:
+    """Return versions of Python and the libraries that results depend on."""
+    versions = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def cache_folder() -> Path:
+    """Return the folder for testbeds and resumable work; NEURONFORGET_CACHE moves it."""
+    return Path(os.environ.get("NEURONFORGET_CACHE", "~/.cache/neuronforget")).expanduser()
+
+
+def content_key(**settings: Any) -> str:
+    """Return a 16-digit hash of the settings: equal work has an equal key."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and torch (for library code that draws from the global generators)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Give a scratch folder that becomes `folder` only if the block ends well: all of it or nothing.
+
+    Raises InputError if `folder` exists and is not empty, or cannot be written.
+    """
+    folder = Path(folder)
+    check_writable(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty: choose another folder")
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if folder.exists():
+            folder.rmdir()
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """Give a scratch file that replaces `path` only if the block ends well."""
+    path = Path(path)
+    check_writable(path)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        yield scratch
+        scratch.chmod(0o644)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise InputError unless `path` can be created: makes its parent folders."""
+    parent = Path(path).absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
