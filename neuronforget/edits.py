@@ -1,0 +1,276 @@
+"""Edit: what an erasure changes in a model, by parameter name, and nothing else.
+
+Making an edit leaves the model as it was; `on` and `apply` change it and restore it bit for bit. Every
+operator ends here, so that evaluation never knows how an edit was made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuronforget.errors import InputError
+from neuronforget.models import LM
+from neuronforget.runs import environment, whole_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """New values for positions `index` along `dim` of one parameter, or (no index) for all of it.
+
+    `before` is None for a bias that the model does not have and that the edit adds.
+    """
+
+    name: str
+    after: Tensor
+    before: Tensor | None
+    dim: int = 0
+    index: Tensor | None = None
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return the part of `parameter` that this change covers."""
+        return parameter if self.index is None else parameter.index_select(self.dim, self.index.to(parameter.device))
+
+    def write(self, parameter: Tensor, values: Tensor) -> None:
+        """Write `values` over that part, in place."""
+        values = values.to(parameter.device)
+        if self.index is None:
+            parameter.copy_(values)
+        else:
+            parameter.index_copy_(self.dim, self.index.to(parameter.device), values)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was checked: every parameter value outside the edit, and every one after it was undone."""
+
+    outside_values: int
+    inside_values: int
+    outside_equal: bool
+    undone_equal: bool
+
+    @property
+    def holds(self) -> bool:
+        """Nothing outside the edit moved, and undoing it restored every bit."""
+        return self.outside_equal and self.undone_equal
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """Changes to named parameters, with how they were made in `info` (method, seed, loss, neurons, ...)."""
+
+    changes: tuple[Change, ...] = field(repr=False)
+    info: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, lm: LM, wanted: Iterable[Change], **info: Any) -> Edit:
+        """Store `wanted` in the model's dtype, counting the values that this rounds away.
+
+        Raises InputError if nothing is left of the edit: an operator that changed nothing says so.
+        """
+        changes, asked, lost = [], 0, 0
+        for change in wanted:
+            dtype = lm.parameters[change.name].dtype if change.before is not None else change.after.dtype
+            before = change.before if change.before is not None else torch.zeros_like(change.after)
+            after = change.after.detach().to(dtype)
+            if not torch.isfinite(after).all():
+                raise InputError(f"{info.get('method', 'edit')}: the new values of {change.name} are NaN or infinite")
+            intended = change.after.detach().double() != before.double()
+            asked += int(intended.sum())
+            lost += int((intended & (after == before)).sum())
+            changes.append(replace(change, after=after.clone()))
+        if asked == lost:
+            reason = f"all {asked} changed values round away in the stored dtype" if asked else "no value differs from before"
+            raise InputError(f"{info.get('method', 'edit')} changed nothing: {reason}")
+        return cls(tuple(changes), {**info, "values_changed": asked - lost, "values_lost_to_dtype": lost, **environment()})
+
+    def __repr__(self) -> str:
+        s = self.summary()
+        return f"Edit({s['method']}: {s['values']} values of {s['parameters']} parameters, relative change {s['relative']:.3g})"
+
+    def apply(self, lm: LM) -> None:
+        """Change the model until `undo`. Raises InputError, and changes nothing, unless it is as the edit was made for."""
+        self._check(lm, "before")
+        self._put(lm, "after")
+
+    def undo(self, lm: LM) -> None:
+        """Restore the model bit for bit. Raises InputError, and changes nothing, unless this edit is applied."""
+        self._check(lm, "after")
+        self._put(lm, "before")
+
+    @contextmanager
+    def on(self, lm: LM) -> Iterator[LM]:
+        """Apply within the block, and restore bit for bit whatever happens in it."""
+        self.apply(lm)
+        try:
+            yield lm
+        finally:
+            self._put(lm, "before")
+
+    def scaled(self, strength: float) -> Edit:
+        """Return the edit at another strength: `before + strength (after - before)`. 1 is this edit, 0 none of it."""
+
+        def at(change: Change) -> Change:
+            if strength == 1:
+                return change
+            before = change.before if change.before is not None else torch.zeros_like(change.after)
+            mixed = before.double() + strength * (change.after.double() - before.double())
+            return replace(change, after=mixed.to(change.after.dtype))
+
+        scaled_by = self.info.get("strength", 1.0) * strength
+        return replace(self, changes=tuple(map(at, self.changes)), info={**self.info, "strength": scaled_by})
+
+    def summary(self) -> dict[str, Any]:
+        """Return counts and sizes: values, parameters, L2 change relative to the weights it covers, values lost."""
+        deltas, bases = 0.0, 0.0
+        for change in self.changes:
+            before = change.before if change.before is not None else torch.zeros_like(change.after)
+            deltas += float((change.after.double() - before.double()).square().sum())
+            bases += float(before.double().square().sum())
+        return {
+            "method": self.info.get("method", "edit"),
+            "values": sum(c.after.numel() for c in self.changes),
+            "parameters": len({c.name for c in self.changes}),
+            "relative": (deltas / bases) ** 0.5 if bases else float("inf"),
+            "norm": deltas**0.5,
+            "adds": [c.name for c in self.changes if c.before is None],
+            "lost": self.info.get("values_lost_to_dtype", 0),
+        }
+
+    def certificate(self, lm: LM) -> Certificate:
+        """Apply and undo the edit, and compare every parameter value outside it, and all values afterwards."""
+        self._check(lm, "before")
+        start = {name: p.detach().clone() for name, p in lm.parameters.items()}
+        covered = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in start.items()}
+        for change in self.changes:
+            if change.before is not None:
+                change.write(covered[change.name], torch.ones_like(change.after, dtype=torch.bool))
+        with self.on(lm):
+            outside = all(torch.equal(p[~covered[n]], start[n][~covered[n]]) for n, p in lm.model.named_parameters() if n in start)
+        undone = {n: p for n, p in lm.model.named_parameters()}
+        same = undone.keys() == start.keys() and all(torch.equal(p, start[n]) for n, p in undone.items())
+        inside = sum(int(c.sum()) for c in covered.values())
+        return Certificate(sum(p.numel() for p in start.values()) - inside, inside, outside, same)
+
+    def export(self, lm: LM, folder: str | Path) -> None:
+        """Write the edited model as an ordinary checkpoint folder that plain transformers loads.
+
+        Raises InputError, and writes nothing, where the architecture cannot hold an added bias (plain
+        transformers would drop it), and where the stored values differ from the edit's.
+        """
+        added = [c.name for c in self.changes if c.before is None]
+        if added and not hasattr(lm.model.config, "mlp_bias"):
+            raise InputError(
+                f"{type(lm.model).__name__} cannot hold the bias this edit adds ({added[0]}): plain transformers would "
+                "drop it; use on() or apply(), or an edit without it (ablate(mode='zero'))"
+            )
+        with whole_folder(folder) as scratch:
+            with self.on(lm), _mlp_biases(lm, bool(added)):
+                lm.save(scratch)
+            self._check_saved(scratch)
+            (scratch / "neuronforget.json").write_text(json.dumps({**self.info, **self.summary()}, indent=1, default=str))
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        from safetensors.torch import save_file
+
+        tensors: dict[str, Tensor] = {}
+        rows = []
+        for i, change in enumerate(self.changes):
+            rows.append({"name": change.name, "dim": change.dim})
+            for key in ("after", "before", "index"):
+                if (value := getattr(change, key)) is not None:
+                    tensors[f"{i}.{key}"] = value.detach().cpu().contiguous().clone()
+        save_file(tensors, str(path), {"edit": json.dumps({"changes": rows, "info": self.info}, default=str)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Edit:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        if not Path(path).is_file():
+            raise InputError(f"no such file: {path}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                meta = json.loads((file.metadata() or {})["edit"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (KeyError, ValueError, OSError, RuntimeError) as error:
+            raise InputError(f"{path} holds no edit ({error})") from None
+        parts = [{k: tensors.get(f"{i}.{k}") for k in ("after", "before", "index")} for i in range(len(meta["changes"]))]
+        return cls(tuple(Change(**row, **p) for row, p in zip(meta["changes"], parts, strict=True)), meta["info"])
+
+    def _check(self, lm: LM, state: str) -> None:
+        """Raise InputError unless the model's values are the edit's `state` ("before" or "after")."""
+        now = dict(lm.model.named_parameters())
+        for change in self.changes:
+            expected: Tensor | None = getattr(change, state)
+            parameter = now.get(change.name)
+            if expected is None:
+                if parameter is not None:
+                    raise InputError(f"the model already has {change.name}, which this edit would add: undo the other edit first")
+                continue
+            if parameter is None:
+                raise InputError(f"the model has no parameter {change.name}: this edit was made for another model")
+            found = change.read(parameter.detach())
+            if found.shape != expected.shape or not torch.equal(found.cpu(), expected.cpu()):
+                hint = "made for another model, or another edit is on" if state == "before" else "not applied, or the model has changed since"
+                raise InputError(f"the edit does not fit {change.name}: it was {hint}")
+
+    @torch.no_grad()
+    def _put(self, lm: LM, state: str) -> None:
+        for change in self.changes:
+            values: Tensor | None = getattr(change, state)
+            if change.before is None:  # a bias that the model does not have
+                module = lm.model.get_submodule(change.name.removesuffix(".bias"))
+                reference = module.weight
+                bias = None if values is None else nn.Parameter(values.to(reference.device, reference.dtype).clone(), False)
+                module.register_parameter("bias", bias)
+            else:
+                assert values is not None
+                change.write(lm.model.get_parameter(change.name).data, values)
+
+    def _check_saved(self, folder: Path) -> None:
+        """Raise InputError unless the checkpoint in `folder` holds exactly the edit's values."""
+        saved = _stored(folder, {change.name for change in self.changes})
+        for change in self.changes:
+            if change.name in saved and not torch.equal(change.read(saved[change.name]).cpu(), change.after.cpu()):
+                raise InputError(f"{change.name} is stored with other values than the edit's: its dtype loses the edit")
+
+
+def _stored(folder: Path, names: set[str]) -> Mapping[str, Tensor]:
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            found.update({name: file.get_tensor(name) for name in names & set(file.keys())})
+    return found
+
+
+@contextmanager
+def _mlp_biases(lm: LM, wanted: bool) -> Iterator[None]:
+    """Within the block every MLP projection has a bias (zero where none was) and the config says so."""
+    if not wanted:
+        yield
+        return
+    config, added = lm.model.config, []
+    names = {part.name for s in lm.sites for part in (s.write, *s.read) if part.name.endswith(".weight")}
+    for name in sorted(names):
+        module = lm.model.get_submodule(name.removesuffix(".weight"))
+        if module.bias is None:
+            module.bias = nn.Parameter(torch.zeros(module.out_features, dtype=module.weight.dtype, device=module.weight.device), False)
+            added.append(module)
+    was, config.mlp_bias = config.mlp_bias, True
+    try:
+        yield
+    finally:
+        config.mlp_bias = was
+        for module in added:
+            module.register_parameter("bias", None)

@@ -1,0 +1,83 @@
+"""Ablation: put a neuron's activation at zero, or at its mean, by its write weights alone.
+
+A unit with only its write weights zeroed still receives a gradient there and can relearn ("sleeping");
+with its read weights zeroed too, every gradient of it is exactly zero for ever ("dead"), and robustness to
+relearning is then an artefact. Which of the two was done stands in `edit.info["units"]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+
+from neuronforget.edits import Change, Edit
+from neuronforget.errors import InputError
+from neuronforget.models import LM, Part
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+
+
+def ablate(
+    lm: LM,
+    neurons: Neurons,
+    *,
+    mode: Literal["zero", "mean"] = "zero",
+    moments: Moments | None = None,
+    units: Literal["sleeping", "dead"] = "sleeping",
+) -> Edit:
+    """Ablate `neurons`: write weights to zero; for "mean" the output bias gains `mu_j w_j` as well.
+
+    `moments` (mode "mean") are those of the retain corpus, whose mean activation takes the neuron's place;
+    a model without output biases is given one while the edit is on. Raises InputError for an empty set.
+    """
+    check_neurons(lm, neurons)
+    if mode not in ("zero", "mean") or units not in ("sleeping", "dead"):
+        raise InputError(f"mode is 'zero' or 'mean', units 'sleeping' or 'dead'; found {mode!r}, {units!r}")
+    if mode == "mean" and moments is None:
+        raise InputError("ablate(mode='mean') needs moments=, the recorded moments of the retain corpus")
+    changes = list(_zeroed(lm, neurons, units))
+    if mode == "mean":
+        assert moments is not None
+        changes += _mean_biases(lm, neurons, moments)
+    return Edit.build(lm, changes, method=f"ablate:{mode}", units=units, neurons=len(neurons))
+
+
+def check_neurons(lm: LM, neurons: Neurons) -> None:
+    """Raise InputError unless `neurons` is a non-empty set of this model's neurons."""
+    if not len(neurons):
+        raise InputError("the set of neurons is empty: there is nothing to edit")
+    if (neurons.layers, neurons.width) != (tuple(s.layer for s in lm.sites), lm.sites[0].d_mlp):
+        raise InputError(f"the neurons are of another model: {neurons!r} does not fit {lm!r}")
+
+
+def _zeroed(lm: LM, neurons: Neurons, units: str) -> Iterator[Change]:
+    chosen = neurons.by_layer()
+    for site in lm.sites:
+        if site.layer in chosen:
+            for part in (site.write, *(site.read if units == "dead" else ())):
+                before = slice_of(lm, part, chosen[site.layer])
+                yield Change(part.name, torch.zeros_like(before), before, part.dim, part.index(chosen[site.layer]))
+
+
+def slice_of(lm: LM, part: Part, neurons: torch.Tensor) -> torch.Tensor:
+    """Return a copy of the given neurons' weights in one parameter."""
+    parameter = lm.parameters[part.name].detach()
+    return parameter.index_select(part.dim, part.index(neurons).to(parameter.device))
+
+
+def _mean_biases(lm: LM, neurons: Neurons, moments: Moments) -> Iterator[Change]:
+    chosen = neurons.by_layer()
+    for row, site in enumerate(lm.sites):
+        if site.layer not in chosen:
+            continue
+        index = chosen[site.layer]
+        weights = slice_of(lm, site.write, index).double()
+        mu = moments["mean"][row, index].to(weights)
+        shift = weights @ mu if site.write.dim == 1 else mu @ weights
+        bias = lm.parameters.get(site.bias)
+        before = None if bias is None else bias.detach().clone()
+        dtype = lm.parameters[site.write.name].dtype
+        after = shift.to(dtype) if before is None else before.double() + shift
+        yield Change(site.bias, after, before)

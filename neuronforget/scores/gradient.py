@@ -1,0 +1,68 @@
+"""First-order scores from one backward pass: `s = sum_t a g` and `u = sum_t g` of each example.
+
+Signs follow the loss: a positive score predicts that the loss on the forget corpus RISES when the neuron is
+ablated, so that its ablation forgets. All are per example (sums over its tokens, means over examples).
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from neuronforget.moments import Moments
+from neuronforget.scores.scores import Contrast, Scores, contrasted
+
+SIGN = "positive: ablating it is predicted to raise the forget loss"
+
+
+def grad_x_act(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
+    """Score `-sum_t a g`: the first-order loss change of zero ablation (attribution patching, Nanda 2023)."""
+    values, error = contrasted(*_pair(forget, retain, lambda m: -_mean(m, "s")), contrast, _errors(forget, retain))
+    return Scores(values, "grad_x_act", SIGN, forget.layers, error)
+
+
+def mean_patch(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
+    """Score `mu_j u - s`: the first-order loss change of putting the mean activation (of retain, if given)."""
+    mu = (retain or forget)["mean"]
+    values, error = contrasted(
+        *_pair(forget, retain, lambda m: mu * _mean(m, "u") - _mean(m, "s")), contrast, _errors(forget, retain, mu)
+    )
+    return Scores(values, "mean_patch", SIGN, forget.layers, error)
+
+
+def fisher(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
+    """Score `E[s^2]` over examples: the Fisher information of a gate on the neuron (SSD, Foster et al. 2024).
+
+    Unsigned: a large value says that the loss depends on the neuron, not in which direction.
+    """
+    values, _ = contrasted(*_pair(forget, retain, lambda m: _mean(m, "s2")), contrast)
+    return Scores(values, "fisher", "large: the forget loss depends on it", forget.layers)
+
+
+def snip(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
+    """Score `sum_n s = sum_d W_out[j, d] dL/dW_out[j, d]` per example (SNIP, Lee et al. 2019, signed).
+
+    It is minus `grad_x_act`, seen from the weights: a cross-check, and negative where ablation forgets.
+    """
+    values, error = contrasted(*_pair(forget, retain, lambda m: _mean(m, "s")), contrast, _errors(forget, retain))
+    return Scores(values, "snip", "negative: ablating it is predicted to raise the forget loss", forget.layers, error)
+
+
+def _mean(moments: Moments, name: str) -> Tensor:
+    return moments[name] / moments.examples
+
+
+def _pair(forget, retain, score):  # type: ignore[no-untyped-def]
+    return score(forget), score(retain) if retain is not None else None
+
+
+def _errors(forget: Moments, retain: Moments | None, mu: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    return _error(forget, mu), _error(retain, mu) if retain is not None else None
+
+
+def _error(moments: Moments, mu: Tensor | None) -> Tensor:
+    """Standard error over examples of the mean of `mu u - s` (of `s` where there is no mu)."""
+    n, square, mean = moments.examples, moments["s2"], moments["s"]
+    if mu is not None:
+        square = mu**2 * moments["u2"] - 2 * mu * moments["us"] + square
+        mean = mu * moments["u"] - mean
+    return ((square - mean**2 / n).clamp_min(0) / max(n - 1, 1) / n).sqrt()

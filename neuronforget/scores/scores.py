@@ -1,0 +1,107 @@
+"""Scores: one number per neuron, with its sign convention, and the contrasts between two corpora."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuronforget.errors import InputError
+
+Contrast = Literal["difference", "ratio", "z"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A score of every neuron; larger means more to do with the forget corpus.
+
+    `values` is fp64 `[layer, neuron]`, `layers` the block numbers of its rows, `sign` says in words what a
+    positive and a negative value mean, `error` is the standard error over examples where it is known.
+    """
+
+    values: Float[Tensor, "layer neuron"]
+    name: str
+    sign: str
+    layers: tuple[int, ...]
+    error: Float[Tensor, "layer neuron"] | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 2 or len(self.values) != len(self.layers):
+            raise InputError(f"scores must be [layer, neuron] for {len(self.layers)} layers, found {tuple(self.values.shape)}")
+        if not torch.isfinite(self.values).all():
+            raise InputError(f"score {self.name!r} is NaN or infinite for {int((~torch.isfinite(self.values)).sum())} neurons")
+
+    def __repr__(self) -> str:
+        flat, width = self.values.flatten(), self.values.shape[1]
+        best = flat.abs().argmax().item()
+        where = f"layer {self.layers[best // width]}, neuron {best % width}"
+        return f"Scores({self.name!r}, {len(self.layers)} layers of {width}, extreme {flat[best]:.4g} at {where}; {self.sign})"
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        from safetensors.torch import save_file
+
+        tensors = {"values": self.values.contiguous()}
+        if self.error is not None:
+            tensors["error"] = self.error.contiguous()
+        meta = {"name": self.name, "sign": self.sign, "layers": self.layers, "info": self.info}
+        save_file(tensors, str(path), {"scores": json.dumps(meta)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Scores:
+        """Read what `save` wrote."""
+        from safetensors import safe_open
+
+        if not Path(path).is_file():
+            raise InputError(f"no such file: {path}")
+        try:
+            with safe_open(str(path), "pt") as file:
+                meta = json.loads((file.metadata() or {})["scores"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except (KeyError, ValueError, OSError, RuntimeError) as error:
+            raise InputError(f"{path} holds no scores ({error})") from None
+        meta["layers"] = tuple(meta["layers"])
+        return cls(values=tensors["values"], error=tensors.get("error"), **meta)
+
+
+def contrasted(
+    forget: Tensor,
+    retain: Tensor | None,
+    contrast: Contrast,
+    errors: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return (values, standard error) of forget against retain; forget alone where there is no retain.
+
+    "difference" is forget minus retain, "ratio" forget over retain (plus a thousandth of the layer's median,
+    so that a neuron that is silent on retain does not divide by zero), "z" the difference over its standard
+    error, which only scores with per-example moments have.
+    """
+    error_f, error_r = errors or (None, None)
+    if retain is None:
+        if contrast == "z":
+            raise InputError("contrast='z' compares two corpora: give retain moments too")
+        return forget, error_f
+    if forget.shape != retain.shape:
+        raise InputError(f"forget and retain moments are of different models: {tuple(forget.shape)}, {tuple(retain.shape)}")
+    if contrast == "difference" or contrast == "z":
+        error = (error_f**2 + error_r**2).sqrt() if error_f is not None and error_r is not None else None
+        if contrast == "difference":
+            return forget - retain, error
+        if error is None:
+            raise InputError("contrast='z' needs a standard error, which this score has not")
+        tiny = torch.finfo(error.dtype).tiny
+        return (forget - retain) / error.clamp_min(tiny), torch.ones_like(error)
+    if contrast == "ratio":
+        return forget / (retain + floor(retain)), None
+    raise InputError(f"unknown contrast {contrast!r}: use 'difference', 'ratio' or 'z'")
+
+
+def floor(values: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer 1"]:
+    """Return a thousandth of each layer's median magnitude, and never zero."""
+    return 1e-3 * values.abs().median(1, keepdim=True).values.clamp_min(1e-12)

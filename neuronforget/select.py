@@ -1,0 +1,68 @@
+"""Select: from scores to a set of neurons. Ties are broken by position, so a selection is reproducible."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from neuronforget.errors import InputError
+from neuronforget.neurons import Neurons
+from neuronforget.scores import Scores
+
+By = Literal["value", "magnitude"]
+
+
+def top(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
+    """Select the `k` highest neurons of the whole model (k < 1: that share of them)."""
+    ranked = _ranked(scores, by)
+    count = _count(k, ranked.numel())
+    mask = _highest(ranked.flatten(), count).view(ranked.shape)
+    return _named(mask, scores, "top", k=k, by=by)
+
+
+def per_layer(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
+    """Select the `k` highest neurons of each layer (k < 1: that share): lower layers cannot crowd out the rest."""
+    ranked = _ranked(scores, by)
+    count = _count(k, ranked.shape[1])
+    mask = torch.stack([_highest(row, count) for row in ranked])
+    return _named(mask, scores, "per_layer", k=k, by=by)
+
+
+def threshold(scores: Scores, t: float, *, by: By = "value") -> Neurons:
+    """Select neurons that reach `t` times the highest score (knowledge neurons use t = 0.2)."""
+    if not 0 < t <= 1:
+        raise InputError(f"threshold must lie in (0, 1], found {t}")
+    ranked = _ranked(scores, by)
+    if ranked.max() <= 0:
+        raise InputError(f"no neuron has a positive {scores.name}: a share of the highest score selects nothing")
+    return _named(ranked >= t * ranked.max(), scores, "threshold", t=t, by=by)
+
+
+def difference(forget: Scores, retain: Scores, q: int | float, p: int | float, *, by: By = "value") -> Neurons:
+    """Select the top `q` on forget that are not among the top `p` on retain (set difference, Wei et al. 2024)."""
+    return top(forget, q, by=by) - top(retain, p, by=by)
+
+
+def _ranked(scores: Scores, by: By) -> Tensor:
+    if by not in ("value", "magnitude"):
+        raise InputError(f"rank by 'value' or 'magnitude', not {by!r}")
+    return scores.values.abs() if by == "magnitude" else scores.values
+
+
+def _count(k: int | float, total: int) -> int:
+    count = round(k * total) if isinstance(k, float) and k < 1 else int(k)
+    if not 0 < count <= total:
+        raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share below 1")
+    return count
+
+
+def _highest(values: Tensor, count: int) -> Tensor:
+    mask = torch.zeros_like(values, dtype=torch.bool)
+    mask[torch.sort(values, descending=True, stable=True).indices[:count]] = True
+    return mask
+
+
+def _named(mask: Tensor, scores: Scores, rule: str, **settings: object) -> Neurons:
+    return Neurons.from_mask(mask, scores.layers, score=scores.name, rule=rule, **settings)
