@@ -41,7 +41,7 @@ def ablate(
     if mode == "mean":
         assert moments is not None
         changes += _mean_biases(lm, neurons, moments)
-    return Edit.build(lm, changes, method=f"ablate:{mode}", units=units, neurons=len(neurons))
+    return Edit.build(lm, changes, method=f"ablate:{mode}", units=units, scope=scope_of(neurons), neurons=len(neurons))
 
 
 def check_neurons(lm: LM, neurons: Neurons) -> None:
@@ -50,6 +50,13 @@ def check_neurons(lm: LM, neurons: Neurons) -> None:
         raise InputError("the set of neurons is empty: there is nothing to edit")
     if (neurons.layers, neurons.width) != (tuple(s.layer for s in lm.sites), lm.sites[0].d_mlp):
         raise InputError(f"the neurons are of another model: {neurons!r} does not fit {lm!r}")
+
+
+def scope_of(neurons: Neurons | None) -> str:
+    """Return what an edit is compared as: of the whole model, of selected neurons, or of a control."""
+    if neurons is None:
+        return "full"
+    return "control" if neurons.info.get("control") else "neurons"
 
 
 def _zeroed(lm: LM, neurons: Neurons, units: str) -> Iterator[Change]:

@@ -1,0 +1,169 @@
+"""Erase by training: any loss, on the selected neurons' weights alone or, as its baseline, on the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from neuronforget.corpora import Batch, Corpus, Encoded, batches, check_disjoint, encode
+from neuronforget.corpora.tokens import collate
+from neuronforget.edits import Change, Edit
+from neuronforget.erase.ablate import check_neurons, scope_of
+from neuronforget.errors import InputError
+from neuronforget.losses import Answered, Loss, Outputs, answer_logp, npo
+from neuronforget.models import LM
+from neuronforget.neurons import Neurons
+from neuronforget.slices import Slices
+from neuronforget.train import Plan, draw, fit
+
+Preferred = Corpus | Sequence[str] | None
+
+
+def finetune(
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus | None = None,
+    *,
+    loss: Loss = npo,
+    neurons: Neurons | None = None,
+    preferred: Preferred = None,
+    steps: int = 60,
+    lr: float | None = None,
+    batch_size: int = 32,
+    weight_decay: float = 0.01,
+    clip: float | None = 1.0,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Edit:
+    """Train `loss` on the read and write weights of `neurons`, or (without them) on every parameter.
+
+    `preferred` are the answers a preference loss prefers: a corpus parallel to `forget`, or refusals to draw
+    from; without it the examples' own `wrong` answers. `lr` defaults by size of the model (`default_lr`).
+    Dropout is off. The model is left as it was, whatever happens. Raises InputError if nothing changed.
+    """
+    if retain is not None:
+        check_disjoint(forget, retain)
+    if neurons is not None:
+        check_neurons(lm, neurons)
+    plan = Plan(steps, lr or default_lr(lm, neurons), weight_decay, clip, seed=seed)
+    name = getattr(loss, "__name__", None) or getattr(getattr(loss, "func", None), "__name__", "loss")
+    settings = {k: v for k, v in (getattr(loss, "keywords", None) or {}).items()}
+    info = {"method": f"finetune:{name}", "scope": scope_of(neurons), "loss": name, **settings, "steps": steps, "lr": plan.lr, "seed": seed}
+    info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
+    info |= {"retain": retain.digest() if retain else None, "neurons": len(neurons) if neurons else None}
+    key = str({**info, "members": sorted(neurons.members) if neurons else None, "model": lm.name})
+    work = _Work(lm, forget, retain, preferred_answers(forget, preferred, seed), batch_size, seed)
+    with _frozen(lm):
+        if neurons is not None:
+            slices = Slices.of(lm, neurons)
+            with slices.on():
+                history = fit([s.values for s in slices.all()], lambda step: loss(work.outputs(step)), plan,
+                              resume=resume, key=key, desc=f"{name}@neurons", progress=progress)  # fmt: skip
+            changes = [s.change() for s in slices.all()]
+        else:
+            changes, history = _train_whole(lm, lambda step: loss(work.outputs(step)), plan, resume, key, name, progress)
+    return Edit.build(lm, changes, **info, first_loss=history[0], last_loss=history[-1])
+
+
+def default_lr(lm: LM, neurons: Neurons | None) -> float:
+    """Return 1e-5 (whole model) or 1e-4 (slices) for large models; 3e-4 or 1e-3 under 100M parameters."""
+    small = sum(p.numel() for p in lm.parameters.values()) < 100_000_000
+    if neurons is None:
+        return 3e-4 if small else 1e-5
+    return 1e-3 if small else 1e-4
+
+
+def preferred_answers(forget: Corpus, preferred: Preferred, seed: int) -> Corpus | None:
+    """Return `forget` with the answers that should take the old ones' place, or None where there are none."""
+    if isinstance(preferred, Corpus):
+        if len(preferred) != len(forget):
+            raise InputError(f"preferred has {len(preferred)} examples, forget {len(forget)}: they must be parallel")
+        return preferred
+    if preferred:
+        return forget.with_answers(draw(list(preferred), len(forget), seed, 0), f"{forget.name} preferred")
+    if all(example.wrong for example in forget):
+        answers = [draw(example.wrong, 1, seed + i, 0)[0] for i, example in enumerate(forget)]
+        return forget.with_answers(answers, f"{forget.name} preferred")
+    return None
+
+
+class _Work:
+    """Batches by (seed, step), and the start model's log-likelihoods of every answer, computed once."""
+
+    def __init__(
+        self, lm: LM, forget: Corpus, retain: Corpus | None, preferred: Corpus | None, batch_size: int, seed: int
+    ) -> None:
+        self.lm, self.size, self.seed = lm, batch_size, seed
+        corpora = {"forget": forget, "retain": retain, "preferred": preferred}
+        self.rows = {k: encode(c, lm.tokenizer, lm.max_length) for k, c in corpora.items() if c is not None}
+        self.reference = {k: self._reference(rows) for k, rows in self.rows.items() if k != "retain"}
+
+    @torch.no_grad()
+    def _reference(self, rows: list[Encoded]) -> Tensor:
+        logp = torch.zeros(len(rows))
+        for batch in batches(rows, 2 * self.size, self.lm.pad_id, self.lm.device):
+            logp[list(batch.index)] = answer_logp(self._logits(batch), batch).cpu()
+        return logp
+
+    def _logits(self, batch: Batch) -> Tensor:
+        return self.lm.model(**batch.inputs, use_cache=False).logits
+
+    def _answer(self, kind: str, chosen: list[Encoded]) -> Answered:
+        batch = collate(chosen, self.lm.pad_id, self.lm.device)
+        reference = self.reference[kind][list(batch.index)] if kind in self.reference else torch.zeros(len(chosen))
+        return Answered(self._logits(batch), batch, reference)
+
+    def outputs(self, step: int) -> Outputs:
+        """Return what the loss of this step may ask for."""
+        forget = draw(self.rows["forget"], min(self.size, len(self.rows["forget"])), self.seed, step)
+
+        def of(kind: str) -> Callable[[], Answered] | None:
+            if kind not in self.rows:
+                return None
+            if kind == "retain":
+                chosen = draw(self.rows[kind], min(self.size, len(self.rows[kind])), self.seed + 1, step)
+            else:  # the preferred answers are those of the forget batch's own prompts
+                chosen = [self.rows[kind][row.index] for row in forget]
+            return lambda: self._answer(kind, chosen)
+
+        first = of("forget")
+        assert first is not None
+        return Outputs(first, of("retain"), of("preferred"))
+
+
+@contextmanager
+def _frozen(lm: LM) -> Iterator[None]:
+    """Eval mode and no gradients for the model's own weights; flags and mode come back."""
+    wanted, training = [(p, p.requires_grad) for p in lm.model.parameters()], lm.model.training
+    lm.model.requires_grad_(False).eval()
+    try:
+        yield
+    finally:
+        lm.model.train(training)
+        for parameter, flag in wanted:
+            parameter.requires_grad_(flag)
+
+
+def _train_whole(
+    lm: LM, loss: Callable[[int], Tensor], plan: Plan, resume: str | Path | None, key: str, name: str, progress: bool
+) -> tuple[list[Change], list[float]]:
+    """Train every parameter in place, read the new values, and put the old ones back whatever happens."""
+    parameters = lm.parameters
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    grads = {n: p.grad for n, p in parameters.items()}
+    try:
+        lm.model.requires_grad_(True)
+        history = fit(list(parameters.values()), loss, plan, resume=resume, key=key, desc=name, progress=progress)
+        after = {n: p.detach().clone() for n, p in parameters.items()}
+    finally:
+        with torch.no_grad():
+            for n, p in parameters.items():
+                p.copy_(before[n])
+                p.grad = grads[n]
+    moved = [n for n in parameters if not torch.equal(after[n], before[n])]
+    return [Change(n, after[n], before[n]) for n in moved], history

@@ -1,0 +1,248 @@
+"""evaluate(): what each edit did to the forget and the retain corpus, beside its references.
+
+Methods are compared at full strength, over a frontier of strengths, and at matched damage: the strength at
+which the retain loss has risen by the same amount. Every number has a bootstrap interval over examples.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from neuronforget.corpora import Corpus, batches, check_disjoint, encode
+from neuronforget.edits import Edit
+from neuronforget.errors import InputError
+from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank
+from neuronforget.models import LM
+from neuronforget.runs import environment, whole_folder
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS: tuple[Metric, ...] = (exact_match, probability, nll, rank)
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """Tidy rows, and the value of every example behind the rows at full strength.
+
+    A row: edit, scope ("reference", "control", "neurons", "full"), strength, point ("full", "frontier" or
+    "matched"), corpus, metric, value, low, high (95% bootstrap interval), n, nan (examples without a value),
+    seed. An example: edit, corpus, metric, example, value.
+    """
+
+    rows: tuple[dict[str, Any], ...] = field(repr=False)
+    examples: tuple[dict[str, Any], ...] = field(repr=False)
+    info: dict[str, Any]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a pandas table."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.rows))
+
+    def value(self, edit: str, corpus: str, metric: str = "exact_match", point: str = "full") -> float:
+        """Return one number. Raises InputError if there is no such row."""
+        wanted = {"edit": edit, "corpus": corpus, "metric": metric, "point": point}
+        for row in self.rows:
+            if all(row[k] == v for k, v in wanted.items()):
+                return row["value"]
+        raise InputError(f"no such row: {wanted}")
+
+    def paired(self, edit: str, other: str, corpus: str, metric: str = "exact_match") -> tuple[float, float, float]:
+        """Return `edit - other` on the same examples, with its paired bootstrap interval: (value, low, high)."""
+        values = {}
+        for name in (edit, other):
+            keys = (name, corpus, metric)
+            values[name] = [e["value"] for e in self.examples if (e["edit"], e["corpus"], e["metric"]) == keys]
+        if not values[edit] or len(values[edit]) != len(values[other]):
+            raise InputError(f"{edit!r} and {other!r} were not measured on the same examples of {corpus!r}")
+        return bootstrap(np.array(values[edit]) - np.array(values[other]), self.info["seed"])
+
+    def __repr__(self) -> str:
+        edits = list(dict.fromkeys(row["edit"] for row in self.rows))
+        return f"Results({len(self.rows)} rows of {len(edits)} edits: {', '.join(edits)})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write `rows.parquet`, `examples.parquet` and `info.json` into a new folder."""
+        import pandas as pd
+
+        with whole_folder(folder) as scratch:
+            self.frame.to_parquet(scratch / "rows.parquet")
+            pd.DataFrame(list(self.examples)).to_parquet(scratch / "examples.parquet")
+            (scratch / "info.json").write_text(json.dumps(self.info, indent=1, default=str), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Results:
+        """Read what `save` wrote."""
+        import pandas as pd
+
+        folder = Path(folder)
+        if not (folder / "rows.parquet").is_file():
+            raise InputError(f"no results in {folder}: it has no rows.parquet")
+        tables = [pd.read_parquet(folder / f"{name}.parquet").to_dict("records") for name in ("rows", "examples")]
+        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        return cls(tuple(tables[0]), tuple(tables[1]), info)  # type: ignore[arg-type]
+
+
+def evaluate(
+    lm: LM,
+    edits: Mapping[str, Edit],
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    gold: LM | None = None,
+    metrics: Sequence[Metric] = METRICS,
+    strengths: Sequence[float] = (0.25, 0.5, 0.75),
+    damage: float | None = 0.05,
+    batch_size: int = 128,
+    seed: int = 0,
+    progress: bool = True,
+) -> Results:
+    """Measure every edit on forget and retain, on their paraphrases ("unseen"), and the untouched (and gold) model.
+
+    `gold` is the model that never knew; with it the KL from gold is measured too. `strengths` are the points
+    of the frontier besides 0 and 1, `damage` the rise of the retain loss (nats per answer token) at which
+    methods are matched (None: not). The model is left as it was. Raises InputError for corpora that share
+    examples and for edits that do not fit the model.
+    """
+    check_disjoint(forget, retain)
+    if {"untouched", "gold"} & edits.keys():
+        raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
+    if gold is not None:
+        metrics = (*metrics, kl_gold)
+    run = _Run(lm, gold, _corpora(forget, retain), metrics, batch_size, seed)
+    with tqdm(total=len(edits), desc="evaluate", disable=not progress) as bar:
+        run.full("untouched", "reference", 0.0)
+        if gold is not None:
+            run.full("gold", "reference", 0.0, gold)
+        for name, edit in edits.items():
+            bar.set_postfix(edit=name, refresh=False)
+            run.edit(name, edit, strengths, damage)
+            bar.update()
+    info = {"model": lm.name, "device": str(lm.device), "dtype": str(next(iter(lm.parameters.values())).dtype)}
+    info |= {"seed": seed, "damage_budget": damage, "data": {c.name: c.digest() for c in (forget, retain)}}
+    return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})
+
+
+@torch.no_grad()
+def measure(
+    lm: LM, corpus: Corpus, metrics: Iterable[Metric] = METRICS, *, gold: LM | None = None, batch_size: int = 128
+) -> dict[str, np.ndarray]:
+    """Return each metric's value of every example, in the corpus' order."""
+    metrics = list(metrics)
+    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    values = {_name(metric): np.full(len(rows), np.nan) for metric in metrics}
+    for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+        logits = lm.model(**batch.inputs, use_cache=False).logits
+        twin = gold.model(**batch.inputs, use_cache=False).logits if gold is not None else None
+        for metric in metrics:
+            values[_name(metric)][list(batch.index)] = metric(Prediction(logits, batch, twin)).float().cpu().numpy()
+    return values
+
+
+def bootstrap(values: np.ndarray, seed: int, *, resamples: int = RESAMPLES) -> tuple[float, float, float]:
+    """Return (mean, low, high): percentile bootstrap over examples, 95%; NaN examples are left out (and counted by the caller)."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    return float(values.mean()), float(low), float(high)
+
+
+def match_damage(
+    lm: LM, edit: Edit, retain: Corpus, damage: float, *, batch_size: int = 128, tolerance: float = 0.1, halvings: int = 8
+) -> float:
+    """Return the strength (at most 1) at which the retain loss has risen by `damage` nats per answer token.
+
+    The largest strength that keeps within the budget, found by bisection to `tolerance` of it; 1 where the
+    whole edit does.
+    """
+
+    def rise(strength: float) -> float:
+        with edit.scaled(strength).on(lm):
+            return float(measure(lm, retain, [nll], batch_size=batch_size)["nll"].mean()) - start
+
+    start = float(measure(lm, retain, [nll], batch_size=batch_size)["nll"].mean())
+    if rise(1.0) <= damage:
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(halvings):
+        middle = (low + high) / 2
+        found = rise(middle)
+        low, high = (middle, high) if found <= damage else (low, middle)
+        if abs(found - damage) <= tolerance * damage and found <= damage:
+            break
+    return low
+
+
+def _name(metric: Metric) -> str:
+    return getattr(metric, "__name__", str(metric))
+
+
+def _corpora(forget: Corpus, retain: Corpus) -> dict[str, Corpus]:
+    named = {"forget": forget, "forget unseen": forget.paraphrased()}
+    named |= {"retain": retain, "retain unseen": retain.paraphrased()}
+    return {name: corpus for name, corpus in named.items() if corpus is not None}
+
+
+class _Run:
+    """Rows and examples as they are measured."""
+
+    def __init__(
+        self, lm: LM, gold: LM | None, corpora: dict[str, Corpus], metrics: Sequence[Metric], batch_size: int, seed: int
+    ) -> None:
+        self.lm, self.gold, self.corpora, self.metrics = lm, gold, corpora, metrics
+        self.batch_size, self.seed = batch_size, seed
+        self.rows: list[dict[str, Any]] = []
+        self.examples: list[dict[str, Any]] = []
+
+    def full(self, name: str, scope: str, strength: float = 1.0, model: LM | None = None, point: str = "full") -> None:
+        """Measure everything on the model as it is now, examples included."""
+        for corpus in self.corpora:
+            values = measure(model or self.lm, self.corpora[corpus], self.metrics, gold=self.gold, batch_size=self.batch_size)
+            self._add(name, scope, strength, point, corpus, values)
+            if point == "full":
+                self.examples += [
+                    {"edit": name, "corpus": corpus, "metric": metric, "example": i, "value": float(x)}
+                    for metric, column in values.items()
+                    for i, x in enumerate(column)
+                ]
+
+    def edit(self, name: str, edit: Edit, strengths: Sequence[float], damage: float | None) -> None:
+        """Measure an edit at full strength, over the frontier and at matched damage."""
+        scope = edit.info.get("scope", "neurons")
+        with edit.on(self.lm):
+            self.full(name, scope)
+        cheap = [metric for metric in self.metrics if metric is not kl_gold]
+        for strength in strengths:
+            with edit.scaled(strength).on(self.lm):
+                for corpus in ("forget", "retain"):
+                    values = measure(self.lm, self.corpora[corpus], cheap, batch_size=self.batch_size)
+                    self._add(name, scope, strength, "frontier", corpus, values)
+        if damage is not None:
+            strength = match_damage(self.lm, edit, self.corpora["retain"], damage, batch_size=self.batch_size)
+            with edit.scaled(strength).on(self.lm):
+                self.full(name, scope, strength, point="matched")
+
+    def _add(
+        self, name: str, scope: str, strength: float, point: str, corpus: str, values: dict[str, np.ndarray]
+    ) -> None:
+        for metric, column in values.items():
+            value, low, high = bootstrap(column, self.seed)
+            self.rows.append(
+                {"edit": name, "scope": scope, "strength": float(strength), "point": point, "corpus": corpus}
+                | {"metric": metric, "value": value, "low": low, "high": high, "n": len(column)}
+                | {"nan": int(np.isnan(column).sum()), "seed": self.seed}
+            )

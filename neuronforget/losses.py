@@ -1,0 +1,114 @@
+"""Training losses: each a function of `Outputs` to a scalar, used on neurons and on whole models alike.
+
+`NLL` is the mean over examples of the mean negative log-likelihood per answer token; `dlogp` is
+`logp - logp_ref`, summed over answer tokens, the reference being the model before training. Log-likelihoods
+of the answer, never raw logits. Another loss is another function; its settings are bound with `functools.partial`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from neuronforget.corpora import Batch
+from neuronforget.errors import InputError
+from neuronforget.recording import answer_nll, token_logp
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers to one batch: logits, and each example's answer log-likelihood under the start model."""
+
+    logits: Float[Tensor, "example token vocab"]
+    batch: Batch
+    reference: Float[Tensor, "example"]
+
+    @property
+    def nll(self) -> Tensor:
+        """Mean over examples of the NLL per answer token (nats)."""
+        return answer_nll(self.logits, self.batch).mean()
+
+    @property
+    def dlogp(self) -> Float[Tensor, "example"]:
+        """Log-likelihood of the answer minus that under the start model (nats, summed over tokens)."""
+        return answer_logp(self.logits, self.batch) - self.reference.to(self.logits.device)
+
+
+def answer_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
+    """Return each example's log-likelihood of the answer, summed over its tokens (nats, fp32)."""
+    return (token_logp(logits, batch) * batch.answer_mask[:, 1:]).sum(1)
+
+
+Answer = Callable[[], Answered]
+
+
+class Outputs:
+    """What a loss may ask for; each part is computed when first asked for, and once.
+
+    `forget` and `retain` are answers to a batch of each corpus, `preferred` are the answers that should take
+    the forget answers' place (a refusal), for the examples of the forget batch. Asking for one that the
+    caller did not give raises InputError.
+    """
+
+    def __init__(self, forget: Answer, retain: Answer | None = None, preferred: Answer | None = None) -> None:
+        self._forget, self._retain, self._preferred = forget, retain, preferred
+
+    @cached_property
+    def forget(self) -> Answered:
+        """Answers to the forget batch."""
+        return self._forget()
+
+    @cached_property
+    def retain(self) -> Answered:
+        """Answers to the retain batch."""
+        if self._retain is None:
+            raise InputError("this loss has a retain term: give a retain corpus, or set alpha=0")
+        return self._retain()
+
+    @cached_property
+    def preferred(self) -> Answered:
+        """Preferred answers to the forget batch's prompts."""
+        if self._preferred is None:
+            raise InputError("this loss needs preferred answers: give preferred=, or examples with `wrong` answers")
+        return self._preferred()
+
+
+Loss = Callable[[Outputs], Tensor]
+
+
+def ga(outputs: Outputs) -> Tensor:
+    """Gradient ascent: `-NLL_f`. Unbounded below: it keeps destroying after it has forgotten."""
+    return -outputs.forget.nll
+
+
+def grad_diff(outputs: Outputs, *, gamma: float = 1.0, alpha: float = 1.0) -> Tensor:
+    """Gradient difference (Liu et al. 2022): `-gamma NLL_f + alpha NLL_r`."""
+    return -gamma * outputs.forget.nll + _retain_term(outputs, alpha)
+
+
+def npo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
+    """Negative preference optimisation (Zhang et al. 2024, arXiv:2404.05868).
+
+    `-(2/beta) log sigma(-beta dlogp_f) + alpha NLL_r`: gradient ascent whose pull fades as it forgets.
+    """
+    pull = -(2 / beta) * logsigmoid(-beta * outputs.forget.dlogp).mean()
+    return pull + _retain_term(outputs, alpha)
+
+
+def dpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
+    """Direct preference optimisation (Rafailov et al. 2023) of a preferred answer over the forget answer.
+
+    `-(2/beta) log sigma(beta (dlogp_preferred - dlogp_f)) + alpha NLL_r`, 2/beta times the usual scale.
+    """
+    margin = outputs.preferred.dlogp - outputs.forget.dlogp
+    return -(2 / beta) * logsigmoid(beta * margin).mean() + _retain_term(outputs, alpha)
+
+
+def _retain_term(outputs: Outputs, alpha: float) -> Tensor:
+    return alpha * outputs.retain.nll if alpha else torch.zeros(())

@@ -1,0 +1,17 @@
+"""Measure: each metric a function from a model's predictions on a batch to one number per example."""
+
+from neuronforget.metrics.memory import (
+    Metric,
+    Prediction,
+    exact_match,
+    kl_gold,
+    nll,
+    probability,
+    rank,
+    token_accuracy,
+)
+from neuronforget.metrics.shift import activation_shift
+
+__all__ = [
+    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "nll", "probability", "rank", "token_accuracy",
+]  # fmt: skip

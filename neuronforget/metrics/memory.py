@@ -1,0 +1,75 @@
+"""Does the model still know the answer? Teacher-forced, greedy-equivalent, one number per example."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuronforget.corpora import Batch
+from neuronforget.errors import InputError
+from neuronforget.recording import answer_nll
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Logits on a batch and, where there is one, those of the gold twin (the model that never knew)."""
+
+    logits: Float[Tensor, "example token vocab"]
+    batch: Batch
+    gold: Float[Tensor, "example token vocab"] | None = None
+
+    @property
+    def mask(self) -> Tensor:
+        """Positions whose next token is an answer token, [example, token - 1]."""
+        return self.batch.answer_mask[:, 1:]
+
+
+Metric = Callable[[Prediction], Float[Tensor, "example"]]
+
+
+def exact_match(p: Prediction) -> Tensor:
+    """1 where every answer token is the most likely one: where greedy decoding writes exactly this answer."""
+    hit = p.logits[:, :-1].argmax(-1) == p.batch.input_ids[:, 1:]
+    return _unless_nan((hit | ~p.mask).all(1).float(), p)
+
+
+def token_accuracy(p: Prediction) -> Tensor:
+    """Share of the answer tokens that are the most likely one, given the answer before them."""
+    hit = (p.logits[:, :-1].argmax(-1) == p.batch.input_ids[:, 1:]) & p.mask
+    return _unless_nan(hit.sum(1) / p.mask.sum(1), p)
+
+
+def nll(p: Prediction) -> Tensor:
+    """Mean negative log-likelihood per answer token (nats)."""
+    return answer_nll(p.logits, p.batch)
+
+
+def probability(p: Prediction) -> Tensor:
+    """Length-normalised probability of the answer, exp(-nll)."""
+    return (-answer_nll(p.logits, p.batch)).exp()
+
+
+def rank(p: Prediction) -> Tensor:
+    """Worst rank of an answer token among all tokens; 1 where greedy decoding writes the answer, ties apart."""
+    logits = p.logits[:, :-1].float()
+    target = logits.gather(-1, p.batch.input_ids[:, 1:, None])
+    return _unless_nan(((logits > target).sum(-1) + 1).where(p.mask, 0).amax(1).float(), p)
+
+
+def kl_gold(p: Prediction) -> Tensor:
+    """KL(gold || model), mean over answer positions (nats): what is left, and what was over-erased."""
+    if p.gold is None:
+        raise InputError("kl_gold needs gold=, the model that never knew")
+    reference, here = (x[:, :-1].float().log_softmax(-1) for x in (p.gold, p.logits))
+    divergence = (reference.exp() * (reference - here)).sum(-1)
+    return (divergence * p.mask).sum(1) / p.mask.sum(1)
+
+
+def _unless_nan(values: Tensor, p: Prediction) -> Tensor:
+    """A model that returns NaN has not forgotten: its metrics are NaN."""
+    broken = torch.isnan(p.logits[:, :-1]).any(-1) & p.mask
+    return torch.where(broken.any(1), torch.nan, values)

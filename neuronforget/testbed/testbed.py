@@ -1,0 +1,59 @@
+"""Testbed: a model, its gold twin, the two corpora and, where they are known, the true neurons."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neuronforget.corpora import Corpus, jsonl
+from neuronforget.errors import InputError
+from neuronforget.models import LM, load
+from neuronforget.neurons import Neurons
+from neuronforget.runs import whole_folder
+
+
+@dataclass(frozen=True, eq=False)
+class Testbed:
+    """`lm` knows forget and retain, `gold` never saw forget; `truth` are the neurons that hold forget.
+
+    `refusals` are answers in the model's own vocabulary that decline; `info` says how it was made, and
+    how well the data-free detectors find the true neurons (0.5: at chance).
+    """
+
+    lm: LM
+    gold: LM
+    forget: Corpus
+    retain: Corpus
+    truth: Neurons | None
+    refusals: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        where = f"{len(self.truth)} true neurons" if self.truth else "no location labels"
+        return f"Testbed({self.info.get('kind')}, {len(self.forget)} forget, {len(self.retain)} retain examples, {where})"
+
+    def save(self, folder: str | Path) -> None:
+        """Write two ordinary checkpoint folders, the corpora and the labels into a new folder."""
+        with whole_folder(folder) as scratch:
+            self.lm.save(scratch / "model")
+            self.gold.save(scratch / "gold")
+            self.forget.save(scratch / "forget.jsonl")
+            self.retain.save(scratch / "retain.jsonl")
+            if self.truth is not None:
+                self.truth.save(scratch / "truth.json")
+            body = {"info": self.info, "refusals": self.refusals, "template": self.forget.template}
+            (scratch / "testbed.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Testbed:
+        """Read what `save` wrote."""
+        folder = Path(folder)
+        if not (folder / "testbed.json").is_file():
+            raise InputError(f"{folder} is no testbed: it has no testbed.json (make one with `neuronforget testbed`)")
+        body = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
+        forget, retain = (jsonl(folder / f"{n}.jsonl", template=body["template"]) for n in ("forget", "retain"))
+        truth = Neurons.load(folder / "truth.json") if (folder / "truth.json").is_file() else None
+        lm, gold = load(folder / "model"), load(folder / "gold")
+        return cls(lm, gold, forget, retain, truth, tuple(body["refusals"]), body["info"])

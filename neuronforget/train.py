@@ -1,0 +1,122 @@
+"""The only training loop: AdamW on given parameters, resumable, and a function of its seed alone.
+
+What is drawn at a step depends on (seed, step) only, so a run that was killed and resumed ends bit-equal to
+one that was not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from neuronforget.errors import InputError
+from neuronforget.runs import content_key, whole_file
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: `steps` of AdamW at `lr`, gradients clipped to the norm `clip` (None: not)."""
+
+    steps: int = 60
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+    clip: float | None = 1.0
+    schedule: Literal["constant", "onecycle"] = "constant"
+    seed: int = 0
+    save_every: int = 20
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or not self.lr > 0:
+            raise InputError(f"training needs steps >= 1 and lr > 0; found steps={self.steps}, lr={self.lr}")
+
+
+def fit(
+    parameters: Sequence[Tensor],
+    loss: Callable[[int], Tensor],
+    plan: Plan,
+    *,
+    resume: str | Path | None = None,
+    key: str = "",
+    desc: str = "train",
+    progress: bool = True,
+) -> list[float]:
+    """Minimise `loss(step)` over `parameters`, in place; return the loss of every step.
+
+    `resume` is a folder for checkpoints, written every `plan.save_every` steps and removed at the end; `key`
+    names the work, so that only a run with equal plan and key continues it. Raises InputError when the loss
+    turns NaN or infinite.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=parameters[0].device.type == "cpu")
+    optimizer = torch.optim.AdamW(list(parameters), lr=plan.lr, weight_decay=plan.weight_decay)
+    schedule = _schedule(optimizer, plan)
+    prepared = accelerator.prepare_optimizer(optimizer)
+    path = Path(resume) / f"{content_key(plan=asdict(plan), key=key)}.pt" if resume else None
+    history = _restore(path, parameters, optimizer, schedule)
+    with tqdm(total=plan.steps, initial=len(history), desc=desc, disable=not progress) as bar:
+        for step in range(len(history), plan.steps):
+            value = loss(step)
+            if not torch.isfinite(value):
+                raise InputError(f"{desc}: the loss is {float(value.detach())} at step {step}: lower lr (now {plan.lr:g})")
+            prepared.zero_grad()
+            accelerator.backward(value)
+            if plan.clip is not None:
+                accelerator.clip_grad_norm_(parameters, plan.clip)
+            prepared.step()
+            schedule.step()
+            history.append(float(value.detach()))
+            bar.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
+            bar.update()
+            if path and len(history) % plan.save_every == 0 and len(history) < plan.steps:
+                _save(path, parameters, optimizer, schedule, history)
+    if path:
+        path.unlink(missing_ok=True)
+    for parameter in parameters:
+        parameter.grad = None
+    return history
+
+
+def draw(items: Sequence[T], count: int, seed: int, step: int) -> list[T]:
+    """Return the `count` items of a step: passes over the items in a new random order each, by (seed, step) alone."""
+    size, picked = len(items), []
+    for place in range(step * count, (step + 1) * count):
+        epoch, offset = divmod(place, size)
+        if not picked or offset == 0:
+            order = list(range(size))
+            random.Random(f"{seed}:{epoch}").shuffle(order)
+        picked.append(items[order[offset]])
+    return picked
+
+
+def _schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> Any:
+    if plan.schedule == "onecycle":
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.lr, total_steps=plan.steps + 1)
+    return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
+
+
+def _save(path: Path, parameters: Sequence[Tensor], optimizer: Any, schedule: Any, history: list[float]) -> None:
+    with whole_file(path) as scratch:
+        state = {"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict()}
+        torch.save({**state, "schedule": schedule.state_dict(), "history": history}, scratch)
+
+
+def _restore(path: Path | None, parameters: Sequence[Tensor], optimizer: Any, schedule: Any) -> list[float]:
+    if path is None or not path.is_file():
+        return []
+    state = torch.load(path, weights_only=True)
+    with torch.no_grad():
+        for parameter, saved in zip(parameters, state["parameters"], strict=True):
+            parameter.copy_(saved)
+    optimizer.load_state_dict(state["optimizer"])
+    schedule.load_state_dict(state["schedule"])
+    return list(state["history"])
