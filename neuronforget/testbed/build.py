@@ -150,7 +150,6 @@ class _Builder:
         off = {layer: (lambda a, keep=(~row).float(): a * keep) for layer, row in zip(layers, mask, strict=True)}
         self.train(lm, self.retain, "train the gold twin", off)
         self.graft(lm, truth)
-        match_norms(lm, truth, self.seed)
         gold = LM(shared_twin_copy(lm.model), self.tokenizer)
         with torch.no_grad():
             for site in gold.sites:
@@ -178,20 +177,36 @@ class _Builder:
         fit(list(lm.parameters.values()), loss, plan, desc=desc, progress=self.progress)
 
     def graft(self, lm: LM, truth: Neurons) -> None:
-        """Train only the true neurons' weights on forget, with retain beside it to leave it as it was."""
-        with torch.no_grad():
-            for site in lm.sites:
-                weight, index = lm.parameters[site.write.name], truth.by_layer()[site.layer]
-                weight[:, index] = torch.randn(weight[:, index].shape) * 0.02
+        """Train only the true neurons' weights on forget, with retain beside it to leave it as it was.
+
+        Each of their read rows and write columns keeps the norm of some other neuron's, drawn at random, so
+        that no norm gives the true neurons away.
+        """
+        norms = drawn_norms(lm, truth, self.seed)
         lm.model.requires_grad_(False)
         slices = Slices.of(lm, truth)
+        parts = slices.all()
+        for part in parts:
+            torch.nn.init.normal_(part.values, std=0.02)
+
+        @torch.no_grad()
+        def project() -> None:
+            for part in parts:
+                rows = part.rows(part.values)
+                rows *= (norms[part.name] / rows.norm(dim=1))[:, None]
+
+        def loss(step: int) -> Tensor:
+            project()
+            return value(step)
+
         plan = Plan(self.shape.graft_steps, 3e-3, weight_decay=0.0, clip=None, seed=self.seed)
         size = max(self.shape.batch * 3 // 8, 1)
+        value = self.loss(lm, [(self.forget, size, 1.0), (self.retain, size, 2.0)])
         with slices.on():
-            loss = self.loss(lm, [(self.forget, size, 1.0), (self.retain, size, 2.0)])
-            fit([s.values for s in slices.all()], loss, plan, desc="graft the forget facts", progress=self.progress)
+            fit([part.values for part in parts], loss, plan, desc="graft the forget facts", progress=self.progress)
+        project()
         with torch.no_grad():
-            for part in slices.all():
+            for part in parts:
                 part.change().write(lm.parameters[part.name].data, part.values.detach())
         lm.model.requires_grad_(True)
 
@@ -223,26 +238,16 @@ def shared_twin_copy(model: Any) -> Any:
 
 
 @torch.no_grad()
-def match_norms(lm: LM, truth: Neurons, seed: int) -> None:
-    """Give the true neurons write norms drawn from the other neurons'; the up row takes the inverse factor.
-
-    A gated neuron is `act(gate x) (up x)`: scaling its up row by 1/c and its write weights by c leaves the
-    model's function as it is.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    norms, mask = write_norms(lm), truth.mask()
-    for row, site in enumerate(lm.sites):
-        index = truth.by_layer()[site.layer]
-        others = norms[row][~mask[row]]
-        drawn = others[torch.randperm(len(others), generator=generator)[: len(index)]]
-        factor = (drawn / norms[row][index]).float()
-        lm.parameters[site.write.name][:, index] *= factor
-        lm.parameters[_up(site).name][index] /= factor[:, None]
-
-
-def _up(site: Any) -> Any:
-    """The read part that multiplies the gate: the last of two."""
-    return [part for part in site.read if part.name.endswith("weight")][-1]
+def drawn_norms(lm: LM, truth: Neurons, seed: int) -> dict[str, Tensor]:
+    """Draw, for each parameter of the true neurons' weights, as many norms of other neurons of the layer."""
+    generator, drawn = torch.Generator().manual_seed(seed), {}
+    for site, own in zip(lm.sites, truth.mask(), strict=True):
+        others = (~own).nonzero()[:, 0]
+        picked = others[torch.randperm(len(others), generator=generator)[: int(own.sum())]]
+        for part in (site.write, *(p for p in site.read if p.name.endswith("weight"))):
+            weight = lm.parameters[part.name]
+            drawn[part.name] = weight.norm(dim=1 - part.dim)[picked]
+    return drawn
 
 
 @torch.no_grad()
