@@ -142,55 +142,71 @@ def check_finite(lm: LM) -> None:
             raise InputError(f"{lm.name}: {bad} values of {name} are NaN or infinite: the checkpoint is damaged")
 
 
+#: Words in a class or attribute name below the block that say: no dense MLP of the model's own.
+_NOT_MLP = ("attn", "attention", "moe", "expert", "adapter")
+
+
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
     """Find each block's output projection [d_mlp -> d_model] and the projections that feed it.
 
     It is the linear map into the residual width whose siblings map the residual width to its own input
-    width (once or twice: gated; or to double that width: fused gate and up). Attention and routed experts
-    are left out. Raises InputError if no block has such an MLP, or if their widths differ.
+    width (once or twice: gated; or to double that width: fused gate and up). Attention, routed experts and
+    adapters are left out; of several such maps in a block (Gemma 4 gates its per-layer embeddings like an MLP)
+    the widest is meant. Raises InputError if no block has such an MLP, if their widths differ, or if two maps
+    of a block fit equally well.
     """
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    depth, d_model = config.num_hidden_layers, model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    width = getattr(config, "hidden_size", None) or d_model
+    kind, config = type(model).__name__, model.config.get_text_config()  # type: ignore[union-attr, operator]
+    depth = getattr(config, "num_hidden_layers", None)
+    width = getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
     for path, blocks in model.named_modules():
         if not isinstance(blocks, nn.ModuleList) or len(blocks) != depth:
             continue
         found = [_block_site(f"{path}.{i}", i, block, width) for i, block in enumerate(blocks)]
         sites = tuple(site for site in found if site is not None)
         if sites and len({site.d_mlp for site in sites}) > 1:
-            raise InputError(f"{type(model).__name__}: layers of different MLP widths are not supported")
+            raise InputError(f"{kind}: layers of different MLP widths are not supported")
         if sites:
             return sites
     raise InputError(
-        f"{type(model).__name__} has no dense MLP that can be read (routed experts have none): "
+        f"{kind} has no dense MLP that can be read (routed experts have none): "
         "neurons are the inputs of an MLP's output projection; pass LM(..., sites_override=) if you know them"
     )
 
 
 def _block_site(path: str, layer: int, block: nn.Module, d_model: int) -> Site | None:
+    found: list[Site] = []
     for name, parent in block.named_modules():
-        kind = type(parent).__name__.lower()
-        if "attention" in kind or "attn" in name.split("."):
+        if not any(bad in word for word in _lineage(block, name) for bad in _NOT_MLP):
+            found += _output_maps(f"{path}.{name}".rstrip("."), layer, parent, d_model)
+    widest = [site for site in found if site.d_mlp == max(other.d_mlp for other in found)]
+    if len(widest) > 1:
+        raise InputError(
+            f"{' and '.join(site.path for site in widest)} fit an MLP's output projection equally well: "
+            "pass LM(..., sites_override=) to say which one it is"
+        )
+    return widest[0] if widest else None
+
+
+def _output_maps(path: str, layer: int, parent: nn.Module, d_model: int) -> Iterator[Site]:
+    """Every child of `parent` that can be an output projection, all other linear children feeding it."""
+    children = dict(parent.named_children())
+    linears = {n: shape for n, child in children.items() if (shape := _features(child)) is not None}
+    for name, (d_mlp, out) in linears.items():
+        feeds = {n: shape for n, shape in linears.items() if n != name}
+        if out != d_model or not feeds or any(inputs != d_model for inputs, _ in feeds.values()):
             continue
-        if any("moe" in word or "expert" in word for word in (*_lineage(block, name), *name.lower().split("."))):
-            continue
-        prefix = f"{path}.{name}" if name else path
-        linears = {n: shape for n, child in parent.named_children() if (shape := _features(child)) is not None}
-        for out_name, (d_mlp, out) in linears.items():
-            feeds = {n: s for n, s in linears.items() if n != out_name and s[0] == d_model and s[1] in (d_mlp, 2 * d_mlp)}
-            if out != d_model or not feeds or len(linears) != len(feeds) + 1:
-                continue
-            children = dict(parent.named_children())
-            read = [part for n in feeds for part in _read_parts(f"{prefix}.{n}", children[n], d_mlp)]
-            write = Part(f"{prefix}.{out_name}.weight", 1 if isinstance(children[out_name], nn.Linear) else 0)
-            return Site(layer, f"{prefix}.{out_name}", d_mlp, d_model, write, tuple(read))
-    return None
+        widths = [outputs for _, outputs in feeds.values()]
+        if set(widths) <= {d_mlp, 2 * d_mlp} and sum(widths) <= 2 * d_mlp:
+            read = [part for n in feeds for part in _read_parts(f"{path}.{n}", children[n], d_mlp)]
+            write = Part(f"{path}.{name}.weight", 1 if isinstance(children[name], nn.Linear) else 0)
+            yield Site(layer, f"{path}.{name}", d_mlp, d_model, write, tuple(read))
 
 
 def _lineage(block: nn.Module, name: str) -> list[str]:
-    """Class names from the block down to the named submodule, lower case."""
+    """Attribute and class names from below the block down to the named submodule, lower case."""
     words = name.split(".") if name else []
-    return [type(block.get_submodule(".".join(words[:i]))).__name__.lower() for i in range(1, len(words) + 1)]
+    kinds = [type(block.get_submodule(".".join(words[:i]))).__name__ for i in range(1, len(words) + 1)]
+    return [word.lower() for word in (*words, *kinds)]
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:

@@ -1,0 +1,199 @@
+"""compare(): the whole path on one pair of corpora, with every control that makes its numbers mean something.
+
+Attribution, a selection, the neuron-level operators on it and on random and matched neurons, the same losses
+on the whole model, and the evaluation of them all at full strength, over a frontier and at matched damage.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from neuronforget import erase, losses, select
+from neuronforget.attribution import Score
+from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.edits import Edit
+from neuronforget.errors import InputError
+from neuronforget.evaluation import Results, evaluate
+from neuronforget.findings import describe
+from neuronforget.metrics import activation_shift
+from neuronforget.models import LM
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+from neuronforget.recording import record, write_norms
+from neuronforget.runs import content_key, whole_file, whole_folder
+from neuronforget.scores import Scores, grad_x_act
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Everything a report shows: the results, and what was selected and why."""
+
+    results: Results
+    scores: Scores
+    neurons: Neurons
+    truth: Neurons | None
+    controls: tuple[Neurons, ...]
+    shifts: dict[str, dict[str, list[float]]]
+    edits: dict[str, Edit] = field(repr=False)
+    findings: tuple[str, ...] = field(repr=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write results, scores, neurons, edits and the report into a new folder."""
+        from neuronforget.reporting import report
+
+        with whole_folder(folder) as scratch:
+            self.results.save(scratch / "results")
+            self.scores.save(scratch / "scores.safetensors")
+            self.neurons.save(scratch / "neurons.json")
+            (scratch / "edits").mkdir()
+            for name, edit in self.edits.items():
+                edit.save(scratch / "edits" / f"{name.replace(' ', '-')}.safetensors")
+            report(
+                self.results,
+                scratch / "report.html",
+                scores=self.scores,
+                neurons=self.neurons,
+                truth=self.truth,
+                controls=self.controls,
+                shifts=self.shifts,
+                layers=self.scores.layers,
+                findings=self.findings,
+            )
+
+
+def compare(
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    gold: LM | None = None,
+    truth: Neurons | None = None,
+    preferred: Corpus | tuple[str, ...] | None = None,
+    score: Score = grad_x_act,
+    share: float = 0.05,
+    steps: int = 60,
+    controls: int = 3,
+    measured: int = 300,
+    damage: float = 0.05,
+    tap: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare neuron-level erasure with full-model unlearning, random neurons and the model that never knew.
+
+    `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one
+    matched in write norm and one in activation, are ablated beside it. `preferred` serves DPO (left out
+    where there is none). Retain is measured on `measured` random examples. `resume` is a folder where
+    finished edits wait for a run that was killed.
+    """
+    check_disjoint(forget, retain)
+    moments = [record(lm, c, tap=tap, batch_size=batch_size, progress=progress) for c in (forget, retain)]
+    scores = score(*moments)
+    neurons = select.per_layer(scores, share)
+    others = random_controls(lm, neurons, moments[1], controls)
+    plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, seed=seed)
+    edits = _make(lm, plan, resume, (forget.digest(), retain.digest(), steps, seed, sorted(neurons.members)), progress)
+    sample = sampled(retain, measured, seed)
+    results = evaluate(lm, edits, forget, sample, gold=gold, damage=damage, seed=seed, progress=progress)
+    info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
+    results = replace(results, info={**info, "retain examples measured": len(sample), "steps": steps})
+    shifts = {
+        name: {kind: activation_shift(lm, edit, c) for kind, c in (("forget", forget), ("retain", sample))}
+        for name, edit in edits.items()
+        if edit.info["scope"] != "control" or name.endswith(" 0")
+    }
+    sets = tuple(others.values())
+    return Comparison(
+        results, scores, neurons, truth, sets, shifts, edits, tuple(describe(results, neurons, truth, sets))
+    )
+
+
+def sampled(corpus: Corpus, n: int, seed: int) -> Corpus:
+    """Return `n` random examples in the corpus' order (all of them if there are no more)."""
+    if len(corpus) <= n:
+        return corpus
+    keep = sorted(random.Random(seed).sample(range(len(corpus)), n))
+    return replace(corpus, examples=tuple(corpus.examples[i] for i in keep))
+
+
+def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int) -> dict[str, Neurons]:
+    """Return `count` random sets of equal size per layer, and one each matched in write norm and activation."""
+    found = {f"random {i}": neurons.random_like(i) for i in range(count)}
+    for name, values in (("norm-matched 0", write_norms(lm)), ("activation-matched 0", retain.rms)):
+        try:
+            found[name] = neurons.matched(values, 0)
+        except InputError:  # more than half of a layer is selected
+            continue
+    return found
+
+
+def methods(
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    neurons: Neurons,
+    controls: dict[str, Neurons],
+    preferred: Corpus | tuple[str, ...] | None,
+    *,
+    steps: int,
+    seed: int,
+) -> dict[str, Callable[[], Edit]]:
+    """Return, by name, how to make each edit of the comparison."""
+
+    def train(loss: losses.Loss, where: Neurons | None = None) -> Callable[[], Edit]:
+        return lambda: erase.finetune(
+            lm, forget, retain, loss=loss, neurons=where, preferred=preferred, steps=steps, seed=seed, progress=False
+        )
+
+    def ablate(where: Neurons) -> Callable[[], Edit]:
+        return lambda: erase.ablate(lm, where)
+
+    def closed(where: Neurons | None) -> Callable[[], Edit]:
+        return lambda: erase.rank_one(lm, forget, retain, neurons=where)
+
+    plan = {"ablate": ablate(neurons)}
+    plan |= {f"ablate@{name}": ablate(where) for name, where in controls.items()}
+    plan |= {"ga@neurons": train(losses.ga, neurons), "npo@neurons": train(losses.npo, neurons)}
+    if "random 0" in controls:
+        somewhere = controls["random 0"]
+        plan |= {"ga@random 0": train(losses.ga, somewhere), "npo@random 0": train(losses.npo, somewhere)}
+        plan |= {"rank_one@random 0": closed(somewhere)}
+    plan |= {"rank_one@neurons": closed(neurons), "rank_one@layer": closed(None)}
+    plan |= {"ga": train(losses.ga), "grad_diff": train(losses.grad_diff), "npo": train(losses.npo)}
+    if preferred or all(example.wrong for example in forget):
+        plan |= {"dpo": train(losses.dpo)}
+    return plan
+
+
+def _make(
+    lm: LM, plan: dict[str, Callable[[], Edit]], resume: str | Path | None, work: Any, progress: bool
+) -> dict[str, Edit]:
+    """Make every edit; with `resume`, finished ones are read back instead of made again."""
+    edits: dict[str, Edit] = {}
+    with tqdm(total=len(plan), desc="erase", disable=not progress) as bar:
+        for name, make in plan.items():
+            bar.set_postfix(edit=name, refresh=False)
+            key = content_key(model=lm.name, weights=_fingerprint(lm), work=work, name=name)
+            path = Path(resume) / f"{key}.safetensors" if resume else None
+            if path and path.is_file():
+                edits[name] = Edit.load(path)
+            else:
+                edits[name] = make()
+                if path:
+                    with whole_file(path) as scratch:
+                        edits[name].save(scratch)
+            bar.update()
+    return edits
+
+
+def _fingerprint(lm: LM) -> float:
+    """A number that differs when the weights do: a cached edit must be of this very model."""
+    return float(sum(p.detach().double().abs().sum() for p in lm.parameters.values()))
