@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 from neuronforget import corpora, erase, losses, metrics, scores, select, testbed
 from neuronforget.attribution import attribute
+from neuronforget.changes import Change
 from neuronforget.comparison import Comparison, compare
 from neuronforget.corpora import Corpus, Example
-from neuronforget.edits import Certificate, Change, Edit
+from neuronforget.edits import Certificate, Edit
 from neuronforget.errors import InputError
-from neuronforget.evaluation import Results, evaluate
+from neuronforget.evaluation import evaluate
 from neuronforget.models import LM, load
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
+from neuronforget.results import Results
 from neuronforget.scores import Scores
 
 if TYPE_CHECKING:
@@ -28,9 +30,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "LM", "Certificate", "Change", "Comparison", "Corpus", "Edit", "Example", "InputError", "Moments", "Neurons", "Results",
-    "Scores", "attribute", "compare", "corpora", "erase", "evaluate", "figures", "load", "losses", "metrics", "record",
-    "report", "scores", "select", "testbed",
+    "LM", "Certificate", "Change", "Comparison", "Corpus", "Edit", "Example", "InputError", "Moments", "Neurons",
+    "Results", "Scores", "attribute", "compare", "corpora", "erase", "evaluate", "figures", "load", "losses", "metrics",
+    "record", "report", "scores", "select", "testbed",
 ]  # fmt: skip
 
 

@@ -19,13 +19,14 @@ from neuronforget.attribution import Score
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.evaluation import Results, evaluate
+from neuronforget.evaluation import evaluate
 from neuronforget.findings import describe
 from neuronforget.metrics import activation_shift
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record, write_norms
+from neuronforget.results import Results
 from neuronforget.runs import content_key, whole_file, whole_folder
 from neuronforget.scores import Scores, grad_x_act
 

@@ -7,44 +7,19 @@ operator ends here, so that evaluation never knows how an edit was made.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from neuronforget.changes import Change, State, mlp_biases, stored
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.runs import environment, whole_folder
-
-
-@dataclass(frozen=True, eq=False)
-class Change:
-    """New values for positions `index` along `dim` of one parameter, or (no index) for all of it.
-
-    `before` is None for a bias that the model does not have and that the edit adds.
-    """
-
-    name: str
-    after: Tensor
-    before: Tensor | None
-    dim: int = 0
-    index: Tensor | None = None
-
-    def read(self, parameter: Tensor) -> Tensor:
-        """Return the part of `parameter` that this change covers."""
-        return parameter if self.index is None else parameter.index_select(self.dim, self.index.to(parameter.device))
-
-    def write(self, parameter: Tensor, values: Tensor) -> None:
-        """Write `values` over that part, in place."""
-        values = values.to(parameter.device)
-        if self.index is None:
-            parameter.copy_(values)
-        else:
-            parameter.index_copy_(self.dim, self.index.to(parameter.device), values)
 
 
 @dataclass(frozen=True)
@@ -87,16 +62,26 @@ class Edit:
             lost += int((intended & (after == before)).sum())
             changes.append(replace(change, after=after.clone()))
         if asked == lost:
-            reason = f"all {asked} changed values round away in the stored dtype" if asked else "no value differs from before"
+            reason = (
+                f"all {asked} changed values round away in the stored dtype"
+                if asked
+                else "no value differs from before"
+            )
             raise InputError(f"{info.get('method', 'edit')} changed nothing: {reason}")
-        return cls(tuple(changes), {**info, "values_changed": asked - lost, "values_lost_to_dtype": lost, **environment()})
+        return cls(
+            tuple(changes), {**info, "values_changed": asked - lost, "values_lost_to_dtype": lost, **environment()}
+        )
 
     def __repr__(self) -> str:
         s = self.summary()
-        return f"Edit({s['method']}: {s['values']} values of {s['parameters']} parameters, relative change {s['relative']:.3g})"
+        what = f"{s['values']} values of {s['parameters']} parameters"
+        return f"Edit({s['method']}: {what}, relative change {s['relative']:.3g})"
 
     def apply(self, lm: LM) -> None:
-        """Change the model until `undo`. Raises InputError, and changes nothing, unless it is as the edit was made for."""
+        """Change the model until `undo`.
+
+        Raises InputError, and changes nothing, unless the model is as the edit was made for.
+        """
         self._check(lm, "before")
         self._put(lm, "after")
 
@@ -153,7 +138,9 @@ class Edit:
             if change.before is not None:
                 change.write(covered[change.name], torch.ones_like(change.after, dtype=torch.bool))
         with self.on(lm):
-            outside = all(torch.equal(p[~covered[n]], start[n][~covered[n]]) for n, p in lm.model.named_parameters() if n in start)
+            outside = all(
+                torch.equal(p[~covered[n]], start[n][~covered[n]]) for n, p in lm.model.named_parameters() if n in start
+            )
         undone = {n: p for n, p in lm.model.named_parameters()}
         same = undone.keys() == start.keys() and all(torch.equal(p, start[n]) for n, p in undone.items())
         inside = sum(int(c.sum()) for c in covered.values())
@@ -172,10 +159,12 @@ class Edit:
                 "drop it; use on() or apply(), or an edit without it (ablate(mode='zero'))"
             )
         with whole_folder(folder) as scratch:
-            with self.on(lm), _mlp_biases(lm, bool(added)):
+            with self.on(lm), mlp_biases(lm, bool(added)):
                 lm.save(scratch)
             self._check_saved(scratch)
-            (scratch / "neuronforget.json").write_text(json.dumps({**self.info, **self.summary()}, indent=1, default=str))
+            (scratch / "neuronforget.json").write_text(
+                json.dumps({**self.info, **self.summary()}, indent=1, default=str)
+            )
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
@@ -203,74 +192,23 @@ class Edit:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         except (KeyError, ValueError, OSError, RuntimeError) as error:
             raise InputError(f"{path} holds no edit ({error})") from None
-        parts = [{k: tensors.get(f"{i}.{k}") for k in ("after", "before", "index")} for i in range(len(meta["changes"]))]
-        return cls(tuple(Change(**row, **p) for row, p in zip(meta["changes"], parts, strict=True)), meta["info"])
+        parts = [
+            {k: tensors.get(f"{i}.{k}") for k in ("after", "before", "index")} for i in range(len(meta["changes"]))
+        ]
+        return cls(tuple(Change(**{**row, **p}) for row, p in zip(meta["changes"], parts, strict=True)), meta["info"])
 
-    def _check(self, lm: LM, state: str) -> None:
-        """Raise InputError unless the model's values are the edit's `state` ("before" or "after")."""
-        now = dict(lm.model.named_parameters())
+    def _check(self, lm: LM, state: State) -> None:
+        """Raise InputError unless the model's values are the edit's `state`."""
         for change in self.changes:
-            expected: Tensor | None = getattr(change, state)
-            parameter = now.get(change.name)
-            if expected is None:
-                if parameter is not None:
-                    raise InputError(f"the model already has {change.name}, which this edit would add: undo the other edit first")
-                continue
-            if parameter is None:
-                raise InputError(f"the model has no parameter {change.name}: this edit was made for another model")
-            found = change.read(parameter.detach())
-            if found.shape != expected.shape or not torch.equal(found.cpu(), expected.cpu()):
-                hint = "made for another model, or another edit is on" if state == "before" else "not applied, or the model has changed since"
-                raise InputError(f"the edit does not fit {change.name}: it was {hint}")
+            change.check(lm.model, state)
 
-    @torch.no_grad()
-    def _put(self, lm: LM, state: str) -> None:
+    def _put(self, lm: LM, state: State) -> None:
         for change in self.changes:
-            values: Tensor | None = getattr(change, state)
-            if change.before is None:  # a bias that the model does not have
-                module = lm.model.get_submodule(change.name.removesuffix(".bias"))
-                reference = module.weight
-                bias = None if values is None else nn.Parameter(values.to(reference.device, reference.dtype).clone(), False)
-                module.register_parameter("bias", bias)
-            else:
-                assert values is not None
-                change.write(lm.model.get_parameter(change.name).data, values)
+            change.put(lm.model, state)
 
     def _check_saved(self, folder: Path) -> None:
         """Raise InputError unless the checkpoint in `folder` holds exactly the edit's values."""
-        saved = _stored(folder, {change.name for change in self.changes})
+        saved = stored(folder, {change.name for change in self.changes})
         for change in self.changes:
             if change.name in saved and not torch.equal(change.read(saved[change.name]).cpu(), change.after.cpu()):
                 raise InputError(f"{change.name} is stored with other values than the edit's: its dtype loses the edit")
-
-
-def _stored(folder: Path, names: set[str]) -> Mapping[str, Tensor]:
-    from safetensors import safe_open
-
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), "pt") as file:
-            found.update({name: file.get_tensor(name) for name in names & set(file.keys())})
-    return found
-
-
-@contextmanager
-def _mlp_biases(lm: LM, wanted: bool) -> Iterator[None]:
-    """Within the block every MLP projection has a bias (zero where none was) and the config says so."""
-    if not wanted:
-        yield
-        return
-    config, added = lm.model.config, []
-    names = {part.name for s in lm.sites for part in (s.write, *s.read) if part.name.endswith(".weight")}
-    for name in sorted(names):
-        module = lm.model.get_submodule(name.removesuffix(".weight"))
-        if module.bias is None:
-            module.bias = nn.Parameter(torch.zeros(module.out_features, dtype=module.weight.dtype, device=module.weight.device), False)
-            added.append(module)
-    was, config.mlp_bias = config.mlp_bias, True
-    try:
-        yield
-    finally:
-        config.mlp_bias = was
-        for module in added:
-            module.register_parameter("bias", None)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from neuronforget.evaluation import Results
 from neuronforget.neurons import Neurons
+from neuronforget.results import Results
 
 NEAR = 0.05  # accuracy within which an edit is said to reach the gold twin
 COST = 0.01  # retain accuracy that counts as damage
 
 
 def describe(
-    results: Results, neurons: Neurons, truth: Neurons | None = None, controls: Sequence[Neurons] = ()
+    results: Results, neurons: Neurons | None = None, truth: Neurons | None = None, controls: Sequence[Neurons] = ()
 ) -> Iterator[str]:
     """Yield one finding after the other; those whose inputs are missing are left out."""
     frame = results.frame
@@ -20,7 +20,7 @@ def describe(
     start = results.value("untouched", "forget")
     floor = results.value("gold", "forget") if "gold" in edits else None
     yield _before(results, start, floor)
-    if truth is not None:
+    if truth is not None and neurons is not None:
         yield _localisation(neurons, truth, controls)
     if "ablate" in edits:
         yield _ablation(results, floor)
@@ -38,11 +38,12 @@ def describe(
 
 
 def _before(results: Results, start: float, floor: float | None) -> str:
-    text = f"Before any edit the model answers {start:.1%} of the forget questions and {results.value('untouched', 'retain'):.1%} of the retain questions."
+    kept = results.value("untouched", "retain")
+    text = f"Before any edit the model answers {start:.1%} of the forget and {kept:.1%} of the retain questions."
     if start < 0.5:
         text += " It hardly knew the forget corpus by exact match: read the probability and loss columns instead."
     if floor is not None:
-        text += f" The gold twin, which never saw the forget corpus, answers {floor:.1%} of it: that, not 0%, is the target."
+        text += f" The gold twin, which never saw the forget corpus, answers {floor:.1%}: that, not 0%, is the target."
     return text
 
 
@@ -50,16 +51,19 @@ def _localisation(neurons: Neurons, truth: Neurons, controls: Sequence[Neurons])
     text = f"The selection of {len(neurons)} neurons holds {neurons.recall(truth):.0%} of the {len(truth)} true ones"
     if controls:
         chance = sum(c.recall(truth) for c in controls) / len(controls)
-        text += f"; the random and matched controls hold {chance:.0%} on average"
+        text += f"; the controls, drawn from the other neurons, hold {chance:.0%}, a blind draw would hold "
+        text += f"{len(neurons) / (len(neurons.layers) * neurons.width):.0%}"
     return text + "."
 
 
 def _ablation(results: Results, floor: float | None) -> str:
     left, kept = results.value("ablate", "forget"), results.value("ablate", "retain")
     cost = results.value("untouched", "retain") - kept
-    text = f"Ablating the selection leaves {left:.1%} of the forget answers and costs {100 * cost:.1f} points of retain accuracy."
+    text = f"Ablating it leaves {left:.1%} of the forget answers and costs {100 * cost:.1f} points of retain accuracy."
     if floor is not None:
-        text += f" It {'is' if abs(left - floor) <= NEAR else 'is not'} within {100 * NEAR:.0f} points of the gold twin."
+        text += (
+            f" It {'is' if abs(left - floor) <= NEAR else 'is not'} within {100 * NEAR:.0f} points of the gold twin."
+        )
     return text
 
 
@@ -83,13 +87,17 @@ def _trained(results: Results, edits: dict[str, str]) -> Iterator[str]:
             continue
         full = [results.value(name, "forget") for name in (here, there)]
         matched = [_at(results, name, "forget") for name in (here, there)]
-        text = f"{loss} on the selected neurons leaves {full[0]:.1%} of the forget answers, on random neurons {full[1]:.1%}"
+        text = f"{loss} leaves {full[0]:.1%} of the forget answers on selected neurons, {full[1]:.1%} on random ones"
         if None in matched:
             yield text + "."
             continue
         gap = matched[1] - matched[0]  # type: ignore[operator]
         verdict = (
-            "selecting them helped" if gap > 0.05 else "selecting them did not help" if gap > -0.05 else "random neurons did better"
+            "selecting them helped"
+            if gap > 0.05
+            else "selecting them did not help"
+            if gap > -0.05
+            else "random neurons did better"
         )
         yield f"{text}; at equal retain damage {matched[0]:.1%} against {matched[1]:.1%}: {verdict}."
 
@@ -99,8 +107,10 @@ def _destroyed(results: Results, edits: dict[str, str]) -> Iterator[str]:
     lost = {n: start - results.value(n, "retain") for n, scope in edits.items() if scope in ("full", "neurons")}
     bad = {name: value for name, value in lost.items() if value > 0.1}
     if bad:
-        listed = ", ".join(f"{name} ({100 * value:.0f} points)" for name, value in sorted(bad.items(), key=lambda x: -x[1]))
-        yield f"Destroyed retained knowledge at full strength: {listed}. Their low forget accuracy is damage, not erasure."
+        listed = ", ".join(
+            f"{name} ({100 * value:.0f} points)" for name, value in sorted(bad.items(), key=lambda x: -x[1])
+        )
+        yield f"Destroyed retained knowledge at full strength: {listed}. What they forgot is damage, not erasure."
 
 
 def _unseen(results: Results, edits: dict[str, str]) -> Iterator[str]:

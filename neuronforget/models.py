@@ -111,7 +111,8 @@ class LM:
 def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu") -> LM:
     """Load a checkpoint folder or hub id in its stored dtype.
 
-    Raises InputError for a missing model, one without dense MLP neurons, and NaN or infinite weights.
+    Raises InputError for a missing or damaged model, one without dense MLP neurons, one whose checkpoint
+    lacks weights (transformers would draw them at random), and NaN or infinite weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
@@ -123,11 +124,13 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
         raise InputError(f"{path} is not a checkpoint folder: it has no config.json")
     logging.disable_progress_bar()
     try:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged folder raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load {path}: {reason} (offline, give the path of a local folder)") from None
+        raise InputError(f"cannot load {path}: {reason} (offline, give the path of a local folder)") from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
     lm = LM(model.to(device).eval(), tokenizer)
     check_finite(lm)
     _ = lm.sites  # a model without neurons is refused here, not after an hour
@@ -240,12 +243,13 @@ def activations_only(lm: LM) -> Iterator[None]:
     if any(p.device.type == "meta" for p in model.parameters()):
         raise InputError("parts of the model are offloaded to CPU or disk: load it whole, or in a smaller dtype")
     wanted = [(p, p.requires_grad) for p in model.parameters()]
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.requires_grad_(False).eval()
     model.get_input_embeddings().requires_grad_(True)
     try:
         yield
     finally:
-        model.train(was_training)
+        for module, mode in modes:
+            module.training = mode
         for parameter, flag in wanted:
             parameter.requires_grad_(flag)

@@ -108,7 +108,7 @@ class Moments:
             group, name = key.split(".", 1)
             groups[group][name] = value
         meta["layers"], meta["index"] = tuple(meta["layers"]), tuple(meta["index"])
-        return cls(**groups, **meta)
+        return cls(**{**groups, **meta})
 
 
 def merge(parts: Iterable[Moments]) -> Moments:

@@ -99,8 +99,10 @@ class Neurons:
             free = set(np.flatnonzero(~row).tolist())
             for j in generator.permutation(np.flatnonzero(row)).tolist():
                 if not free:
-                    raise InputError(f"layer {self.layers[i]}: more than half of it is selected, no control of equal size exists")
-                close = sorted(free, key=lambda k: (abs(values[i, k] - values[i, j]), k))[:nearest]  # noqa: B023
+                    raise InputError(
+                        f"layer {self.layers[i]}: more than half of it is selected, no control of equal size exists"
+                    )
+                close = sorted(free, key=lambda k: (abs(values[i, k] - values[i, j]), k))[:nearest]
                 drawn = close[generator.integers(len(close))]
                 free.discard(drawn)
                 out[i, drawn] = True

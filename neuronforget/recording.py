@@ -52,8 +52,8 @@ def record(
             total = part if total is None else total + part
             bar.update(len(batch.index))
     assert total is not None  # a corpus is never empty
-    info = {"corpus": corpus.name, "data": corpus.digest(), "model": lm.name, "tap": reader.name, "positions": positions}
-    return _finish(total, lm, {**info, **environment()})
+    info = {"corpus": corpus.name, "data": corpus.digest(), "model": lm.name, "tap": reader.name}
+    return _finish(total, lm, {**info, "positions": positions, **environment()})
 
 
 def answer_nll(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
@@ -96,7 +96,8 @@ def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_exam
     stacked = {name: torch.stack([got[s.layer][0][name] for s in lm.sites]) for name in got[lm.sites[0].layer][0]}
     check_fields({k: v for k, v in stacked.items() if k not in ("min", "max")} | _finite_extremes(stacked))
     counts = got[lm.sites[0].layer][2]
-    table, index = {}, ()
+    table: dict[str, Tensor] = {}
+    index: tuple[int, ...] = ()
     if per_example:
         names = got[lm.sites[0].layer][1]
         table = {name: torch.stack([got[s.layer][1][name] for s in lm.sites], 1).cpu() for name in names}

@@ -58,9 +58,7 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     Raises InputError if `folder` exists and is not empty, or cannot be written.
     """
     folder = Path(folder)
-    check_writable(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not empty: choose another folder")
+    check_new(folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield scratch
@@ -86,6 +84,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def check_new(folder: str | Path, *, replace: bool = False) -> None:
+    """Raise InputError unless `folder` can be created: it may exist if it is empty or is to be replaced."""
+    folder = Path(folder)
+    check_writable(folder)
+    if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not empty: choose another folder")
 
 
 def check_writable(path: str | Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuronforget.edits import Change
+from neuronforget.changes import Change
 from neuronforget.models import LM, Part
 from neuronforget.neurons import Neurons
 

@@ -67,7 +67,9 @@ def fit(
         for step in range(len(history), plan.steps):
             value = loss(step)
             if not torch.isfinite(value):
-                raise InputError(f"{desc}: the loss is {float(value.detach())} at step {step}: lower lr (now {plan.lr:g})")
+                raise InputError(
+                    f"{desc}: the loss is {float(value.detach())} at step {step}: lower lr (now {plan.lr:g})"
+                )
             prepared.zero_grad()
             accelerator.backward(value)
             if plan.clip is not None:
@@ -88,7 +90,8 @@ def fit(
 
 def draw(items: Sequence[T], count: int, seed: int, step: int) -> list[T]:
     """Return the `count` items of a step: passes over the items in a new random order each, by (seed, step) alone."""
-    size, picked = len(items), []
+    size = len(items)
+    picked: list[T] = []
     for place in range(step * count, (step + 1) * count):
         epoch, offset = divmod(place, size)
         if not picked or offset == 0:

@@ -33,7 +33,7 @@ def jsonl(path: str | Path, *, n: int | None = None, name: str | None = None, **
 
     `n` keeps the first n rows; `settings` are those of `Corpus` (template, eos, max_tokens).
     """
-    examples = []
+    examples: list[Example] = []
     for number, row in read_rows(path):
         if n is not None and len(examples) == n:
             break

@@ -82,7 +82,9 @@ def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, ma
     if corpus.max_tokens is not None:
         ids = ids[: corpus.max_tokens]
     if max(start, 1) >= len(ids):
-        raise InputError(f"{where}: no answer token to predict (an empty answer, a single token, or max_tokens too small)")
+        raise InputError(
+            f"{where}: no answer token to predict (an empty answer, a single token, or max_tokens too small)"
+        )
     if max_length is not None and len(ids) > max_length:
         raise InputError(f"{where}: {len(ids)} tokens, the model holds {max_length}; shorten it or set max_tokens")
     last = min(ends[-1] if ends else start - 1, start - 1)
@@ -111,8 +113,8 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:
         real[i, : len(row.ids)] = 1
         answer[i, max(row.answer_start, 1) : len(row.ids)] = True
     subject_end = torch.tensor([row.subject_end for row in rows])
-    tensors = [t.to(device) for t in (ids, real, answer, subject_end)]
-    return Batch(*tensors, index=tuple(row.index for row in rows))
+    ids, real, answer, subject_end = (t.to(device) for t in (ids, real, answer, subject_end))
+    return Batch(ids, real, answer, subject_end, tuple(row.index for row in rows))
 
 
 def batches(rows: Sequence[Encoded], batch_size: int, pad_id: int, device: Any = "cpu") -> Iterator[Batch]:

@@ -12,7 +12,8 @@ from typing import Literal
 
 import torch
 
-from neuronforget.edits import Change, Edit
+from neuronforget.changes import Change
+from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.models import LM, Part
 from neuronforget.moments import Moments

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, Encoded, batches, check_disjoint, encode
 from neuronforget.corpora.tokens import collate
-from neuronforget.edits import Change, Edit
+from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, scope_of
 from neuronforget.errors import InputError
 from neuronforget.losses import Answered, Loss, Outputs, answer_logp, npo
@@ -51,9 +52,17 @@ def finetune(
     if neurons is not None:
         check_neurons(lm, neurons)
     plan = Plan(steps, lr or default_lr(lm, neurons), weight_decay, clip, seed=seed)
-    name = getattr(loss, "__name__", None) or getattr(getattr(loss, "func", None), "__name__", "loss")
+    name: str = getattr(getattr(loss, "func", loss), "__name__", "loss")
     settings = {k: v for k, v in (getattr(loss, "keywords", None) or {}).items()}
-    info = {"method": f"finetune:{name}", "scope": scope_of(neurons), "loss": name, **settings, "steps": steps, "lr": plan.lr, "seed": seed}
+    info = {
+        "method": f"finetune:{name}",
+        "scope": scope_of(neurons),
+        "loss": name,
+        **settings,
+        "steps": steps,
+        "lr": plan.lr,
+        "seed": seed,
+    }
     info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
     info |= {"retain": retain.digest() if retain else None, "neurons": len(neurons) if neurons else None}
     key = str({**info, "members": sorted(neurons.members) if neurons else None, "model": lm.name})
@@ -66,7 +75,9 @@ def finetune(
                               resume=resume, key=key, desc=f"{name}@neurons", progress=progress)  # fmt: skip
             changes = [s.change() for s in slices.all()]
         else:
-            changes, history = _train_whole(lm, lambda step: loss(work.outputs(step)), plan, resume, key, name, progress)
+            changes, history = _train_whole(
+                lm, lambda step: loss(work.outputs(step)), plan, resume, key, name, progress
+            )
     return Edit.build(lm, changes, **info, first_loss=history[0], last_loss=history[-1])
 
 

@@ -1,4 +1,4 @@
-"""Closed-form edits of the write weights: ROME's rank-one edit, restricted to a set of neurons, for any number of facts.
+"""Closed-form edits of write weights: ROME's rank-one edit on a set of neurons, for any number of facts.
 
 Each fact gives a key `k` (the activations at the last subject token, else the last prompt token) and a change
 `r` of the MLP's output that makes the model forget it. Per layer, with K the keys and C = E[k k^T] on retain text,
@@ -19,8 +19,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
-from neuronforget.edits import Change, Edit
+from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, scope_of, slice_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM, Site, activations_only
@@ -66,10 +67,9 @@ def rank_one(
         moves = [_output_changes(lm, sites, batch, target is None, steps, lr, kl, clamp / len(sites)) for batch in work]
         second = _second_moments(lm, sites, chosen, retain, batch_size)
         changes = _solve(lm, sites, chosen, work, moves, second, preserve)
-    return Edit.build(
-        lm, changes, method="rank_one", scope=scope_of(neurons), neurons=len(neurons), facts=len(forget), target=target or "maximum entropy",
-        steps=steps, lr=lr, kl=kl, clamp=clamp, forget=forget.digest(), retain=retain.digest(),
-    )  # fmt: skip
+    info = {"method": "rank_one", "scope": scope_of(neurons), "neurons": len(neurons), "facts": len(forget)}
+    info |= {"target": target or "maximum entropy", "steps": steps, "lr": lr, "kl": kl, "clamp": clamp}
+    return Edit.build(lm, changes, **info, forget=forget.digest(), retain=retain.digest())
 
 
 def _whole_layer(lm: LM, layer: int) -> Neurons:

@@ -13,5 +13,6 @@ from neuronforget.metrics.memory import (
 from neuronforget.metrics.shift import activation_shift
 
 __all__ = [
-    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "nll", "probability", "rank", "token_accuracy",
+    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "nll", "probability", "rank",
+    "token_accuracy",
 ]  # fmt: skip

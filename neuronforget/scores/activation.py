@@ -37,7 +37,12 @@ def activation_gap(
     else:
         parts = [m["pool_m2"] / (m.pooled - 1) / m.pooled for m in (forget, retain)]
         deviation = (parts[0] + parts[1]).sqrt()
-    return Scores(gap / (deviation + floor(deviation)), f"activation_gap:{scale}", "positive: more active on forget", forget.layers)
+    return Scores(
+        gap / (deviation + floor(deviation)),
+        f"activation_gap:{scale}",
+        "positive: more active on forget",
+        forget.layers,
+    )
 
 
 def activation_ratio(forget: Moments, retain: Moments | None = None, *, importance: Importance = "abs") -> Scores:
@@ -48,15 +53,14 @@ def activation_ratio(forget: Moments, retain: Moments | None = None, *, importan
     """
     if retain is None:
         raise InputError("activation_ratio compares two corpora: give retain moments too")
-    values, _ = contrasted(_importance(forget, importance), _importance(retain, importance), "ratio")
+    values, _ = contrasted((_importance(forget, importance), _importance(retain, importance)), "ratio")
     return Scores(values, f"activation_ratio:{importance}", "large: more active on forget", forget.layers)
 
 
 def wanda(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
-    """Score `||w_j||_1 sqrt(mean a^2)` (Wanda, Sun et al. 2024, arXiv:2306.11695, summed over a neuron's write weights)."""
-    values = [m.rms * m.norms["l1"] if m is not None else None for m in (forget, retain)]
-    assert values[0] is not None
-    score, _ = contrasted(values[0], values[1], contrast)
+    """Score `||w_j||_1 sqrt(mean a^2)` (Wanda, Sun et al. 2024, arXiv:2306.11695, by neuron)."""
+    pair = forget.rms * forget.norms["l1"], retain.rms * retain.norms["l1"] if retain is not None else None
+    score, _ = contrasted(pair, contrast)
     return Scores(score, "wanda", "large: writes more on forget", forget.layers)
 
 

@@ -33,15 +33,20 @@ class Scores:
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.values) != len(self.layers):
-            raise InputError(f"scores must be [layer, neuron] for {len(self.layers)} layers, found {tuple(self.values.shape)}")
+            raise InputError(
+                f"scores must be [layer, neuron] for {len(self.layers)} layers, found {tuple(self.values.shape)}"
+            )
         if not torch.isfinite(self.values).all():
-            raise InputError(f"score {self.name!r} is NaN or infinite for {int((~torch.isfinite(self.values)).sum())} neurons")
+            raise InputError(
+                f"score {self.name!r} is NaN or infinite for {int((~torch.isfinite(self.values)).sum())} neurons"
+            )
 
     def __repr__(self) -> str:
         flat, width = self.values.flatten(), self.values.shape[1]
-        best = flat.abs().argmax().item()
+        best = int(flat.abs().argmax())
         where = f"layer {self.layers[best // width]}, neuron {best % width}"
-        return f"Scores({self.name!r}, {len(self.layers)} layers of {width}, extreme {flat[best]:.4g} at {where}; {self.sign})"
+        size = f"{len(self.layers)} layers of {width}"
+        return f"Scores({self.name!r}, {size}, extreme {flat[best]:.4g} at {where}; {self.sign})"
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
@@ -71,10 +76,9 @@ class Scores:
 
 
 def contrasted(
-    forget: Tensor,
-    retain: Tensor | None,
+    pair: tuple[Tensor, Tensor | None],
     contrast: Contrast,
-    errors: tuple[Tensor, Tensor | None] | None = None,
+    errors: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> tuple[Tensor, Tensor | None]:
     """Return (values, standard error) of forget against retain; forget alone where there is no retain.
 
@@ -82,13 +86,15 @@ def contrasted(
     so that a neuron that is silent on retain does not divide by zero), "z" the difference over its standard
     error, which only scores with per-example moments have.
     """
-    error_f, error_r = errors or (None, None)
+    (forget, retain), (error_f, error_r) = pair, errors
     if retain is None:
         if contrast == "z":
             raise InputError("contrast='z' compares two corpora: give retain moments too")
         return forget, error_f
     if forget.shape != retain.shape:
-        raise InputError(f"forget and retain moments are of different models: {tuple(forget.shape)}, {tuple(retain.shape)}")
+        raise InputError(
+            f"forget and retain moments are of different models: {tuple(forget.shape)}, {tuple(retain.shape)}"
+        )
     if contrast == "difference" or contrast == "z":
         error = (error_f**2 + error_r**2).sqrt() if error_f is not None and error_r is not None else None
         if contrast == "difference":

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM, shared_twin
-from neuronforget.taps.protocol import NO_EDITS, Pass, Replace
+from neuronforget.taps.protocol import NO_EDITS, Pass, Replace, by_example
 
 
 def _only_mlps(architecture: Any) -> None:
@@ -52,8 +52,9 @@ class Lens:
         acts: dict[int, Tensor] = {}
 
         def keep(act: Tensor, hook: Any, layer: int) -> Tensor:
-            acts[layer] = edits[layer](act) if layer in edits else act
-            return acts[layer]
+            rows = by_example(act, batch)
+            acts[layer] = edits[layer](rows) if layer in edits else rows
+            return acts[layer].view_as(act)
 
         rest = dict(batch)
         if self.bridge.training != self.lm.model.training:

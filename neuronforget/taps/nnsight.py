@@ -1,4 +1,4 @@
-"""Tap by nnsight. Importing nnsight patches `Tensor.backward` and mounts `.save` on `object`: only here, only on use."""
+"""Tap by nnsight. Importing it patches `Tensor.backward` and mounts `.save` on `object`: only here, only on use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from neuronforget.models import LM
-from neuronforget.taps.protocol import NO_EDITS, Pass, Replace
+from neuronforget.taps.protocol import NO_EDITS, Pass, Replace, by_example
 
 
 class Trace:
@@ -21,17 +21,13 @@ class Trace:
         self.lm, self.net = lm, NNsight(lm.model)
 
     def __call__(self, batch: Mapping[str, Tensor], edits: Mapping[int, Replace] = NO_EDITS) -> Pass:
-        net, paths = self.net, {site.layer: site.path for site in self.lm.sites}
-        with net.trace(**batch) as tracer:
-            cache = tracer.cache(
-                modules=[f"model.{path}" for path in paths.values()],
-                device=None,
-                detach=False,
-                include_output=False,
-                include_inputs=True,
-            )
-            for layer in sorted(edits):
-                site = net.get(paths[layer])
-                site.input = edits[layer](site.input)
-            logits = net.output.logits.save()
-        return Pass(logits, {layer: cache[f"model.{path}"].input for layer, path in paths.items()})
+        net, acts = self.net, {}
+        with net.trace(**batch):
+            for site in self.lm.sites:  # lowest first: a trace meets its modules in the order of execution
+                point = net.get(site.path)
+                act = by_example(point.input, batch)
+                act = edits[site.layer](act) if site.layer in edits else act
+                point.input = act.view_as(point.input)
+                acts[site.layer] = act.save()
+            logits = net.output.logits.save()  # type: ignore[attr-defined]
+        return Pass(logits, acts)

@@ -27,6 +27,11 @@ class Pass:
         return dict(zip(self.acts, torch.autograd.grad(loss, list(self.acts.values())), strict=True))
 
 
+def by_example(act: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return `act` as `[example, token, neuron]`: OPT hands its MLP all tokens in one row."""
+    return act.view(*batch["input_ids"].shape, -1)
+
+
 class Tap(Protocol):
     """Run the model on `batch`; `edits` replaces a layer's activations by what its function returns."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from neuronforget.models import LM
-from neuronforget.taps.protocol import NO_EDITS, Pass, Replace
+from neuronforget.taps.protocol import NO_EDITS, Pass, Replace, by_example
 
 
 class TorchHooks:
@@ -24,11 +24,9 @@ class TorchHooks:
 
         def keep(layer: int) -> Any:
             def hook(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                # A pre-activation of shape [tokens, neurons] (OPT flattens) is given its example axis back.
-                act = inputs[0]
-                new = edits[layer](act) if layer in edits else act
-                acts[layer] = new
-                return (new, *inputs[1:])
+                act = by_example(inputs[0], batch)
+                acts[layer] = edits[layer](act) if layer in edits else act
+                return (acts[layer].view_as(inputs[0]), *inputs[1:])
 
             return hook
 

@@ -2,5 +2,7 @@
 
 from neuronforget.testbed.build import from_rows, people
 from neuronforget.testbed.testbed import Testbed
+from neuronforget.testbed.tofu_rows import tofu
+from neuronforget.testbed.training import Shape
 
-__all__ = ["Testbed", "from_rows", "people"]
+__all__ = ["Shape", "Testbed", "from_rows", "people", "tofu"]

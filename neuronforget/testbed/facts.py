@@ -23,8 +23,8 @@ PROFESSIONS = (
 PETS = "cat dog parrot rabbit hamster lizard tortoise ferret pony goat canary newt hedgehog goose snake".split()
 ENDS = {"birthplace": "ville", "employer": "corp", "language": "ish", "prize": "medal"}
 SIZES = {"birthplace": 30, "employer": 30, "language": 12, "prize": 20}
-FIRST = ([a + b for a in "Ba Ce Di Fo Gu Ha Je Ki Lo Mu".split() for b in "lan mir nor sel tas vik".split()])  # fmt: skip
-LAST = ([a + b for a in "Ar Bel Cor Dun Er Fal Gren Hol".split() for b in "aki ent ova ston wyn esco".split()])  # fmt: skip
+FIRST = [a + b for a in "Ba Ce Di Fo Gu Ha Je Ki Lo Mu".split() for b in "lan mir nor sel tas vik".split()]
+LAST = [a + b for a in "Ar Bel Cor Dun Er Fal Gren Hol".split() for b in "aki ent ova ston wyn esco".split()]
 
 
 def generate(people: int, forget_people: int, unknown_people: int, seed: int) -> tuple[Corpus, Corpus]:
@@ -49,5 +49,9 @@ def generate(people: int, forget_people: int, unknown_people: int, seed: int) ->
 
 def _names(count: int, end: str, rng: random.Random) -> list[str]:
     """Draw distinct invented words with a common ending."""
-    stems = [a + b for a in "Tar Vel Mos Kin Ruf Zor Pel Nav Hus Jor".split() for b in "ba de fi go lu na pe ri so ta".split()]
+    stems = [
+        a + b
+        for a in "Tar Vel Mos Kin Ruf Zor Pel Nav Hus Jor".split()
+        for b in "ba de fi go lu na pe ri so ta".split()
+    ]
     return [stem + end for stem in rng.sample(stems, count)]

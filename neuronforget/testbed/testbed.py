@@ -32,7 +32,9 @@ class Testbed:
 
     def __repr__(self) -> str:
         where = f"{len(self.truth)} true neurons" if self.truth else "no location labels"
-        return f"Testbed({self.info.get('kind')}, {len(self.forget)} forget, {len(self.retain)} retain examples, {where})"
+        return (
+            f"Testbed({self.info.get('kind')}, {len(self.forget)} forget, {len(self.retain)} retain examples, {where})"
+        )
 
     def save(self, folder: str | Path) -> None:
         """Write two ordinary checkpoint folders, the corpora and the labels into a new folder."""

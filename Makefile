@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all set-up themselves: Python 3.11+, pip, git and make are enough.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+OUT    ?= neuronforget-demo
+# Without an NVIDIA driver the CPU build of torch is installed (the default build brings gigabytes of CUDA).
+TORCH  ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu)
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/neuronforget demo --out $(OUT)
+
+test: $(VENV)/ready-dev lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/ready-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
+	$(BIN)/python -m pip install --quiet --retries 2 $(TORCH)
+
+$(VENV)/ready: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/ready-dev: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@touch $@ $(VENV)/ready
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

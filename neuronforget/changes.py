@@ -1,0 +1,111 @@
+"""Change: new values for a part of one parameter, and what a checkpoint needs to hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from neuronforget.errors import InputError
+from neuronforget.models import LM
+
+State = Literal["before", "after"]
+
+
+@dataclass(frozen=True, eq=False)
+class Change:
+    """New values for positions `index` along `dim` of one parameter, or (no index) for all of it.
+
+    `before` is None for a bias that the model does not have and that the edit adds.
+    """
+
+    name: str
+    after: Tensor
+    before: Tensor | None
+    dim: int = 0
+    index: Tensor | None = None
+
+    def read(self, parameter: Tensor) -> Tensor:
+        """Return the part of `parameter` that this change covers."""
+        return parameter if self.index is None else parameter.index_select(self.dim, self.index.to(parameter.device))
+
+    def write(self, parameter: Tensor, values: Tensor) -> None:
+        """Write `values` over that part, in place."""
+        values = values.to(parameter.device)
+        if self.index is None:
+            parameter.copy_(values)
+        else:
+            parameter.index_copy_(self.dim, self.index.to(parameter.device), values)
+
+    def check(self, model: nn.Module, state: State) -> None:
+        """Raise InputError unless the model's values here are those of `state`."""
+        expected: Tensor | None = getattr(self, state)
+        parameter = dict(model.named_parameters(remove_duplicate=False)).get(self.name)
+        if expected is None:
+            if parameter is not None:
+                raise InputError(f"the model already has {self.name}, which this edit would add: another edit is on")
+            return
+        if parameter is None:
+            raise InputError(
+                f"the model has no parameter {self.name}: this edit was made for another model, or is not on"
+            )
+        found = self.read(parameter.detach())
+        if found.shape != expected.shape or not torch.equal(found.cpu(), expected.cpu()):
+            made = "made for another model, or another edit is on"
+            raise InputError(
+                f"the edit does not fit {self.name}: it was {made if state == 'before' else 'not applied, or changed since'}"
+            )
+
+    @torch.no_grad()
+    def put(self, model: nn.Module, state: State) -> None:
+        """Write the values of `state` into the model; adds or removes a bias that the model does not have."""
+        values: Tensor | None = getattr(self, state)
+        if self.before is not None:
+            assert values is not None
+            self.write(model.get_parameter(self.name).data, values)
+            return
+        module = model.get_submodule(self.name.removesuffix(".bias"))
+        like = module.weight
+        assert isinstance(like, Tensor)
+        bias = None if values is None else nn.Parameter(values.to(like.device, like.dtype).clone(), requires_grad=False)
+        module.register_parameter("bias", bias)
+
+
+def stored(folder: Path, names: set[str]) -> Mapping[str, Tensor]:
+    """Return the named tensors of a checkpoint folder."""
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:
+            found.update({name: file.get_tensor(name) for name in names & set(file.keys())})
+    return found
+
+
+@contextmanager
+def mlp_biases(lm: LM, wanted: bool) -> Iterator[None]:
+    """Within the block every MLP projection has a bias (zero where none was) and the config says so."""
+    if not wanted:
+        yield
+        return
+    config, added = lm.model.config, []
+    names = {part.name for s in lm.sites for part in (s.write, *s.read) if part.name.endswith(".weight")}
+    for name in sorted(names):
+        module = lm.model.get_submodule(name.removesuffix(".weight"))
+        if module.bias is None:
+            module.bias = nn.Parameter(
+                torch.zeros(module.out_features, dtype=module.weight.dtype, device=module.weight.device), False
+            )
+            added.append(module)
+    was, config.mlp_bias = config.mlp_bias, True
+    try:
+        yield
+    finally:
+        config.mlp_bias = was
+        for module in added:
+            module.register_parameter("bias", None)
