@@ -154,9 +154,8 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
 
     It is the linear map into the residual width whose siblings map the residual width to its own input
     width (once or twice: gated; or to double that width: fused gate and up). Attention, routed experts and
-    adapters are left out; of several such maps in a block (Gemma 4 gates its per-layer embeddings like an MLP)
-    the widest is meant. Raises InputError if no block has such an MLP, if their widths differ, or if two maps
-    of a block fit equally well.
+    adapters are left out; of several such maps in a block (Gemma 4 gates its layer embeddings like an MLP)
+    the widest is meant. Raises InputError where there is none, two fit equally well, or widths differ.
     """
     kind, config = type(model).__name__, model.config.get_text_config()  # type: ignore[union-attr, operator]
     depth = getattr(config, "num_hidden_layers", None)
@@ -166,7 +165,7 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
             continue
         found = [_block_site(f"{path}.{i}", i, block, width) for i, block in enumerate(blocks)]
         sites = tuple(site for site in found if site is not None)
-        if sites and len({site.d_mlp for site in sites}) > 1:
+        if len({site.d_mlp for site in sites}) > 1:
             raise InputError(f"{kind}: layers of different MLP widths are not supported")
         if sites:
             return sites
@@ -183,10 +182,8 @@ def _block_site(path: str, layer: int, block: nn.Module, d_model: int) -> Site |
             found += _output_maps(f"{path}.{name}".rstrip("."), layer, parent, d_model)
     widest = [site for site in found if site.d_mlp == max(other.d_mlp for other in found)]
     if len(widest) > 1:
-        raise InputError(
-            f"{' and '.join(site.path for site in widest)} fit an MLP's output projection equally well: "
-            "pass LM(..., sites_override=) to say which one it is"
-        )
+        paths = " and ".join(site.path for site in widest)
+        raise InputError(f"{paths} fit an MLP's output equally well: pass LM(..., sites_override=) to say which it is")
     return widest[0] if widest else None
 
 

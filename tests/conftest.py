@@ -1,0 +1,41 @@
+"""Fixtures that any test may use: a small tokenizer, a corpus, a tiny model that goes with them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from families import build
+
+from neuronforget.corpora import Corpus, Example
+from neuronforget.models import LM
+
+ROWS = (
+    ("Anna Berg was born in", "Oslo"),
+    ("Tomas Lund works as a", "baker in the old harbour of Velm"),
+    ("The capital of Xandria is", "Velm"),
+    ("Who wrote the book of rivers? It was written by", "Mira Holt"),
+    ("", "Ida Falk was born in Trondheim and works as a gardener."),
+    ("Ida", "Falk"),
+    ("Jon Moe plays the", "violin"),
+)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> Corpus:
+    """Seven short facts of different lengths; one of them is plain text."""
+    return Corpus(tuple(Example(prompt, answer) for prompt, answer in ROWS), "facts")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    """A fast byte-level tokenizer of 300 tokens, trained on the corpus' own lines."""
+    from transformers import Qwen2Tokenizer
+
+    return Qwen2Tokenizer().train_new_from_iterator([f"{prompt} {answer}" for prompt, answer in ROWS], 300)
+
+
+@pytest.fixture
+def lm(tokenizer: Any) -> LM:
+    """A random two-layer Qwen2 model of 40 neurons a layer; a test may change it."""
+    return LM(build("qwen2", vocab_size=len(tokenizer)), tokenizer)
