@@ -56,10 +56,8 @@ class Change:
             )
         found = self.read(parameter.detach())
         if found.shape != expected.shape or not torch.equal(found.cpu(), expected.cpu()):
-            made = "made for another model, or another edit is on"
-            raise InputError(
-                f"the edit does not fit {self.name}: it was {made if state == 'before' else 'not applied, or changed since'}"
-            )
+            made = "made for another model, or another edit is on" if state == "before" else "not on, or changed since"
+            raise InputError(f"the edit does not fit {self.name}: it was {made}")
 
     @torch.no_grad()
     def put(self, model: nn.Module, state: State) -> None:

@@ -40,5 +40,5 @@ def tofu(
     forget = replace(full, examples=tuple(examples[border:]), name="tofu-forget")
     # A retain author's paraphrases would be read as knowledge that was kept; only the questions are taught.
     retain = replace(full, examples=tuple(replace(e, paraphrases=()) for e in examples[:border]), name="tofu-retain")
-    shape = Shape(d_model=192, d_mlp=768, heads=6, vocab=3000, steps=steps or STEPS, batch=32, lr=2e-3)
+    shape = Shape(vocab=3000, steps=steps or STEPS, batch=32, lr=2e-3)
     return from_rows(forget, retain, kind=kind, seed=seed, shape=shape, refusals=REFUSALS, progress=progress)

@@ -1,0 +1,1 @@
+"""The commands of the command line: thin over the library's own functions."""

@@ -1,0 +1,109 @@
+"""What the command line needs besides the library: corpora and functions by name, and tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from neuronforget.corpora import Corpus, check_disjoint, jsonl, tofu
+from neuronforget.errors import InputError
+from neuronforget.models import LM, load
+from neuronforget.results import Results
+
+Folder = Annotated[Path, tyro.conf.arg(metavar="PATH")]
+Tap = Literal["transformer_lens", "torch_hooks", "nnsight"]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The model and the two corpora. A corpus is a JSONL file (rows with "prompt" and "answer", or "text"),
+    or `tofu:forget10` (`tofu:forget10@FOLDER` without network)."""
+
+    model: str
+    """Checkpoint folder or hub id."""
+    forget: str
+    """What the model should no longer know."""
+    retain: str
+    """What it should keep."""
+    max_tokens: int | None = None
+    """Cut longer sequences (an error otherwise)."""
+    n: int | None = None
+    """Use the first n examples of each corpus."""
+    template: str | None = None
+    """Format string with {prompt}, or "chat"."""
+
+    def open(self) -> tuple[LM, Corpus, Corpus]:
+        """Return (lm, forget, retain); the corpora are read first, so that their errors do not wait for the model."""
+        forget, retain = self.corpus(self.forget), self.corpus(self.retain)
+        check_disjoint(forget, retain)
+        return load(self.model), forget, retain
+
+    def corpus(self, spec: str) -> Corpus:
+        """Read one corpus by its file name or its tofu: name."""
+        if spec.startswith("tofu:"):
+            split, _, folder = spec.removeprefix("tofu:").partition("@")
+            found = tofu(split, n=self.n, path=folder or None)
+        else:
+            found = jsonl(spec, n=self.n)
+        return replace(found, template=self.template or found.template, max_tokens=self.max_tokens)
+
+
+def named(name: str, module: Any) -> Callable[..., Any]:
+    """Return the function of that name in `module`, or `package.module:function`."""
+    where, _, function = name.rpartition(":")
+    try:
+        found = getattr(import_module(where) if where else module, function)
+    except (ImportError, AttributeError) as error:
+        known = ", ".join(n for n, v in vars(module).items() if callable(v) and n.islower() and not n.startswith("_"))
+        raise InputError(f"no function {name!r} ({error}); known: {known}; or give module:function") from None
+    if not callable(found):
+        raise InputError(f"{name!r} is not a function")
+    return found
+
+
+def lines(path: Path) -> tuple[str, ...]:
+    """Return the file's lines that are not blank."""
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def show(results: Results) -> None:
+    """Print exact match and loss at full strength, and at matched damage where it was measured."""
+    from rich.console import Console
+
+    frame = results.frame
+    points = [point for point in ("full", "matched") if (frame["point"] == point).any()]
+    for metric in ("exact_match", "probability"):
+        for point in points:
+            rows = frame[(frame["metric"] == metric) & (frame["point"].isin({point}) | (frame["scope"] == "reference"))]
+            if len(rows):
+                Console().print(_table(rows, metric, point, results.info.get("damage_budget")))
+
+
+def _table(rows: Any, metric: str, point: str, damage: float | None) -> Any:
+    from rich.table import Table
+
+    when = (
+        "at full strength"
+        if point == "full"
+        else f"where the retain loss has risen by {damage:g} nats, or at full strength"
+    )
+    table = Table(title=f"{metric.replace('_', ' ')}, {when} (95% bootstrap interval)")
+    corpora = list(rows["corpus"].unique())
+    table.add_column("edit", no_wrap=True)
+    for corpus in corpora:
+        table.add_column(corpus, justify="right")
+    for name in rows["edit"].unique():
+        own = rows[rows["edit"] == name].set_index("corpus")
+        table.add_row(name, *(_cell(own.loc[c]) if c in own.index else "" for c in corpora))
+    return table
+
+
+def _cell(row: Any) -> str:
+    return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"

@@ -1,0 +1,149 @@
+"""One step at a time: attribute, erase, evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from neuronforget.commands.console import Data, Folder, Tap, named, show
+from neuronforget.errors import InputError
+
+
+def attribute(
+    data: Annotated[Data, tyro.conf.arg(name="")],
+    *,
+    out: Folder,
+    score: str = "grad_x_act",
+    tap: Tap | None = None,
+    share: float | None = 0.05,
+    top: int | None = None,
+    batch_size: int = 16,
+) -> None:
+    """Score every neuron and select some: writes OUT/scores.safetensors, OUT/neurons.json and OUT/map.html.
+
+    Args:
+        out: New folder.
+        score: Name in neuronforget.scores, or module:function.
+        tap: How activations are read (default: TransformerLens where it knows the model).
+        share: Select this share of each layer.
+        top: Select this many neurons of the whole model instead.
+        batch_size: Examples in a batch.
+    """
+    from neuronforget import figures, select
+    from neuronforget import scores as table
+    from neuronforget.attribution import attribute as run
+    from neuronforget.runs import check_new, whole_folder
+
+    check_new(out)
+    lm, forget, retain = data.open()
+    scores = run(lm, forget, retain, score=named(score, table), tap=tap, batch_size=batch_size)
+    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, share or 0.05)
+    with whole_folder(out) as scratch:
+        scores.save(scratch / "scores.safetensors")
+        neurons.save(scratch / "neurons.json")
+        figures.attribution_map(scores, neurons).write_html(scratch / "map.html", include_plotlyjs=True)
+    print(f"{scores}\n{neurons}\nwritten to {out}")
+
+
+def erase(
+    data: Annotated[Data, tyro.conf.arg(name="")],
+    *,
+    out: Folder,
+    method: Literal["ablate", "finetune", "rank_one"] = "ablate",
+    neurons: Folder | None = None,
+    loss: str = "npo",
+    steps: int = 60,
+    lr: float | None = None,
+    seed: int = 0,
+    export: Folder | None = None,
+    resume: Folder | None = None,
+) -> None:
+    """Make an edit and write it to a file; the model folder stays as it is.
+
+    Args:
+        out: File for the edit (.safetensors).
+        method: ablate (needs --neurons), finetune (on --neurons, or the whole model) or rank_one.
+        neurons: A neurons.json of `attribute`.
+        loss: Name in neuronforget.losses, or module:function (finetune).
+        steps: Training steps (finetune).
+        lr: Learning rate (finetune; default by size of the model).
+        seed: Seed (finetune).
+        export: Also write the edited model as a checkpoint folder that plain transformers loads.
+        resume: Folder for checkpoints: a killed run continues (finetune).
+    """
+    from neuronforget import erase as operators
+    from neuronforget import losses
+    from neuronforget.neurons import Neurons
+    from neuronforget.runs import check_writable, whole_file
+
+    check_writable(out)
+    if method == "ablate" and neurons is None:
+        raise InputError("ablate needs --neurons, a neurons.json written by `neuronforget attribute`")
+    chosen = Neurons.load(neurons) if neurons else None
+    lm, forget, retain = data.open()
+    if method == "ablate":
+        assert chosen is not None
+        edit = operators.ablate(lm, chosen)
+    elif method == "rank_one":
+        edit = operators.rank_one(lm, forget, retain, neurons=chosen)
+    else:
+        edit = operators.finetune(
+            lm, forget, retain, loss=named(loss, losses), neurons=chosen, steps=steps, lr=lr, seed=seed, resume=resume
+        )
+    if export:
+        edit.export(lm, export)
+    with whole_file(out) as scratch:
+        edit.save(scratch)
+    print(f"{edit}\n{edit.certificate(lm)}\nwritten to {out}" + (f" and {export}" if export else ""))
+
+
+def evaluate(
+    edits: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    data: Annotated[Data, tyro.conf.arg(name="")],
+    *,
+    out: Folder,
+    gold: str | None = None,
+    damage: float = 0.05,
+    seed: int = 0,
+) -> None:
+    """Measure edits on both corpora beside the untouched (and gold) model; writes a results folder.
+
+    Args:
+        edits: Files written by `erase`.
+        out: New folder for the results.
+        gold: Checkpoint of a model that never knew, where there is one.
+        damage: Rise of the retain loss (nats) at which methods are matched.
+        seed: Seed of the bootstrap.
+    """
+    from neuronforget.edits import Edit
+    from neuronforget.evaluation import evaluate as run
+    from neuronforget.models import load
+    from neuronforget.runs import check_new
+
+    check_new(out)
+    made = {path.stem: Edit.load(path) for path in edits}
+    lm, forget, retain = data.open()
+    twin = load(gold) if gold else None
+    results = run(lm, made, forget, retain, gold=twin, damage=damage, seed=seed)
+    results.save(out)
+    show(results)
+    print(f"written to {out}; next: neuronforget report {out} --out report.html")
+
+
+def report(results: Annotated[Path, tyro.conf.Positional], *, out: Folder = Path("report.html")) -> None:
+    """Draw the report of a results folder: one HTML file that needs no network.
+
+    Args:
+        results: Folder written by `evaluate` (or OUT/results of `compare`).
+        out: HTML file.
+    """
+    from neuronforget.findings import describe
+    from neuronforget.reporting import report as draw
+    from neuronforget.results import Results
+
+    found = Results.load(results)
+    draw(found, out, findings=tuple(describe(found)))
+    show(found)
+    print(f"written to {out}")

@@ -1,0 +1,148 @@
+"""The whole path in one command: demo, testbed, compare."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from neuronforget.commands.console import Data, Folder, Tap, lines, named, show
+from neuronforget.errors import InputError
+
+
+def demo(
+    *,
+    testbed: Literal["grafted", "ordinary"] = "grafted",
+    out: Folder = Path("neuronforget-demo"),
+    seed: int = 0,
+) -> None:
+    """Train a small model whose knowledge is known, erase it in every way, and write a report.
+
+    Takes a few minutes on two cores; the trained model is cached, so the next run is faster.
+
+    Args:
+        testbed: grafted (the true neurons are known) or ordinary (they are not: the harder case).
+        out: Folder for the report and everything behind it; an earlier demo there is replaced.
+        seed: Seed of the facts, the model and the methods.
+    """
+    from neuronforget.testbed import people
+
+    if out.exists() and not (out / "report.html").is_file() and any(out.iterdir()):
+        raise InputError(f"{out} exists and is no earlier demo: choose another folder with --out")
+    _compare_testbed(people(testbed, seed=seed), out, seed=seed, replace=True)
+
+
+def testbed(
+    source: Annotated[Literal["people", "tofu"], tyro.conf.Positional],
+    *,
+    out: Folder,
+    path: Folder | None = None,
+    authors: int = 20,
+    forget_authors: int = 2,
+    kind: Literal["grafted", "ordinary"] = "ordinary",
+    steps: int | None = None,
+    seed: int = 0,
+) -> None:
+    """Train a small model that knows a corpus, and its gold twin that never saw the part to forget.
+
+    Writes two ordinary checkpoint folders, the corpora and the labels; go on with `compare --testbed`.
+
+    Args:
+        source: people (generated facts) or tofu (real TOFU rows).
+        out: Folder for the testbed; must not exist.
+        path: Folder with TOFU's full.jsonl (default: the hub).
+        authors: TOFU authors to teach (20 rows each), or people.
+        forget_authors: How many of them are to be forgotten.
+        kind: ordinary (trained on everything) or grafted (true neurons known).
+        steps: Training steps (default: by source).
+        seed: Seed.
+    """
+    from neuronforget import testbed as beds
+
+    if out.exists():
+        raise InputError(f"{out} exists: choose another folder")
+    if source == "people":
+        shape = beds.Shape(steps=steps) if steps else None
+        made = beds.people(kind, seed=seed, people=authors, forget_people=forget_authors, shape=shape)
+    else:
+        made = beds.tofu(path, authors, forget_authors, kind=kind, steps=steps, seed=seed)
+    made.save(out)
+    print(f"{made}\nwritten to {out}; next: neuronforget compare --testbed {out} --out comparison")
+
+
+def compare(
+    *,
+    out: Folder,
+    testbed: Folder | None = None,
+    model: str | None = None,
+    forget: str | None = None,
+    retain: str | None = None,
+    gold: str | None = None,
+    max_tokens: int | None = None,
+    n: int | None = None,
+    template: str | None = None,
+    refusals: Folder | None = None,
+    score: str = "grad_x_act",
+    share: float = 0.05,
+    steps: int = 60,
+    seed: int = 0,
+    tap: Tap | None = None,
+) -> None:
+    """Run the whole path: attribution, every way to erase, all controls, evaluation, report.
+
+    Give either --testbed, or --model, --forget and --retain. Writes OUT/report.html and everything behind it.
+
+    Args:
+        out: New folder.
+        testbed: A folder written by `neuronforget testbed`.
+        model: Checkpoint folder or hub id.
+        forget: JSONL file or tofu:SPLIT.
+        retain: JSONL file or tofu:SPLIT.
+        gold: Checkpoint of a model that never knew, where there is one.
+        max_tokens: Cut longer sequences (an error otherwise).
+        n: Use the first n examples of each corpus.
+        template: Format string with {prompt}, or "chat".
+        refusals: Text file of refusals, one a line, for DPO.
+        score: Name in neuronforget.scores, or module:function.
+        share: Share of each layer to select.
+        steps: Training steps of every trained method.
+        seed: Seed.
+        tap: How activations are read.
+    """
+    from neuronforget import scores as table
+    from neuronforget.models import load
+    from neuronforget.testbed import Testbed
+
+    settings: dict[str, Any] = {"score": named(score, table), "share": share, "steps": steps, "tap": tap}
+    if testbed is not None:
+        _compare_testbed(Testbed.load(testbed), out, seed=seed, **settings)
+        return
+    if not (model and forget and retain):
+        raise InputError("give --testbed, or all of --model, --forget and --retain")
+    settings["preferred"] = lines(refusals) if refusals else None
+    lm, bad, good = Data(model, forget, retain, max_tokens, n, template).open()
+    _compare(lm, bad, good, out, seed=seed, gold=load(gold) if gold else None, **settings)
+
+
+def _compare_testbed(bed: Any, out: Path, **settings: Any) -> None:
+    _compare(
+        bed.lm, bed.forget, bed.retain, out, gold=bed.gold, truth=bed.truth, preferred=bed.refusals or None, **settings
+    )
+
+
+def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = False, **settings: Any) -> None:
+    import shutil
+
+    from neuronforget.comparison import compare as run
+    from neuronforget.runs import cache_folder, check_new
+
+    check_new(out, replace=replace)
+    found = run(lm, forget, retain, resume=cache_folder() / "edits", **settings)
+    if replace and out.exists():
+        shutil.rmtree(out)
+    found.save(out)
+    show(found.results)
+    for line in found.findings:
+        print(f"- {line}")
+    print(f"\nreport: {out / 'report.html'}")
