@@ -124,11 +124,12 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
         raise InputError(f"{path} is not a checkpoint folder: it has no config.json")
     logging.disable_progress_bar()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a damaged folder raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot load {path}: {reason} (offline, give the path of a local folder)") from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
     lm = LM(model.to(device).eval(), tokenizer)
@@ -214,7 +215,7 @@ def _features(module: nn.Module) -> tuple[int, int] | None:
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return tuple(module.weight.shape)  # type: ignore[return-value]
+        return tuple(module.weight.shape)  # type: ignore[arg-type, return-value]
     return None
 
 
@@ -244,7 +245,8 @@ def activations_only(lm: LM) -> Iterator[None]:
     model.requires_grad_(False).eval()
     model.get_input_embeddings().requires_grad_(True)
     try:
-        yield
+        with torch.enable_grad():
+            yield
     finally:
         for module, mode in modes:
             module.training = mode

@@ -93,14 +93,17 @@ class Moments:
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:
-        """Read what `save` wrote."""
-        from safetensors import safe_open
+        """Read what `save` wrote. Raises InputError for any other file."""
+        from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
             raise InputError(f"no such file: {path}")
-        with safe_open(str(path), "pt") as file:
-            meta = json.loads((file.metadata() or {}).get("moments", "{}"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            with safe_open(str(path), "pt") as file:
+                meta = json.loads((file.metadata() or {}).get("moments", "{}"))
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise InputError(f"{path} holds no moments: {error}") from None
         if not meta:
             raise InputError(f"{path} holds no moments")
         groups: dict[str, dict[str, Tensor]] = {"fields": {}, "norms": {}, "table": {}}

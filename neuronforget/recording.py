@@ -8,7 +8,7 @@ moments in a tensor hook as the backward pass reaches them, and freed: memory do
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -24,6 +24,8 @@ from neuronforget.runs import environment
 from neuronforget.taps import Tap, open_tap
 
 Positions = Literal["all", "answer"]
+#: What `neuron_moments` returns for one layer of a batch: fields, table, token counts.
+Piece = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
 def record(
@@ -43,6 +45,8 @@ def record(
     an answer token. `per_example` keeps the table (its memory grows with the corpus). Raises InputError for
     a corpus that does not fit the model, and for NaN in activations or gradients.
     """
+    if positions not in get_args(Positions):
+        raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
     rows = encode(corpus, lm.tokenizer, lm.max_length)
     reader = open_tap(lm, tap)
     total: Moments | None = None
@@ -72,24 +76,10 @@ def token_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Fl
 
 
 def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_example: bool) -> Moments:
-    segments = _segments(batch, positions)
     examples = len(batch.index)
-    got: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], Tensor]] = {}
     out = tap(batch.inputs)
     nll = answer_nll(out.logits, batch)
-
-    def reduce_layer(layer: int) -> Any:
-        def hook(grad: Tensor) -> None:
-            act = out.acts.pop(layer).detach()
-            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), segments, examples)
-
-        return hook
-
-    for layer, act in out.acts.items():
-        act.register_hook(reduce_layer(layer))
-    # The lowest layer's gradient is asked for; the others are met on the way to it.
-    lowest = out.acts[lm.sites[0].layer]
-    torch.autograd.grad(nll.sum(), lowest)
+    got = _reduce_backwards(out.acts, nll.sum(), _segments(batch, positions), examples)
     missing = [site.layer for site in lm.sites if site.layer not in got]
     if missing:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
@@ -112,6 +102,28 @@ def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_exam
         table=table,
         index=index,
     )
+
+
+def _reduce_backwards(acts: dict[int, Tensor], loss: Tensor, segments: Tensor, examples: int) -> dict[int, Piece]:
+    """Reduce each layer when the backward pass reaches it; `acts` is emptied on the way."""
+    got: dict[int, Piece] = {}
+
+    def reduce_layer(layer: int) -> Any:
+        def hook(grad: Tensor) -> None:
+            act = acts.pop(layer).detach()
+            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), segments, examples)
+
+        return hook
+
+    # The lowest layer's gradient is asked for; the others are met on the way to it.
+    lowest = acts[min(acts)]
+    hooks = [act.register_hook(reduce_layer(layer)) for layer, act in acts.items()]
+    try:
+        torch.autograd.grad(loss, lowest)
+    finally:
+        for hook in hooks:  # a hook and the graph it hangs on hold each other: left in, neither is ever freed
+            hook.remove()
+    return got
 
 
 def _segments(batch: Batch, positions: Positions) -> Tensor:

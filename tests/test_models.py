@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from families import DEPTH, FAMILIES, HEADS, MLP, UNKNOWN_TO_LENS, VOCAB, WIDTH, build, lm_of, padded_batch
+from families import DEPTH, FAMILIES, HEADS, UNKNOWN_TO_LENS, VOCAB, WIDTH, build, lm_of, padded_batch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -185,9 +185,16 @@ def test_layers_of_different_widths_are_refused() -> None:
         _ = LM(model).sites
 
 
-def test_attention_is_never_taken_for_an_mlp() -> None:
-    model = build("llama", head_dim=MLP // HEADS)  # its output projection has the shape of the MLP's
-    assert all(".mlp." in part.name for site in LM(model).sites for part in (site.write, *site.read))
+@pytest.mark.parametrize("place", ["self_attn", "shared_expert", "adapter"])
+def test_a_gated_map_of_attention_experts_or_adapters_is_not_the_mlp(place: str) -> None:
+    model = build("llama")
+    for block in model.model.layers:  # wider than the MLP, so that only where it stands tells it apart
+        shapes = {"gate": (WIDTH, 48), "up": (WIDTH, 48), "down": (48, WIDTH)}
+        maps = {name: torch.nn.Linear(*shape) for name, shape in shapes.items()}
+        if place != "self_attn":
+            block.add_module(place, torch.nn.Module())
+        block.get_submodule(place).add_module("compressor", torch.nn.ModuleDict(maps))
+    assert LM(model).sites == lm_of("llama").sites
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

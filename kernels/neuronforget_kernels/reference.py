@@ -25,22 +25,25 @@ def neuron_moments(
 
     `segments` [rows] gives each row's example (0 .. examples - 1) or -1 for a row to leave out, whose values
     are never read. Fields are fp64 [neuron]; table entries fp32 [example, neuron]; an example without rows
-    counts with s = u = 0 and stays out of the pooled mean. Sums run in fp32 within an example, the rest in fp64.
+    counts with s = u = 0 and stays out of the pooled mean. Sums of `a g` and `g` run in fp32 within an example,
+    the rest in fp64, so that a large mean costs no variance its digits.
     """
     if a.shape != g.shape or a.ndim != 2 or segments.shape != a.shape[:1]:
-        raise ValueError(f"a and g must be [rows, neurons], segments [rows]; found {a.shape}, {g.shape}, {segments.shape}")
+        found = ", ".join(str(tuple(x.shape)) for x in (a, g, segments))
+        raise ValueError(f"a and g must be [rows, neurons], segments [rows]; found {found}")
     keep = segments >= 0
     a, g, segments = a[keep].float(), g[keep].float(), segments[keep]
     rows, ag = len(a), a * g
     counts = torch.bincount(segments, minlength=examples)
-    table = {name: _by_example(value, segments, examples) for name, value in (("s", ag), ("u", g), ("sum_a", a))}
+    wide = a.double()
+    sums = _by_example(wide, segments, examples)
+    table = {"s": _by_example(ag, segments, examples), "u": _by_example(g, segments, examples), "sum_a": sums.float()}
     table["sum_a2"] = _by_example(a * a, segments, examples)
     table["peak"] = _signed_peak(a, segments, examples)
     s, u = table["s"].double(), table["u"].double()
-    mean, m2 = _mean_m2(a)
+    mean, m2 = _mean_m2(wide)
     seen = counts > 0
-    pooled = table["sum_a"][seen].double() / counts[seen, None]
-    pool_mean, pool_m2 = _mean_m2(pooled)
+    pool_mean, pool_m2 = _mean_m2(sums[seen] / counts[seen, None])
     nothing = torch.full((a.shape[1],), torch.inf, dtype=torch.float64, device=a.device)
     fields = {
         "mean": mean,
@@ -79,11 +82,8 @@ def _signed_peak(a: Tensor, segments: Tensor, examples: int) -> Tensor:
 
 
 def _mean_m2(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations, from differences to a pivot so that a large mean costs no digits."""
+    """Mean and sum of squared deviations from it, 0 of nothing; two passes over fp64 values."""
     if not len(values):
-        zero = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
-        return zero, zero.clone()
-    pivot = values[0]
-    shifted = (values - pivot).double()
-    mean = shifted.mean(0)
-    return pivot.double() + mean, ((shifted - mean) ** 2).sum(0)
+        return values.new_zeros(values.shape[1]), values.new_zeros(values.shape[1])
+    mean = values.mean(0)
+    return mean, ((values - mean) ** 2).sum(0)

@@ -28,6 +28,6 @@ class Trace:
                 act = by_example(point.input, batch)
                 act = edits[site.layer](act) if site.layer in edits else act
                 point.input = act.view_as(point.input)
-                acts[site.layer] = act.save()
+                acts[site.layer] = act.save()  # type: ignore[attr-defined]
             logits = net.output.logits.save()  # type: ignore[attr-defined]
         return Pass(logits, acts)
