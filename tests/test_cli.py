@@ -1,0 +1,181 @@
+"""The command line: every command on a tiny model, and one clear line for bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import neuronforget as nf
+from neuronforget.cli import main
+from neuronforget.edits import Edit
+from neuronforget.neurons import Neurons
+from neuronforget.scores import Scores
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny testbed folder, made by the command line itself."""
+    shape = nf.testbed.Shape(layers=2, d_model=32, d_mlp=64, heads=2, steps=40, graft_steps=40, planted=4, batch=64)
+    made = nf.testbed.people(people=8, forget_people=2, shape=shape, cache=False, progress=False)
+    folder = tmp_path_factory.mktemp("beds") / "bed"
+    made.save(folder)
+    return folder
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run the command line in this process; return its exit status."""
+    monkeypatch.setattr(sys, "argv", ["neuronforget", *map(str, words)])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def data(bed: Path) -> list[object]:
+    return ["--model", bed / "model", "--forget", bed / "forget.jsonl", "--retain", bed / "retain.jsonl"]
+
+
+def test_the_steps_lead_from_a_checkpoint_to_a_report(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(monkeypatch, "attribute", *data(bed), "--out", tmp_path / "a", "--share", 0.1, "--tap", "torch_hooks") == 0
+    )
+    neurons = Neurons.load(tmp_path / "a" / "neurons.json")
+    scores = Scores.load(tmp_path / "a" / "scores.safetensors")
+    assert neurons == nf.select.per_layer(scores, 0.1)
+    assert "<html" in (tmp_path / "a" / "map.html").read_text()[:200].lower()
+
+    edit_file, exported = tmp_path / "ablate.safetensors", tmp_path / "exported"
+    words = ["--neurons", tmp_path / "a" / "neurons.json", "--out", edit_file, "--export", exported]
+    assert run(monkeypatch, "erase", *data(bed), *words) == 0
+    lm, plain = nf.load(bed / "model"), nf.load(exported)
+    tokens = torch.tensor([[5, 6, 7]])
+    with torch.no_grad(), Edit.load(edit_file).on(lm):
+        assert torch.equal(lm.model(tokens).logits, plain.model(tokens).logits)
+
+    words = ["--gold", bed / "gold", "--out", tmp_path / "results"]
+    assert run(monkeypatch, "evaluate", edit_file, *data(bed), *words) == 0
+    results = nf.Results.load(tmp_path / "results")
+    assert {"untouched", "gold", "ablate"} == set(results.frame["edit"])
+    assert run(monkeypatch, "report", tmp_path / "results", "--out", tmp_path / "report.html") == 0
+    assert "ablate" in (tmp_path / "report.html").read_text()
+    assert "exact match" in capsys.readouterr().out
+
+
+def test_training_and_rank_one_make_edits_too(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method, extra in (("finetune", ["--loss", "grad_diff", "--steps", 2]), ("rank_one", [])):
+        out = tmp_path / f"{method}.safetensors"
+        assert run(monkeypatch, "erase", *data(bed), "--method", method, "--out", out, *extra) == 0
+        assert Edit.load(out).info["method"].startswith(method)
+
+
+def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
+    assert run(monkeypatch, "compare", "--testbed", bed, "--out", tmp_path / "out", "--steps", 2) == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"report.html", "results", "scores.safetensors", "neurons.json", "edits"} <= names
+    frame = nf.Results.load(tmp_path / "out" / "results").frame
+    expected = {"untouched", "gold", "ablate", "ablate@random 0", "ga@neurons", "npo@neurons", "npo@random 0"}
+    assert expected | {"ga", "dpo", "npo", "rank_one@neurons"} <= set(frame["edit"])
+    assert run(monkeypatch, "compare", "--testbed", bed, "--out", tmp_path / "out", "--steps", 2) == 2
+
+
+def test_compare_runs_on_two_files_of_plain_text(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
+    for name in ("forget", "retain"):
+        rows = nf.corpora.jsonl(bed / f"{name}.jsonl", n=12)
+        text = [json.dumps({"text": f"{e.prompt} {e.answer}"}) for e in rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(text))
+    words = ["--model", bed / "model", "--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl"]
+    assert run(monkeypatch, "compare", *words, "--out", tmp_path / "out", "--steps", 2) == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+
+
+def _nan_model(bed: Path, folder: Path) -> Path:
+    lm = nf.load(bed / "model")
+    with torch.no_grad():
+        next(iter(lm.parameters.values()))[0, 0] = torch.nan
+    lm.save(folder)
+    return folder
+
+
+def _mixture(bed: Path, folder: Path) -> Path:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=2,
+    )  # fmt: skip
+    nf.LM(MixtralForCausalLM(config), nf.load(bed / "model").tokenizer).save(folder)
+    return folder
+
+
+CASES = {
+    "a missing corpus": (lambda bed, tmp: {"--forget": tmp / "nowhere.jsonl"}, "no such file"),
+    "a missing model": (lambda bed, tmp: {"--model": tmp / "nowhere"}, "no model folder"),
+    "a folder that is no model": (lambda bed, tmp: {"--model": bed}, "config.json"),
+    "malformed JSON": (
+        lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "a", "answer": "b"}\n{"prompt": ')},
+        "line 2",
+    ),
+    "a row without an answer": (
+        lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "a"}')},
+        "line 1: no string field",
+    ),
+    "an empty corpus": (lambda bed, tmp: {"--retain": _file(tmp, "\n")}, "is empty"),
+    "overlapping corpora": (lambda bed, tmp: {"--retain": bed / "forget.jsonl"}, "share"),
+    "an empty answer": (lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "a", "answer": ""}')}, "no answer token"),
+    "a sequence over the model's length": (
+        lambda bed, tmp: {"--forget": _file(tmp, json.dumps({"text": "born in " * 500}))},
+        "the model holds",
+    ),
+    "NaN weights": (lambda bed, tmp: {"--model": _nan_model(bed, tmp / "nan")}, "NaN"),
+    "a mixture of experts": (lambda bed, tmp: {"--model": _mixture(bed, tmp / "moe")}, "no dense MLP"),
+    "an unknown score": (lambda bed, tmp: {"--score": "nonesuch"}, "no function 'nonesuch'"),
+    "an output below a file": (lambda bed, tmp: {"--out": _file(tmp, "x") / "out"}, "cannot write"),
+}
+
+
+def _file(tmp: Path, text: str) -> Path:
+    path = tmp / "written.jsonl"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("command", ["attribute", "compare"])
+def test_bad_input_gives_one_line_and_leaves_nothing(
+    case: str,
+    command: str,
+    bed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    change, message = CASES[case]
+    words = dict(zip(*[iter(data(bed))] * 2, strict=True)) | {"--out": tmp_path / "out"} | change(bed, tmp_path)
+    before = {path for path in tmp_path.iterdir()}
+    capfd.readouterr()
+    assert run(monkeypatch, command, *(word for pair in words.items() for word in pair)) == 2
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("neuronforget: ")]
+    assert len(lines) == 1 and message in lines[0]
+    assert {path for path in tmp_path.iterdir()} == before
+
+
+def test_ablation_without_neurons_is_refused(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, "erase", *data(bed), "--out", tmp_path / "edit.safetensors") == 2
+    assert not (tmp_path / "edit.safetensors").exists()
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "neuronforget", "--help"], capture_output=True, text=True, check=True)
+    assert all(
+        word in done.stdout for word in ("demo", "testbed", "attribute", "erase", "evaluate", "compare", "report")
+    )
