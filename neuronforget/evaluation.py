@@ -16,12 +16,12 @@ from tqdm.auto import tqdm
 from neuronforget.corpora import Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank
+from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
 from neuronforget.models import LM
 from neuronforget.results import Results, bootstrap
 from neuronforget.runs import environment
 
-METRICS: tuple[Metric, ...] = (exact_match, probability, nll, rank)
+METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
 
 
 def evaluate(

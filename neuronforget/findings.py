@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
@@ -43,7 +44,7 @@ def _before(results: Results, start: float, floor: float | None) -> str:
     if start < 0.5:
         text += " It hardly knew the forget corpus by exact match: read the probability and loss columns instead."
     if floor is not None:
-        text += f" The gold twin, which never saw the forget corpus, answers {floor:.1%}: that, not 0%, is the target."
+        text += f" The gold twin, which never saw the forget corpus, answers {floor:.1%} of it: that is the target."
     return text
 
 
@@ -69,37 +70,49 @@ def _ablation(results: Results, floor: float | None) -> str:
 
 def _controls(results: Results, edits: dict[str, str]) -> Iterator[str]:
     names = [name for name, scope in edits.items() if scope == "control" and name.startswith("ablate@")]
-    if names:
-        values = [results.value(name, "forget") for name in names]
-        drop = results.value("untouched", "forget") - min(values)
-        verdict = "random neurons do nothing" if drop <= COST * 2 else "so a part of the effect needs no localisation"
-        yield (
-            f"Ablating as many other neurons ({len(names)} random and matched controls) leaves "
-            f"{min(values):.1%} to {max(values):.1%}: {verdict}."
-        )
+    if not names or "ablate" not in edits:
+        return
+    start, left = results.value("untouched", "forget"), results.value("ablate", "forget")
+    values = [results.value(name, "forget") for name in names]
+    if start - min(values) <= 2 * COST:
+        verdict = "random neurons do nothing"
+    elif min(values) <= left:
+        verdict = "no less than the selection does, so its location explains nothing"
+    else:
+        verdict = "so a part of what ablation does needs no localisation"
+    if start - left <= 2 * COST:
+        verdict += "; nor does the selection: this knowledge does not hang on the neurons that the score found"
+    yield (
+        f"Ablating as many other neurons ({len(names)} random and matched controls) leaves "
+        f"{min(values):.1%} to {max(values):.1%}: {verdict}."
+    )
 
 
 def _trained(results: Results, edits: dict[str, str]) -> Iterator[str]:
-    """Does it matter which neurons are trained? Asked at matched damage, since at full strength both may forget."""
-    for loss in ("npo", "ga", "rank_one"):
-        here, there = f"{loss}@neurons", f"{loss}@random 0"
+    """Does it matter which neurons are changed? Asked at matched damage, since at full strength both may forget."""
+    for method in ("npo", "ga", "rank_one"):
+        here, there = f"{method}@neurons", f"{method}@random 0"
         if here not in edits or there not in edits:
             continue
         full = [results.value(name, "forget") for name in (here, there)]
-        matched = [_at(results, name, "forget") for name in (here, there)]
-        text = f"{loss} leaves {full[0]:.1%} of the forget answers on selected neurons, {full[1]:.1%} on random ones"
-        if None in matched:
+        text = f"{method} leaves {full[0]:.1%} of the forget answers on selected neurons, {full[1]:.1%} on random ones"
+        matched = [_matched_row(results, name) for name in (here, there)]
+        if matched[0] is None or matched[1] is None:
             yield text + "."
             continue
-        gap = matched[1] - matched[0]  # type: ignore[operator]
-        verdict = (
-            "selecting them helped"
-            if gap > 0.05
-            else "selecting them did not help"
-            if gap > -0.05
-            else "random neurons did better"
+        yield (
+            f"{text}; at equal retain damage {matched[0]['value']:.1%} against {matched[1]['value']:.1%}: "
+            f"{_verdict(matched[0], matched[1])}."
         )
-        yield f"{text}; at equal retain damage {matched[0]:.1%} against {matched[1]:.1%}: {verdict}."
+
+
+def _verdict(here: dict[str, Any], there: dict[str, Any]) -> str:
+    """Compare two rows by their intervals: what overlaps is not called a difference."""
+    if here["high"] < there["low"]:
+        return "selecting them helped"
+    if there["high"] < here["low"]:
+        return "random neurons did better"
+    return "selecting them made no clear difference"
 
 
 def _destroyed(results: Results, edits: dict[str, str]) -> Iterator[str]:
@@ -114,36 +127,42 @@ def _destroyed(results: Results, edits: dict[str, str]) -> Iterator[str]:
 
 
 def _unseen(results: Results, edits: dict[str, str]) -> Iterator[str]:
+    """Are phrasings that the erasure never saw still answered? Asked at matched damage, else at full strength."""
     if not (results.frame["corpus"] == "forget unseen").any():
         return
-    leaks = {}
-    for name, scope in edits.items():
-        if scope in ("full", "neurons"):
-            leaks[name] = results.value(name, "forget unseen") - results.value(name, "forget")
-    worse = {name: value for name, value in leaks.items() if value > 0.05}
+    point = "matched" if (results.frame["point"] == "matched").any() else "full"
+    names = [name for name, scope in edits.items() if scope in ("full", "neurons")]
+    pairs = {n: [results.value(n, c, point=point) for c in ("forget", "forget unseen")] for n in names}
+    worse = {name: pair for name, pair in pairs.items() if pair[1] - pair[0] > NEAR}
+    when = "at matched damage" if point == "matched" else "at full strength"
     if worse:
-        listed = ", ".join(f"{name} (+{100 * value:.0f} points)" for name, value in worse.items())
-        yield f"Questions in a phrasing that the erasure never saw are still answered more often after: {listed}."
+        listed = ", ".join(f"{name} ({pair[0]:.1%} as trained, {pair[1]:.1%} unseen)" for name, pair in worse.items())
+        yield f"Questions in phrasings that the erasure never saw are still answered more often, {when}: {listed}."
     else:
-        yield "No method leaves unseen phrasings answered more than 5 points more often than the trained ones."
+        yield f"No method leaves unseen phrasings answered more than 5 points more often than the trained ones, {when}."
 
 
 def _matched(results: Results, edits: dict[str, str]) -> Iterator[str]:
     budget = results.info.get("damage_budget")
-    found = {n: _at(results, n, "forget") for n, scope in edits.items() if scope in ("full", "neurons")}
-    known = {n: v for n, v in found.items() if v is not None}
+    found = {n: _matched_row(results, n) for n, scope in edits.items() if scope in ("full", "neurons")}
+    known = {n: row for n, row in found.items() if row is not None}
     if budget is None or not known:
         return
-    order = sorted(known, key=lambda n: known[n])
-    listed = ", ".join(f"{n} {known[n]:.1%}" for n in order)
+    order = sorted(known, key=lambda n: known[n]["value"])
+    listed = ", ".join(f"{n} {known[n]['value']:.1%}" for n in order)
     yield f"With the retain loss allowed to rise by {budget:g} nats, the forget answers left are: {listed}."
-    whole = [n for n in order if edits[n] == "full"]
-    aimed = [n for n in order if edits[n] == "neurons"]
+    whole, aimed = ([n for n in order if edits[n] == scope] for scope in ("full", "neurons"))
     if whole and aimed:
-        best = "a neuron-level edit" if known[aimed[0]] < known[whole[0]] - 0.01 else "full-model training"
-        if abs(known[aimed[0]] - known[whole[0]]) <= 0.01:
-            best = "neither"
-        yield f"At that damage the best is {best} ({aimed[0]} {known[aimed[0]]:.1%}, {whole[0]} {known[whole[0]]:.1%})."
+        best, rest = known[aimed[0]], known[whole[0]]
+        verdict = "neither is clearly better"
+        if best["high"] < rest["low"]:
+            verdict = "the neuron-level edit is better"
+        elif rest["high"] < best["low"]:
+            verdict = "full-model training is better"
+        yield (
+            f"The best neuron-level edit there ({aimed[0]}, {best['value']:.1%}) beside the best full-model one "
+            f"({whole[0]}, {rest['value']:.1%}): {verdict} in accuracy."
+        )
 
 
 def _over_erased(results: Results, edits: dict[str, str], floor: float) -> Iterator[str]:
@@ -158,7 +177,7 @@ def _over_erased(results: Results, edits: dict[str, str], floor: float) -> Itera
     )
 
 
-def _at(results: Results, name: str, corpus: str) -> float | None:
-    rows = [r for r in results.rows if (r["edit"], r["corpus"], r["point"]) == (name, corpus, "matched")]
-    values = [r["value"] for r in rows if r["metric"] == "exact_match"]
-    return values[0] if values else None
+def _matched_row(results: Results, name: str) -> dict[str, Any] | None:
+    wanted = (name, "forget", "matched", "exact_match")
+    rows = (r for r in results.rows if (r["edit"], r["corpus"], r["point"], r["metric"]) == wanted)
+    return next(rows, None)

@@ -69,9 +69,7 @@ def answer_nll(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Fl
 def token_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example next"]:
     """Return the log-probability of each next token (nats, fp32); entry t is of token t + 1."""
     targets = batch.input_ids[:, 1:]
-    flat = torch.nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none"
-    )
+    flat = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
     return -flat.view(targets.shape)
 
 

@@ -77,13 +77,15 @@ def show(results: Results) -> None:
     """Print exact match and loss at full strength, and at matched damage where it was measured."""
     from rich.console import Console
 
+    console = Console()
+    console = Console(width=max(console.width, 112))  # a piped table is not wrapped
     frame = results.frame
     points = [point for point in ("full", "matched") if (frame["point"] == point).any()]
     for metric in ("exact_match", "probability"):
         for point in points:
             rows = frame[(frame["metric"] == metric) & (frame["point"].isin({point}) | (frame["scope"] == "reference"))]
             if len(rows):
-                Console().print(_table(rows, metric, point, results.info.get("damage_budget")))
+                console.print(_table(rows, metric, point, results.info.get("damage_budget")))
 
 
 def _table(rows: Any, metric: str, point: str, damage: float | None) -> Any:

@@ -135,13 +135,15 @@ def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = Fa
     import shutil
 
     from neuronforget.comparison import compare as run
-    from neuronforget.runs import cache_folder, check_new
+    from neuronforget.runs import cache_folder, check_new, content_key
 
     check_new(out, replace=replace)
-    found = run(lm, forget, retain, resume=cache_folder() / "edits", **settings)
+    unfinished = cache_folder() / "edits" / content_key(model=lm.name, data=(forget.digest(), retain.digest()))
+    found = run(lm, forget, retain, resume=unfinished, **settings)
     if replace and out.exists():
         shutil.rmtree(out)
     found.save(out)
+    shutil.rmtree(unfinished, ignore_errors=True)
     show(found.results)
     for line in found.findings:
         print(f"- {line}")

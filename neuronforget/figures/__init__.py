@@ -1,0 +1,7 @@
+"""Draw: pure functions, numbers in, `plotly.graph_objects.Figure` out."""
+
+from neuronforget.figures.comparison import dots, frontier
+from neuronforget.figures.layers import activation_shift, layer_share
+from neuronforget.figures.map import QUANTILE, attribution_map, rank_profile
+
+__all__ = ["QUANTILE", "activation_shift", "attribution_map", "dots", "frontier", "layer_share", "rank_profile"]

@@ -1,0 +1,78 @@
+"""What all figures share: template, colours that the colour-blind can tell apart, and one look for each edit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+
+import plotly.graph_objects as go
+
+#: Okabe & Ito (2008).
+OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+GREY = "#9a9a9a"
+MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star")
+DASHES = ("solid", "dash", "dot", "dashdot")
+FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+
+#: How a metric is called on an axis.
+METRIC_LABELS = {
+    "exact_match": "accuracy (exact match)",
+    "token_accuracy": "answer tokens right",
+    "probability": "probability of the answer",
+    "nll": "loss (nats per answer token)",
+    "rank": "worst rank of an answer token",
+    "kl_gold": "KL from the gold twin (nats)",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """Colour, marker and dash of one edit."""
+
+    colour: str
+    marker: str
+    dash: str
+
+
+def looks(scopes: dict[str, str]) -> dict[str, Look]:
+    """Give each edit its look by scope: controls are grey, full-model edits dashed, references black."""
+    found: dict[str, Look] = {}
+    counts = {"neurons": 0, "full": 0, "control": 0}
+    for name, scope in scopes.items():
+        if scope == "reference":
+            found[name] = Look("#000000", "x" if name == "untouched" else "star", "solid")
+            continue
+        i = counts.get(scope, 0)
+        counts[scope] = i + 1
+        colour = GREY if scope == "control" else OKABE_ITO[i % len(OKABE_ITO)]
+        dash = {"full": "dash", "control": "dot"}.get(scope, "solid")
+        found[name] = Look(colour, MARKERS[i % len(MARKERS)] + ("-open" if scope == "full" else ""), dash)
+    return found
+
+
+def scopes_of(rows: Iterable[dict[str, object]]) -> dict[str, str]:
+    """Return each edit's scope, in the order of the results."""
+    return {str(row["edit"]): str(row["scope"]) for row in rows}
+
+
+def label(metric: str) -> str:
+    """Return a metric's words for an axis."""
+    return METRIC_LABELS.get(metric, metric)
+
+
+def text(value: object) -> str:
+    """Return a name as plotly may show it: it reads some HTML in text, so mark-up in names is escaped."""
+    return escape(str(value), quote=False)
+
+
+def styled(figure: go.Figure, height: int = 460) -> go.Figure:
+    """Return the figure in the common template."""
+    return figure.update_layout(
+        template="simple_white",
+        height=height,
+        font={"family": FONT, "size": 13},
+        margin={"l": 64, "r": 16, "t": 24, "b": 56},
+        legend={"font": {"size": 11}},
+        hoverlabel={"font": {"family": FONT}},
+    )

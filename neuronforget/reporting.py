@@ -1,0 +1,231 @@
+"""report(): results, and what was selected and why, as one HTML file that needs no network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+
+from neuronforget import figures
+from neuronforget.figures.style import METRIC_LABELS, scopes_of
+from neuronforget.neurons import Neurons
+from neuronforget.results import Results
+from neuronforget.runs import whole_file
+from neuronforget.scores import Scores
+
+CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text, first column the row's name."""
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its title, what it shows in words, and its numbers as a table."""
+
+    title: str
+    caption: str
+    figure: go.Figure
+    table: Table
+
+    @property
+    def html(self) -> str:
+        """The figure's own mark-up, without plotly.js."""
+        return self.figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+
+
+def report(
+    results: Results,
+    path: str | Path,
+    *,
+    scores: Scores | None = None,
+    neurons: Neurons | None = None,
+    truth: Neurons | None = None,
+    controls: Sequence[Neurons] = (),
+    shifts: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    layers: Sequence[int] | None = None,
+    findings: Sequence[str] = (),
+    title: str = "What was forgotten, and what was damaged",
+) -> Path:
+    """Write the report; sections whose inputs are missing are left out. Raises InputError if `path` is unwritable."""
+    from jinja2 import Environment, PackageLoader
+    from plotly.offline import get_plotlyjs
+
+    pictures = _comparison_pictures(results)
+    if scores is not None:
+        pictures += _map_pictures(scores, neurons, truth, controls)
+    if shifts:
+        pictures.append(_shift_picture(shifts, layers or (scores.layers if scores else ())))
+    template = Environment(loader=PackageLoader("neuronforget", "."), autoescape=True).get_template("report.html.jinja")
+    body = template.render(
+        title=title,
+        findings=findings,
+        tables=[t for t in (results_table(results, p) for p in ("matched", "full")) if t.rows],
+        pictures=pictures,
+        info=_flat(results.info),
+        nan=sum(row["nan"] for row in results.rows if row["point"] == "full"),
+        plotly=get_plotlyjs(),
+    )
+    with whole_file(path) as scratch:
+        scratch.write_text(body, encoding="utf-8")
+    return Path(path)
+
+
+def results_table(results: Results, point: str, metrics: Sequence[str] = ("exact_match", "probability")) -> Table:
+    """Return every edit's values with intervals at one point of its frontier, references first."""
+    rows = [r for r in results.rows if r["point"] == point or (point != "full" and r["scope"] == "reference")]
+    measured = {r["metric"] for r in rows}
+    names = [m for m in metrics if m in measured] + (["kl_gold"] if "kl_gold" in measured else [])
+    corpora = list(dict.fromkeys(r["corpus"] for r in rows))
+    columns = [
+        (c, m) for m in names for c in (corpora if m == "exact_match" else [c for c in corpora if "unseen" not in c])
+    ]
+    cells = {(r["edit"], r["corpus"], r["metric"]): r for r in rows}
+    strengths = {r["edit"]: r["strength"] for r in rows}
+    body = []
+    for name, scope in scopes_of(rows).items():
+        start = () if point == "full" else ("" if scope == "reference" else f"{strengths[name]:.2f}",)
+        body.append((name, *start, *(_interval(cells.get((name, c, m))) for c, m in columns)))
+    budget = results.info.get("damage_budget")
+    caption = "Every edit at full strength" if point == "full" else (
+        f"At matched damage: each edit weakened until the retain loss has risen by {budget:g} nats per answer token "
+        "(strength 1 where it never does)"
+        if budget is not None
+        else "At matched damage"
+    )  # fmt: skip
+    heads = [f"{c}: {METRIC_LABELS.get(m, m)}" for c, m in columns]
+    return Table(
+        caption,
+        ("edit", *(() if point == "full" else ("strength",)), *heads),
+        tuple(body) if len(body) > 2 or point == "full" else (),
+    )
+
+
+def _comparison_pictures(results: Results) -> list[Picture]:
+    accuracy = results_table(results, "full", ("exact_match",))
+    sweep = [
+        (r["edit"], f"{r['strength']:.2f}", r["corpus"], _interval(r))
+        for r in results.rows
+        if r["metric"] == "exact_match" and r["corpus"] in ("forget", "retain")
+    ]
+    about = (
+        "Each line leads from the untouched model to an edit's full strength (large marker, 95% interval). "
+        "Solid: on neurons; dashed: whole model; grey: controls. Dotted line: the gold twin, where there is one. "
+    )
+    columns = ("edit", "strength", "corpus", "accuracy")
+    return [
+        Picture(
+            "Frontier: forgetting against damage",
+            about + "Lower and further left is better: less is answered, for a smaller rise of the retain loss.",
+            figures.frontier(results, retain_metric="nll"),
+            Table("Accuracy over strengths", columns, tuple(sweep)),
+        ),
+        Picture(
+            "Frontier in accuracy",
+            about + "Lower and further right is better.",
+            figures.frontier(results),
+            Table("Accuracy over strengths", columns, tuple(sweep)),
+        ),
+        Picture(
+            "Every edit at full strength",
+            "Accuracy with 95% bootstrap intervals over examples; unseen: phrasings that the erasure did not see. "
+            "Dotted line: the gold twin.",
+            figures.dots(results),
+            accuracy,
+        ),
+    ]
+
+
+def _map_pictures(
+    scores: Scores, neurons: Neurons | None, truth: Neurons | None, controls: Sequence[Neurons]
+) -> list[Picture]:
+    top = scores.values.flatten().sort(descending=True, stable=True).indices[:40].tolist()
+    width = scores.values.shape[1]
+    best = [(scores.layers[i // width], i % width) for i in top]
+    rows = [
+        (str(layer), str(j), f"{scores.values[scores.layers.index(layer), j]:.4g}",
+         _mark(neurons, (layer, j)), _mark(truth, (layer, j)))
+        for layer, j in best
+    ]  # fmt: skip
+    table = Table("The forty highest scores", ("layer", "neuron", scores.name, "selected", "true"), tuple(rows))
+    found = [
+        Picture("Map of the neurons", _map_caption(scores), figures.attribution_map(scores, neurons, truth), table),
+        Picture(
+            "Rank profile",
+            "Scores in falling order, one line a layer; a steep start means that few neurons carry most of it. "
+            "Crosses are true neurons, where they are known.",
+            figures.rank_profile(scores, truth),
+            table,
+        ),
+    ]
+    if neurons is not None:
+        counts = [
+            (
+                str(layer),
+                *(str(int(s.mask()[i].sum())) for s in (neurons, *((truth, neurons & truth) if truth else ()))),
+            )
+            for i, layer in enumerate(neurons.layers)
+        ]
+        columns = ("layer", "selected", *(("true", "selected and true") if truth else ()))
+        caption = "Neurons selected in each layer, and how many of them are right where that is known."
+        found.append(
+            Picture(
+                "The selection by layer",
+                caption,
+                figures.layer_share(neurons, controls, truth),
+                Table("Neurons by layer", columns, tuple(counts)),
+            )
+        )
+    return found
+
+
+def _map_caption(scores: Scores) -> str:
+    limit = float(np.quantile(scores.values.abs().numpy(), figures.QUANTILE))
+    sign = scores.sign[0].upper() + scores.sign[1:]
+    return f"{sign}. Colours end at ±{limit:.3g}, the {figures.QUANTILE:.1%} quantile of the magnitudes."
+
+
+def _shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[int]) -> Picture:
+    rows = [
+        (name, kind, *(f"{value:.3g}" for value in values))
+        for name, shift in shifts.items()
+        for kind, values in shift.items()
+    ]
+    return Picture(
+        "Where the activations moved",
+        "Root mean square change of the neurons' activations, by layer. An edit about the forget corpus moves forget "
+        "and hardly moves retain.",
+        figures.activation_shift(shifts, layers),
+        Table("RMS change", ("edit", "corpus", *(f"layer {layer}" for layer in layers)), tuple(rows)),
+    )
+
+
+def _interval(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if math.isnan(row["value"]):
+        return f"NaN ({row['nan']} of {row['n']})"
+    return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
+
+
+def _mark(neurons: Neurons | None, neuron: tuple[int, int]) -> str:
+    return "" if neurons is None else "yes" if neuron in neurons else "no"
+
+
+def _flat(info: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in info.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        rows += _flat(value, f"{name}: ") if isinstance(value, Mapping) else [(name, str(value))]
+    return rows
