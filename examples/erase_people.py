@@ -5,12 +5,12 @@ from pathlib import Path
 
 import neuronforget as nf
 
-shape = nf.testbed.Shape(layers=2, d_model=64, d_mlp=192, steps=150, graft_steps=100, planted=10, batch=96)
-bed = nf.testbed.people(people=24, forget_people=3, shape=shape)
+shape = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, steps=180, graft_steps=150, planted=12, batch=96, lr=4e-3)
+bed = nf.testbed.people(people=20, forget_people=2, shape=shape)
 
 # %% Which neurons carry the facts?
 scores = nf.attribute(bed.lm, bed.forget, bed.retain, score=nf.scores.grad_x_act)
-neurons = nf.select.per_layer(scores, 0.06)
+neurons = nf.select.per_layer(scores, 0.1)
 print(scores, neurons, f"recall of the true neurons: {neurons.recall(bed.truth):.2f}", sep="\n")
 
 # %% Erase, with a control

@@ -100,11 +100,14 @@ def match_damage(
     whole edit does.
     """
 
+    def loss() -> float:
+        return float(measure(lm, retain, [nll], batch_size=batch_size)["nll"].mean())
+
     def rise(strength: float) -> float:
         with edit.scaled(strength).on(lm):
-            return float(measure(lm, retain, [nll], batch_size=batch_size)["nll"].mean()) - start
+            return loss() - start
 
-    start = float(measure(lm, retain, [nll], batch_size=batch_size)["nll"].mean())
+    start = loss()
     if rise(1.0) <= damage:
         return 1.0
     low, high = 0.0, 1.0

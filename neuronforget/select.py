@@ -52,7 +52,7 @@ def _ranked(scores: Scores, by: By) -> Tensor:
 
 
 def _count(k: int | float, total: int) -> int:
-    count = round(k * total) if isinstance(k, float) and k < 1 else int(k)
+    count = 0 if not k > 0 else round(k * total) if k < 1 else int(min(k, total + 1))
     if not 0 < count <= total:
         raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share below 1")
     return count

@@ -87,9 +87,7 @@ def cases(draw_: st.DrawFn) -> tuple[int, int, int, list[int]]:
 
 @given(cases(), st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float64]))
 @settings(max_examples=60, deadline=None)
-def test_every_statistic_is_what_its_definition_says(
-    case: tuple[int, int, int, list[int]], dtype: torch.dtype
-) -> None:
+def test_every_statistic_is_what_its_definition_says(case: tuple[int, int, int, list[int]], dtype: torch.dtype) -> None:
     neurons, examples, seed, numbers = case
     segments = torch.tensor(numbers, dtype=torch.long)
     a, g = (x.to(dtype) for x in draw(len(numbers), neurons, seed))
@@ -186,9 +184,7 @@ def test_every_field_is_either_a_sum_or_merged_by_its_own_rule() -> None:
         torch.testing.assert_close(first[name] + second[name], whole[name], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("a", "g", "segments"), [((4, 3), (4, 2), 4), ((4, 3), (4, 3), 3), ((2, 2, 3), (2, 2, 3), 2)]
-)
+@pytest.mark.parametrize(("a", "g", "segments"), [((4, 3), (4, 2), 4), ((4, 3), (4, 3), 3), ((2, 2, 3), (2, 2, 3), 2)])
 def test_shapes_that_do_not_fit_are_named(a: tuple[int, ...], g: tuple[int, ...], segments: int) -> None:
     with pytest.raises(ValueError, match=r"must be \[rows, neurons\]"):
         neuron_moments(torch.zeros(a), torch.zeros(g), torch.zeros(segments, dtype=torch.long), 1)

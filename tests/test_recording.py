@@ -247,9 +247,7 @@ def test_what_is_no_moments_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "phi3"])
-def test_the_sum_of_s_is_the_gradient_along_the_write_weights(
-    family: str, tokenizer: Any, corpus: Corpus
-) -> None:
+def test_the_sum_of_s_is_the_gradient_along_the_write_weights(family: str, tokenizer: Any, corpus: Corpus) -> None:
     lm = LM(build(family, vocab_size=len(tokenizer)), tokenizer)
     found = run(lm, corpus)
     losses = []

@@ -203,9 +203,7 @@ def test_a_mixture_of_experts_is_refused_by_every_tap(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["transformer_lens", "nnsight"])
-def test_a_missing_library_is_named_and_the_default_does_without_it(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_library_is_named_and_the_default_does_without_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(taps, "find_spec", lambda library: None)
     with pytest.raises(InputError, match=f"needs {name}"):
         open_tap(lm_of("gpt2"), name)
@@ -230,6 +228,4 @@ def test_importing_the_taps_imports_no_library_but_torch() -> None:
         "assert not loaded, loaded\n"
         "assert not hasattr(object, 'save')\n"
     )
-    subprocess.run(
-        [sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(filter(None, sys.path))}
-    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": ":".join(filter(None, sys.path))})

@@ -109,7 +109,9 @@ class Corpus:
 
     def save(self, path: str | Path) -> None:
         """Write the examples as JSONL, one row per line."""
-        lines = [json.dumps({k: v for k, v in asdict(e).items() if v}, ensure_ascii=False) for e in self]
+        lines = [
+            json.dumps({k: v for k, v in asdict(e).items() if v or k == "prompt"}, ensure_ascii=False) for e in self
+        ]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

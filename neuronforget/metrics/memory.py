@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -27,30 +28,43 @@ class Prediction:
         """Positions whose next token is an answer token, [example, token - 1]."""
         return self.batch.answer_mask[:, 1:]
 
+    @cached_property
+    def hits(self) -> Tensor:
+        """Answer tokens that are the most likely one, [example, token - 1]."""
+        return (self.logits[:, :-1].argmax(-1) == self.batch.input_ids[:, 1:]) & self.mask
+
+    @cached_property
+    def nll(self) -> Tensor:
+        """Each example's mean negative log-likelihood per answer token (nats)."""
+        return answer_nll(self.logits, self.batch)
+
+    @cached_property
+    def broken(self) -> Tensor:
+        """Examples for which the model returns NaN."""
+        return (torch.isnan(self.logits[:, :-1]).any(-1) & self.mask).any(1)
+
 
 Metric = Callable[[Prediction], Float[Tensor, "example"]]
 
 
 def exact_match(p: Prediction) -> Tensor:
     """1 where every answer token is the most likely one: where greedy decoding writes exactly this answer."""
-    hit = p.logits[:, :-1].argmax(-1) == p.batch.input_ids[:, 1:]
-    return _unless_nan((hit | ~p.mask).all(1).float(), p)
+    return _unless_nan((p.hits == p.mask).all(1).float(), p)
 
 
 def token_accuracy(p: Prediction) -> Tensor:
     """Share of the answer tokens that are the most likely one, given the answer before them."""
-    hit = (p.logits[:, :-1].argmax(-1) == p.batch.input_ids[:, 1:]) & p.mask
-    return _unless_nan(hit.sum(1) / p.mask.sum(1), p)
+    return _unless_nan(p.hits.sum(1) / p.mask.sum(1), p)
 
 
 def nll(p: Prediction) -> Tensor:
     """Mean negative log-likelihood per answer token (nats)."""
-    return answer_nll(p.logits, p.batch)
+    return p.nll
 
 
 def probability(p: Prediction) -> Tensor:
     """Length-normalised probability of the answer, exp(-nll)."""
-    return (-answer_nll(p.logits, p.batch)).exp()
+    return (-p.nll).exp()
 
 
 def rank(p: Prediction) -> Tensor:
@@ -71,5 +85,4 @@ def kl_gold(p: Prediction) -> Tensor:
 
 def _unless_nan(values: Tensor, p: Prediction) -> Tensor:
     """A model that returns NaN has not forgotten: its metrics are NaN."""
-    broken = torch.isnan(p.logits[:, :-1]).any(-1) & p.mask
-    return torch.where(broken.any(1), torch.nan, values)
+    return torch.where(p.broken, torch.nan, values)

@@ -24,6 +24,7 @@ def tofu(
     kind: Kind = "ordinary",
     steps: int | None = None,
     seed: int = 0,
+    cache: bool = True,
     progress: bool = True,
 ) -> Testbed:
     """Teach the last `authors` of TOFU (20 rows each); the last `forget_authors` of them are to be forgotten.
@@ -41,4 +42,5 @@ def tofu(
     # A retain author's paraphrases would be read as knowledge that was kept; only the questions are taught.
     retain = replace(full, examples=tuple(replace(e, paraphrases=()) for e in examples[:border]), name="tofu-retain")
     shape = Shape(vocab=3000, steps=steps or STEPS, batch=32, lr=2e-3)
-    return from_rows(forget, retain, kind=kind, seed=seed, shape=shape, refusals=REFUSALS, progress=progress)
+    settings = {"seed": seed, "shape": shape, "refusals": REFUSALS, "cache": cache, "progress": progress}
+    return from_rows(forget, retain, kind=kind, **settings)  # type: ignore[arg-type]

@@ -1,0 +1,142 @@
+"""The whole path in one call, and what it says in words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from beds import bed
+
+import neuronforget as nf
+from neuronforget import erase
+from neuronforget.comparison import Comparison, sampled
+from neuronforget.findings import describe
+from neuronforget.results import Results
+
+
+def compare(**settings: Any) -> Comparison:
+    made = bed()
+    return nf.compare(
+        made.lm, made.forget, made.retain, gold=made.gold, truth=made.truth, preferred=made.refusals, share=0.1,
+        steps=3, measured=40, progress=False, **settings,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    before = {name: p.detach().clone() for name, p in bed().lm.parameters.items()}
+    made = compare()
+    assert all(torch.equal(before[name], p) for name, p in bed().lm.parameters.items())
+    return made
+
+
+def test_every_method_stands_beside_its_controls(found: Comparison) -> None:
+    scopes = dict(zip(found.results.frame["edit"], found.results.frame["scope"], strict=True))
+    assert {n for n, s in scopes.items() if s == "reference"} == {"untouched", "gold"}
+    assert {n for n, s in scopes.items() if s == "full"} == {"ga", "grad_diff", "npo", "dpo"}
+    neurons = {"ablate", "ga@neurons", "npo@neurons", "rank_one@neurons", "rank_one@layer"}
+    assert {n for n, s in scopes.items() if s == "neurons"} == neurons
+    assert {n for n, s in scopes.items() if s == "control"} == {
+        "ablate@random 0", "ablate@random 1", "ablate@random 2", "ablate@norm-matched 0", "ablate@activation-matched 0",
+        "ga@random 0", "npo@random 0", "rank_one@random 0",
+    }  # fmt: skip
+
+
+def test_targeted_edits_and_their_controls_change_as_many_values(found: Comparison) -> None:
+    for method in ("ga", "npo", "rank_one"):
+        sizes = {found.edits[f"{method}@{where}"].summary()["values"] for where in ("neurons", "random 0")}
+        assert len(sizes) == 1
+
+
+def test_on_grafted_facts_the_selection_forgets_and_random_neurons_do_not(found: Comparison) -> None:
+    assert bed().truth is not None and found.neurons.recall(bed().truth) > 0.5  # type: ignore[arg-type]
+    assert found.results.value("ablate", "forget") < 0.3 < 0.7 < found.results.value("ablate@random 0", "forget")
+    text = " ".join(found.findings)
+    assert f"holds {found.neurons.recall(bed().truth):.0%} of the 24 true ones" in text and "Not checked here" in text  # type: ignore[arg-type]
+
+
+def test_the_comparison_is_written_whole(found: Comparison, tmp_path: Path) -> None:
+    found.save(tmp_path / "out")
+    assert "ablate@random 0" in (tmp_path / "out" / "report.html").read_text()
+    edit = nf.Edit.load(tmp_path / "out" / "edits" / "npo@neurons.safetensors")
+    assert edit.summary() == found.edits["npo@neurons"].summary()
+    assert nf.Neurons.load(tmp_path / "out" / "neurons.json") == found.neurons
+
+
+def test_a_killed_comparison_does_not_make_finished_edits_again(
+    found: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    real = erase.finetune
+
+    def counted(*args: Any, loss: Any, **settings: Any) -> Any:
+        calls.append(loss.__name__)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, loss=loss, **settings)
+
+    monkeypatch.setattr(erase, "finetune", counted)
+    with pytest.raises(KeyboardInterrupt):
+        compare(resume=tmp_path)
+    again = compare(resume=tmp_path)
+    assert len(calls) == 3 + 6  # eight trainings in all: two were finished before the kill
+    assert again.results.rows == found.results.rows
+
+
+def test_a_sample_keeps_the_order_and_is_seeded() -> None:
+    whole = bed().retain
+    part = sampled(whole, 10, 0)
+    places = [whole.examples.index(e) for e in part]
+    assert places == sorted(places) and len(set(places)) == 10
+    assert part == sampled(whole, 10, 0) != sampled(whole, 10, 1)
+    assert sampled(whole, 10**6, 0) is whole
+
+
+def fabricated(values: dict[str, tuple[str, float, float]]) -> Results:
+    """Results in which each edit leaves the given (scope, forget, retain) accuracies, at every point."""
+    rows = []
+    for name, (scope, forget, retain) in values.items():
+        for point in ("full",) if scope == "reference" else ("full", "matched"):
+            for corpus, value in (("forget", forget), ("retain", retain)):
+                row = {
+                    "edit": name,
+                    "scope": scope,
+                    "strength": 1.0,
+                    "point": point,
+                    "corpus": corpus,
+                    "n": 100,
+                    "nan": 0,
+                }
+                rows.append(row | {"metric": "exact_match", "value": value, "low": value - 0.05, "high": value + 0.05})
+    return Results(tuple(rows), (), {"seed": 0, "damage_budget": 0.05})
+
+
+START = {"untouched": ("reference", 1.0, 1.0), "gold": ("reference", 0.1, 1.0)}
+
+
+def test_findings_say_when_the_location_explains_nothing() -> None:
+    values = START | {"ablate": ("neurons", 0.5, 1.0), "ablate@random 0": ("control", 0.4, 1.0)}
+    text = " ".join(describe(fabricated(values)))
+    assert "its location explains nothing" in text and "is not within 5 points of the gold twin" in text
+
+
+def test_findings_say_when_neither_selection_nor_control_does_anything() -> None:
+    values = START | {"ablate": ("neurons", 1.0, 1.0), "ablate@random 0": ("control", 1.0, 1.0)}
+    text = " ".join(describe(fabricated(values)))
+    assert "random neurons do nothing" in text and "nor does the selection" in text
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "verdict"),
+    [(0.1, 0.5, "selecting them helped"), (0.5, 0.1, "random neurons did better"), (0.3, 0.35, "no clear difference")],
+)
+def test_findings_call_only_separate_intervals_a_difference(here: float, there: float, verdict: str) -> None:
+    values = START | {"npo@neurons": ("neurons", here, 1.0), "npo@random 0": ("control", there, 1.0)}
+    assert verdict in " ".join(describe(fabricated(values)))
+
+
+def test_findings_name_what_destroyed_retained_knowledge() -> None:
+    text = " ".join(describe(fabricated(START | {"ga": ("full", 0.0, 0.2), "npo": ("full", 0.0, 0.95)})))
+    assert "Destroyed retained knowledge at full strength: ga (80 points)." in text

@@ -1,0 +1,263 @@
+"""Reading rows, and turning them into batches with the right answer mask."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuronforget.corpora import Corpus, Encoded, Example, batches, check_disjoint, encode, jsonl, tofu
+from neuronforget.errors import InputError
+
+SHARED = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def pieces(corpus: Corpus, tokenizer: Any) -> list[tuple[str, str]]:
+    """(text before the answer, text of the answer tokens) of every example."""
+    rows = encode(corpus, tokenizer)
+    return [(tokenizer.decode(r.ids[: r.answer_start]), tokenizer.decode(r.ids[r.answer_start :])) for r in rows]
+
+
+def test_rows_with_prompt_and_answer_and_rows_of_text_are_read_alike(tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "answer": "b", "paraphrases": ["c"], "subject": "a", "other": 1}, {"text": "plain"}]
+    corpus = jsonl(write(tmp_path / "rows.jsonl", rows))
+    assert corpus.name == "rows"
+    assert corpus.examples == (Example("a", "b", ("c",), subject="a"), Example("", "plain"))
+
+
+def test_gzipped_files_and_the_first_n_rows(tmp_path: Path) -> None:
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as file:
+        file.write("\n".join(json.dumps({"text": f"row {i}"}) for i in range(5)))
+    assert [e.answer for e in jsonl(tmp_path / "rows.jsonl.gz", n=2)] == ["row 0", "row 1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"text": "a"}\n{"text": ', "line 2: not valid JSON"),
+        ('{"text": "a"}\n\n{"prompt": "b"}', "line 3: no string field 'answer'"),
+        ("[1]", "line 1: expected an object"),
+        ('{"prompt": "a", "answer": "b", "wrong": "c"}', "'wrong' must be a list of strings"),
+        ("\n\n", "is empty"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.jsonl").write_text(text)
+    with pytest.raises(InputError, match=message):
+        jsonl(tmp_path / "bad.jsonl")
+
+
+def test_a_missing_or_unreadable_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        jsonl(tmp_path / "nowhere.jsonl")
+    (tmp_path / "no.jsonl.gz").write_text("not gzip")
+    with pytest.raises(InputError, match="cannot be read"):
+        jsonl(tmp_path / "no.jsonl.gz")
+
+
+def test_in_memory_rows_name_the_row_that_is_wrong() -> None:
+    with pytest.raises(InputError, match="'mine', row 1"):
+        Corpus.from_rows([{"text": "a"}, {"answer": "b"}], "mine")
+
+
+def test_a_saved_corpus_is_read_back_equal(tmp_path: Path) -> None:
+    corpus = Corpus((Example("é", "b", ("c", "d"), ("e",), ("f",), "é"), Example("", "text")), "both")
+    corpus.save(tmp_path / "both.jsonl")
+    assert jsonl(tmp_path / "both.jsonl") == corpus
+
+
+def test_the_digest_changes_with_content_and_settings_and_not_with_the_name() -> None:
+    base = Corpus((Example("a", "b"),), "x")
+    others = [
+        Corpus((Example("a", "c"),)),
+        Corpus((Example("a", "b"),), eos=True),
+        Corpus((Example("a", "b"),), max_tokens=3),
+    ]
+    assert base.digest() == Corpus((Example("a", "b"),), "y").digest()
+    assert len({base.digest(), *(other.digest() for other in others)}) == 4
+
+
+def test_paraphrases_become_examples_once_each() -> None:
+    corpus = Corpus((Example("a", "x", ("p",)), Example("b", "x", ("p", "q")), Example("c", "y", ("p",))))
+    found = corpus.paraphrased()
+    assert found is not None and [(e.prompt, e.answer) for e in found] == [("p", "x"), ("q", "x"), ("p", "y")]
+    assert Corpus((Example("a", "x"),)).paraphrased() is None
+
+
+def test_corpora_that_share_an_example_are_refused() -> None:
+    one, two = Corpus((Example("a", "x"), Example("b", "y"))), Corpus((Example("b", "y", ("other",)),))
+    with pytest.raises(InputError, match="share 1 examples"):
+        check_disjoint(one, two)
+    check_disjoint(one, Corpus((Example("b", "z"),)))
+
+
+def test_prompt_and_answer_are_joined_by_one_space_unless_there_is_one(tokenizer: Any) -> None:
+    examples = (Example("Ida", "Falk"), Example("Ida ", "Falk"), Example("Ida", " Falk"), Example("", "Ida Falk"))
+    rows = encode(Corpus(examples), tokenizer)
+    assert [tokenizer.decode(row.ids) for row in rows] == ["Ida Falk"] * 4
+
+
+def test_a_token_that_straddles_the_border_counts_as_answer(tokenizer: Any) -> None:
+    whole = tokenizer("Ida Falk")["input_ids"]
+    prompt = "Ida Fa"  # the border lies inside the word, whose letters the tokenizer may have merged
+    (row,) = encode(Corpus((Example("Ida ", "Falk"),)), tokenizer)
+    spans = tokenizer("Ida Falk", return_offsets_mapping=True)["offset_mapping"]
+    assert list(row.ids) == whole
+    assert row.answer_start == next(i for i, (_, end) in enumerate(spans) if end > len("Ida "))
+    assert spans[row.answer_start][0] < len("Ida ") or "Ġ" not in tokenizer.convert_ids_to_tokens(
+        row.ids[row.answer_start]
+    )
+    assert len(prompt) == 6
+
+
+def test_text_before_the_answer_is_the_prompt(tokenizer: Any, corpus: Corpus) -> None:
+    for example, (before, answer) in zip(corpus, pieces(corpus, tokenizer), strict=True):
+        assert before.strip() == example.prompt and answer.strip() == example.answer
+
+
+def test_every_predicted_token_of_plain_text_is_answer(tokenizer: Any) -> None:
+    rows = encode(Corpus((Example("", "Ida Falk was born in Trondheim"),)), tokenizer)
+    (batch,) = batches(rows, 1, 0)
+    assert batch.answer_mask[0].tolist() == [False] + [True] * (len(rows[0].ids) - 1)
+
+
+def test_no_end_token_unless_asked_for(tokenizer: Any) -> None:
+    example = Example("Ida", "Falk")
+    (plain,), (ended,) = encode(Corpus((example,)), tokenizer), encode(Corpus((example,), eos=True), tokenizer)
+    assert tokenizer.eos_token_id not in plain.ids
+    assert ended.ids == (*plain.ids, tokenizer.eos_token_id)
+
+
+@pytest.fixture(scope="module")
+def bos_tokenizer() -> Any:
+    """A tokenizer that adds <s> in front and </s> behind, as Llama's and T5's do."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {w: i for i, w in enumerate(["<s>", "</s>", "Ida", "Falk", "is", "here"])}
+    base = Tokenizer(models.WordLevel(words, unk_token="here"))
+    base.pre_tokenizer = pre_tokenizers.Whitespace()
+    base.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>", eos_token="</s>")
+
+
+def test_the_tokenizers_own_bos_is_kept_and_its_eos_dropped(bos_tokenizer: Any) -> None:
+    prompted, plain = encode(Corpus((Example("Ida", "Falk"), Example("", "Ida Falk"))), bos_tokenizer)
+    assert prompted == Encoded(0, (0, 2, 3), 2, 1)
+    assert plain.ids == (0, 2, 3) and plain.answer_start == 1
+    (ended,) = encode(Corpus((Example("Ida", "Falk"),), eos=True), bos_tokenizer)
+    assert ended.ids == (0, 2, 3, 1)
+
+
+def test_a_template_wraps_the_prompt_and_not_plain_text(tokenizer: Any) -> None:
+    examples = (Example("Who?", "Ida"), Example("", "Ida Falk"))
+    found = pieces(Corpus(examples, template="Q: {prompt} A:"), tokenizer)
+    assert found[0] == ("Q: Who? A:", " Ida") and "Q:" not in "".join(found[1])
+
+
+def test_the_chat_template_comes_from_the_tokenizer(tokenizer: Any) -> None:
+    with pytest.raises(InputError, match="no chat template"):
+        encode(Corpus((Example("Who?", "Ida"),), template="chat"), tokenizer)
+    import copy
+
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
+    assert pieces(Corpus((Example("Who?", "Ida"),), template="chat"), chat) == [("<user>Who?<reply>", "Ida")]
+
+
+def test_the_last_token_of_the_subject_is_found(bos_tokenizer: Any) -> None:
+    examples = (Example("Ida Falk is", "here", subject="Ida Falk"), Example("Ida Falk is", "here"))
+    with_subject, without = encode(Corpus(examples), bos_tokenizer)
+    assert (with_subject.subject_end, without.subject_end) == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("example", "settings_", "message"),
+    [
+        (Example("Ida", ""), {}, "no answer token"),
+        (Example("", "I"), {}, "no answer token"),
+        (Example("Ida", "Falk"), {"max_tokens": 1}, "no answer token"),
+        (Example("", "Ida Falk " * 40), {}, "the model holds 20"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused(tokenizer: Any, example: Example, settings_: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        encode(Corpus((Example("Ida", "Falk"), example), **settings_), tokenizer, 20)
+
+
+def test_longer_sequences_are_cut_where_the_corpus_says_so(tokenizer: Any) -> None:
+    (row,) = encode(Corpus((Example("", "Ida Falk " * 40),), max_tokens=9), tokenizer, 20)
+    assert len(row.ids) == 9
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(2, 9), min_size=1, max_size=12), st.integers(1, 5))
+def test_batches_hold_every_row_once_longest_first_padded_on_the_right(lengths: list[int], size: int) -> None:
+    rows = [Encoded(i, tuple(range(100, 100 + n)), 1, 0) for i, n in enumerate(lengths)]
+    found = list(batches(rows, size, pad_id=7))
+    assert sorted(i for batch in found for i in batch.index) == list(range(len(rows)))
+    assert all(len(batch.index) <= size for batch in found)
+    widths = [batch.input_ids.shape[1] for batch in found]
+    assert widths == sorted(widths, reverse=True)
+    for batch in found:
+        for ids, real, answer, i in zip(
+            batch.input_ids, batch.attention_mask, batch.answer_mask, batch.index, strict=True
+        ):
+            n = lengths[i]
+            assert ids[:n].tolist() == list(rows[i].ids) and (ids[n:] == 7).all()
+            assert real.tolist() == [1] * n + [0] * (len(ids) - n)
+            assert answer.tolist() == [False] + [True] * (n - 1) + [False] * (len(ids) - n)
+
+
+@pytest.fixture(scope="module")
+def tofu_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tofu")
+    write(folder / "full.jsonl", [{"question": f"q{i}", "answer": f"a{i}"} for i in range(4000)])
+    perturbed = {"question": "q3999", "answer": "a3999", "paraphrased_question": "p", "perturbed_answer": ["w1", "w2"]}
+    write(folder / "forget01_perturbed.jsonl", [perturbed])
+    return folder
+
+
+def test_tofu_splits_are_the_first_and_last_rows(tofu_folder: Path) -> None:
+    forget, retain = tofu("forget05", path=tofu_folder), tofu("retain90", path=tofu_folder, n=3)
+    assert len(forget) == 200 and forget.examples[0].prompt == "q3800"
+    assert [e.prompt for e in retain] == ["q0", "q1", "q2"]
+    assert len(tofu("full", path=tofu_folder)) == 4000
+    last = tofu("forget01", path=tofu_folder).examples[-1]
+    assert last.paraphrases == ("p",) and last.wrong == ("w1", "w2")
+
+
+@pytest.mark.parametrize("split", ["forget", "full10", "test", "forget5"])
+def test_an_unknown_tofu_split_is_refused(split: str, tofu_folder: Path) -> None:
+    with pytest.raises(InputError, match="unknown TOFU split"):
+        tofu(split, path=tofu_folder)
+
+
+def test_tofu_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        tofu("full", path=tmp_path)
+    write(tmp_path / "full.jsonl", [{"question": "q", "answer": "a"}])
+    with pytest.raises(InputError, match="4000 rows, found 1"):
+        tofu("full", path=tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InputError, match="give path="):
+        tofu("full")
+
+
+@pytest.mark.skipif(not (SHARED / "data/tofu").is_dir(), reason="no folder with the real TOFU rows")
+def test_the_real_tofu_rows_are_read() -> None:
+    forget, retain = (tofu(split, path=SHARED / "data/tofu") for split in ("forget10", "retain90"))
+    assert (len(forget), len(retain)) == (400, 3600)
+    assert sum(bool(e.paraphrases) for e in forget) > 300 and all(len(e.wrong) == 5 for e in forget)
+    check_disjoint(forget, retain)

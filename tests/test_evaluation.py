@@ -1,0 +1,184 @@
+"""Metrics by hand and by real decoding, intervals, matched damage, and the results that come of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from beds import bed
+
+import neuronforget as nf
+from neuronforget.corpora import Batch, Corpus, encode
+from neuronforget.edits import Edit
+from neuronforget.errors import InputError
+from neuronforget.evaluation import match_damage, measure
+from neuronforget.metrics import Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
+from neuronforget.results import Results, bootstrap
+
+
+def one(
+    logits: list[list[float]], ids: list[int], answer: list[bool], gold: list[list[float]] | None = None
+) -> Prediction:
+    """A prediction on one example."""
+    batch = Batch(torch.tensor([ids]), torch.ones(1, len(ids)), torch.tensor([answer]), torch.tensor([0]), (0,))
+    return Prediction(torch.tensor([logits]), batch, None if gold is None else torch.tensor([gold]))
+
+
+def test_metrics_of_a_case_worked_by_hand() -> None:
+    """Answer tokens 2 and 0, predicted from rows 0 and 1: probabilities 1/2 and 1/4, ranks 1 and 2."""
+    half = [np.log(1), np.log(1), np.log(2)]
+    quarter = [np.log(1), np.log(2), np.log(1)]
+    p = one([half, quarter, [9.0, 9, 9]], [1, 2, 0], [False, True, True])
+    assert nll(p).item() == pytest.approx((np.log(2) + np.log(4)) / 2)
+    assert probability(p).item() == pytest.approx(8**-0.5)
+    assert (exact_match(p).item(), token_accuracy(p).item(), rank(p).item()) == (0.0, 0.5, 2.0)
+
+
+def test_kl_from_gold_is_zero_for_gold_and_worked_by_hand_otherwise() -> None:
+    gold, model = [[np.log(3), 0.0], [0.0, 0.0]], [[0.0, 0.0], [5.0, 0.0]]
+    assert kl_gold(one(gold, [0, 1], [False, True], gold)).item() == pytest.approx(0, abs=1e-6)
+    expected = 0.75 * np.log(0.75 / 0.5) + 0.25 * np.log(0.25 / 0.5)
+    assert kl_gold(one(model, [0, 1], [False, True], gold)).item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(InputError, match="gold="):
+        kl_gold(one(model, [0, 1], [False, True]))
+
+
+@pytest.mark.parametrize("metric", [exact_match, token_accuracy, nll, probability, rank])
+def test_a_broken_model_has_not_forgotten(metric: nf.metrics.Metric) -> None:
+    assert torch.isnan(metric(one([[torch.nan, 0.0], [0.0, 0.0]], [0, 1], [False, True]))).all()
+
+
+def test_exact_match_is_what_greedy_decoding_writes() -> None:
+    lm, forget = bed().lm, bed().forget
+    answers = [e.answer for e in forget]  # two phrasings of a fact are neighbours: every other fact gets a wrong one
+    corpus = forget.with_answers([answers[i // 4 * 4] for i in range(len(answers))], "half wrong")
+    found = measure(lm, corpus, [exact_match])["exact_match"]
+    decoded = []
+    for row in encode(corpus, lm.tokenizer):
+        prompt, answer = torch.tensor([row.ids[: row.answer_start]]), row.ids[row.answer_start :]
+        out = lm.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=len(answer), do_sample=False, pad_token_id=0
+        )
+        decoded.append(tuple(out[0, row.answer_start :].tolist()) == answer)
+    assert 0 < sum(decoded) < len(decoded)
+    assert found.tolist() == [float(x) for x in decoded]
+
+
+def test_measured_values_come_in_the_corpus_order_whatever_the_batch_size() -> None:
+    lm, corpus = bed().lm, bed().retain.head(23)
+    alone = [measure(lm, Corpus((e,)), [nll])["nll"][0] for e in corpus]
+    for size in (1, 7, 64):
+        np.testing.assert_allclose(measure(lm, corpus, [nll], batch_size=size)["nll"], alone, rtol=1e-3, atol=1e-6)
+
+
+def test_the_bootstrap_interval_is_seeded_holds_the_mean_and_covers_it_about_as_often_as_it_says() -> None:
+    values = np.random.default_rng(0).normal(size=80)
+    mean, low, high = bootstrap(values, 1)
+    assert mean == pytest.approx(values.mean()) and low < mean < high
+    assert bootstrap(values, 1) == (mean, low, high) != bootstrap(values, 2)
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 80**0.5, rel=0.15)
+    draws = (bootstrap(np.random.default_rng(i).normal(size=50), i, resamples=300) for i in range(200))
+    assert 0.88 < np.mean([low < 0 < high for _, low, high in draws]) < 0.99
+
+
+def test_examples_without_a_value_are_left_out_and_nothing_is_made_of_none() -> None:
+    assert bootstrap(np.array([1.0, np.nan, 3.0]), 0)[0] == 2.0
+    assert np.isnan(bootstrap(np.array([np.nan]), 0)).all()
+
+
+@pytest.fixture(scope="module")
+def edits() -> dict[str, Edit]:
+    lm = bed().lm
+    neurons = nf.select.per_layer(nf.attribute(lm, bed().forget, bed().retain, progress=False), 0.06)
+    trained = nf.erase.finetune(lm, bed().forget, loss=nf.losses.ga, steps=10, progress=False)
+    return {"ablate": nf.erase.ablate(lm, neurons), "ga": trained}
+
+
+@pytest.fixture(scope="module")
+def results(edits: dict[str, Edit]) -> Results:
+    before = {name: p.detach().clone() for name, p in bed().lm.parameters.items()}
+    found = nf.evaluate(bed().lm, edits, bed().forget, bed().retain, gold=bed().gold, strengths=(0.5,), progress=False)
+    assert all(torch.equal(before[name], p) for name, p in bed().lm.parameters.items())
+    return found
+
+
+def test_matched_damage_is_the_budget_and_not_more(edits: dict[str, Edit]) -> None:
+    lm, retain = bed().lm, bed().retain
+    start = measure(lm, retain, [nll])["nll"].mean()
+    strength = match_damage(lm, edits["ga"], retain, 0.05)
+    assert 0 < strength < 1
+    with edits["ga"].scaled(strength).on(lm):
+        rise = measure(lm, retain, [nll])["nll"].mean() - start
+    assert 0.04 < rise <= 0.05
+    assert match_damage(lm, edits["ablate"], retain, 100.0) == 1.0
+
+
+def test_every_edit_has_rows_at_full_strength_on_the_frontier_and_at_matched_damage(results: Results) -> None:
+    frame = results.frame
+    for name in ("ablate", "ga"):
+        points = frame[(frame["edit"] == name) & (frame["corpus"] == "forget") & (frame["metric"] == "exact_match")]
+        assert set(points["point"]) == {"full", "frontier", "matched"}
+    assert set(frame["corpus"]) == {"forget", "forget unseen", "retain", "retain unseen"}
+    assert set(frame[frame["edit"] == "gold"]["point"]) == {"full"}
+    assert (frame["low"] <= frame["value"] + 1e-9).all() and (frame["value"] <= frame["high"] + 1e-9).all()
+    assert set(frame["nan"]) == {0} and results.value("gold", "forget", "kl_gold") == pytest.approx(0, abs=1e-6)
+
+
+def test_rows_are_the_means_of_their_examples(results: Results) -> None:
+    for row in results.rows:
+        if row["point"] == "full":
+            keys = (row["edit"], row["corpus"], row["metric"])
+            own = [e["value"] for e in results.examples if (e["edit"], e["corpus"], e["metric"]) == keys]
+            assert len(own) == row["n"] and np.mean(own) == pytest.approx(row["value"])
+
+
+def test_paired_differences_are_tighter_than_their_intervals_apart(results: Results) -> None:
+    value, low, high = results.paired("ablate", "untouched", "forget", "nll")
+    assert value == pytest.approx(
+        results.value("ablate", "forget", "nll") - results.value("untouched", "forget", "nll")
+    )
+    assert low < value < high
+    assert results.paired("ga", "ga", "forget") == (0, 0, 0)
+    with pytest.raises(InputError, match="same examples"):
+        results.paired("ablate", "nonesuch", "forget")
+
+
+def test_results_are_saved_and_read_back(results: Results, tmp_path: Path) -> None:
+    results.save(tmp_path / "results")
+    again = Results.load(tmp_path / "results")
+    assert again.rows == results.rows and again.info == results.info
+    assert again.paired("ablate", "ga", "retain") == results.paired("ablate", "ga", "retain")
+    assert results.info["data"] == {c.name: c.digest() for c in (bed().forget, bed().retain)}
+    with pytest.raises(InputError, match="no results"):
+        Results.load(tmp_path)
+
+
+def test_what_cannot_be_evaluated_is_refused(edits: dict[str, Edit], results: Results) -> None:
+    lm, forget, retain = bed().lm, bed().forget, bed().retain
+    with pytest.raises(InputError, match="names of references"):
+        nf.evaluate(lm, {"gold": edits["ga"]}, forget, retain, progress=False)
+    with pytest.raises(InputError, match="share"):
+        nf.evaluate(lm, edits, forget, replace(forget, name="again"), progress=False)
+    with pytest.raises(InputError, match="does not fit"):
+        nf.evaluate(bed().gold, edits, forget, retain, progress=False)
+    with pytest.raises(InputError, match="no such row"):
+        results.value("ablate", "forget", "nonesuch")
+
+
+def test_the_activation_shift_is_the_rms_over_tokens_and_neurons(edits: dict[str, Edit]) -> None:
+    lm, corpus = bed().lm, bed().forget.head(5)
+    tap, squares, count = nf.taps.TorchHooks(lm), np.zeros(2), 0
+    for row in encode(corpus, lm.tokenizer):
+        batch = {"input_ids": torch.tensor([row.ids])}
+        with torch.no_grad():
+            before = tap(batch).acts
+            with edits["ga"].on(lm):
+                after = tap(batch).acts
+        squares += [float(((after[i] - before[i]) ** 2).sum()) for i in range(2)]
+        count += before[0][..., 0].numel() * lm.shape[1]
+    np.testing.assert_allclose(
+        nf.metrics.activation_shift(lm, edits["ga"], corpus), np.sqrt(squares / count), rtol=1e-4
+    )

@@ -1,0 +1,158 @@
+"""Figures show the numbers that they were given."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from neuronforget import figures
+from neuronforget.figures.map import binned
+from neuronforget.figures.style import looks
+from neuronforget.neurons import Neurons
+from neuronforget.results import Results
+from neuronforget.scores import Scores
+
+
+@pytest.fixture
+def scores() -> Scores:
+    values = torch.randn((3, 1300), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Scores(values, "grad_x_act", "positive: matters", (0, 1, 2))
+
+
+@pytest.fixture
+def chosen() -> Neurons:
+    return Neurons(frozenset({(0, 4), (2, 1299)}), (0, 1, 2), 1300)
+
+
+@pytest.fixture
+def results() -> Results:
+    rows = []
+    edits = {
+        "untouched": "reference",
+        "gold": "reference",
+        "ablate": "neurons",
+        "npo": "full",
+        "ablate@random 0": "control",
+    }
+    for i, (name, scope) in enumerate(edits.items()):
+        for strength, point in ((1.0, "full"), (0.5, "frontier")) if scope != "reference" else ((0.0, "full"),):
+            for corpus in ("forget", "retain"):
+                for metric in ("exact_match", "nll"):
+                    value = 0.1 * i + 0.05 * strength + 0.01 * (corpus == "retain")
+                    row = {"edit": name, "scope": scope, "strength": strength, "point": point, "corpus": corpus}
+                    rows.append(
+                        row
+                        | {
+                            "metric": metric,
+                            "value": value,
+                            "low": value - 0.02,
+                            "high": value + 0.03,
+                            "n": 9,
+                            "nan": 0,
+                        }
+                    )
+    return Results(tuple(rows), (), {"seed": 0, "damage_budget": None})
+
+
+@settings(max_examples=60, deadline=None)
+@given(arrays(np.float64, (2, 37), elements=st.floats(-5, 5)), st.integers(1, 40))
+def test_each_cell_shows_the_value_of_largest_magnitude_among_its_neurons(values: np.ndarray, bins: int) -> None:
+    cells, size = binned(values, bins)
+    assert cells.shape[1] <= max(bins, 1)
+    for layer in range(2):
+        for i, cell in enumerate(cells[layer]):
+            own = values[layer, i * size : (i + 1) * size]
+            assert abs(cell) == np.abs(own).max() and cell in own
+
+
+def test_the_map_has_layer_0_at_the_bottom_is_symmetric_and_says_that_it_is_binned(
+    scores: Scores, chosen: Neurons
+) -> None:
+    figure = figures.attribution_map(scores, chosen)
+    heat, marks = figure.data
+    assert list(heat.y) == ["0", "1", "2"] and figure.layout.yaxis.autorange != "reversed"
+    assert heat.zmin == -heat.zmax and heat.zmid == 0
+    assert heat.zmax == pytest.approx(np.quantile(np.abs(scores.values.numpy()), figures.QUANTILE))
+    assert "3 to a cell" in figure.layout.xaxis.title.text
+    assert list(zip(marks.y, marks.x, marks.customdata, strict=True)) == [("0", 3, 4), ("2", 1299, 1299)]
+
+
+def test_narrow_layers_are_drawn_neuron_by_neuron(scores: Scores) -> None:
+    small = Scores(scores.values[:, :100], "s", "", (0, 1, 2))
+    heat = figures.attribution_map(small).data[0]
+    np.testing.assert_array_equal(heat.z, small.values.numpy())
+
+
+def test_the_rank_profile_falls_and_marks_true_neurons_at_their_rank(scores: Scores, chosen: Neurons) -> None:
+    lines = [t for t in figures.rank_profile(scores, chosen).data if t.mode == "lines"]
+    marks = [t for t in figures.rank_profile(scores, chosen).data if t.mode == "markers"]
+    for layer, line in enumerate(lines):
+        np.testing.assert_array_equal(line.y, np.sort(scores.values[layer].numpy())[::-1])
+    value = float(scores.values[0, 4])
+    assert list(marks[0].x) == [int((scores.values[0] > value).sum()) + 1] and list(marks[0].y) == [value]
+    assert len(marks[1].x) == 0
+
+
+def test_the_layer_share_counts_selected_and_true_neurons(chosen: Neurons) -> None:
+    truth = Neurons(frozenset({(0, 4), (1, 7)}), (0, 1, 2), 1300)
+    controls = [chosen.random_like(seed) for seed in range(3)]
+    bars = {bar.name: list(bar.x) for bar in figures.layer_share(chosen, controls, truth).data}
+    assert (
+        bars["selected"] == [1, 0, 1] and bars["true neurons"] == [1, 1, 0] and bars["selected and true"] == [1, 0, 0]
+    )
+
+
+def test_the_frontier_leads_every_edit_from_the_untouched_model_to_full_strength(results: Results) -> None:
+    lines = {trace.name: trace for trace in figures.frontier(results).data}
+    assert set(lines) == {"untouched", "gold", "ablate", "npo", "ablate@random 0"}
+    for i, name in enumerate(("ablate", "npo"), start=2):
+        assert list(lines[name].customdata) == [0.0, 0.5, 1.0]
+        np.testing.assert_allclose(lines[name].y, [0.0, 0.1 * i + 0.025, 0.1 * i + 0.05])
+        np.testing.assert_allclose(lines[name].x, [0.01, 0.1 * i + 0.035, 0.1 * i + 0.06])
+        np.testing.assert_allclose(lines[name].error_y.array, [0, 0, 0.03])
+    assert len(lines["gold"].x) == 1
+
+
+def test_the_frontier_of_losses_draws_the_rise_over_the_untouched_model(results: Results) -> None:
+    figure = figures.frontier(results, retain_metric="nll")
+    line = next(trace for trace in figure.data if trace.name == "ablate")
+    np.testing.assert_allclose(line.x, [1e-4, 0.225, 0.25])
+    assert figure.layout.xaxis.type == "log"
+
+
+def test_dots_show_each_edit_on_each_corpus_with_its_interval(results: Results) -> None:
+    traces = [trace for trace in figures.dots(results).data if trace.type == "scatter"]
+    assert len(traces) == 2
+    shown = dict(zip(traces[0].y, traces[0].x, strict=True))
+    assert shown["npo"] == pytest.approx(0.35) and set(shown) == {
+        "untouched",
+        "gold",
+        "ablate",
+        "npo",
+        "ablate@random 0",
+    }
+    np.testing.assert_allclose(traces[0].error_x.array, [0.03] * 5)
+    assert list(traces[0].y)[-1] in ("untouched", "gold")
+
+
+def test_the_shift_has_one_small_picture_an_edit_on_one_scale() -> None:
+    shifts = {f"edit {i}": {"forget": [0.1 * i, 0.2], "retain": [0.0, 0.1]} for i in range(6)}
+    figure = figures.activation_shift(shifts, (0, 3))
+    assert [list(trace.x) for trace in figure.data] == [list(v) for s in shifts.values() for v in s.values()]
+    assert {trace.xaxis for trace in figure.data} == {"x", *(f"x{i}" for i in range(2, 7))}
+    assert [a.text for a in figure.layout.annotations][:6] == list(shifts)
+
+
+def test_every_method_can_be_told_from_the_others_without_colour() -> None:
+    found = looks({f"n{i}": "neurons" for i in range(7)} | {f"f{i}": "full" for i in range(7)})
+    assert len({(look.marker, look.dash) for look in found.values()}) == 14
+
+
+def test_names_with_mark_up_are_shown_and_not_read(results: Results) -> None:
+    rows = tuple(row | {"edit": "<b>bold</b>"} if row["edit"] == "npo" else row for row in results.rows)
+    names = {trace.name for trace in figures.frontier(Results(rows, (), results.info)).data}
+    assert "&lt;b&gt;bold&lt;/b&gt;" in names

@@ -1,0 +1,115 @@
+"""The report: one file that holds everything, asks for nothing and runs nobody's script."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
+
+import neuronforget as nf
+from neuronforget.errors import InputError
+from neuronforget.reporting import results_table
+from neuronforget.results import Results
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of scripts."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_endtag(self, tag: str) -> None:
+        self.inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.text += data
+
+
+@pytest.fixture
+def page(results: Results, scores: nf.Scores, chosen: nf.Neurons, tmp_path: Path) -> Page:  # noqa: F811
+    found = nf.report(
+        results, tmp_path / "report.html", scores=scores, neurons=chosen, truth=chosen, controls=[chosen.random_like(0)],
+        shifts={"ablate": {"forget": [1.0, 2.0, 3.0], "retain": [0.0, 0.0, 0.0]}}, findings=["It found this."],
+    )  # fmt: skip
+    return Page(found)
+
+
+def test_every_figure_has_words_a_table_and_a_role(page: Page) -> None:
+    shown = [attrs for tag, attrs in page.tags if tag == "figure"]
+    assert len(shown) == 7 and all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in shown)
+    assert [tag for tag, _ in page.tags].count("details") == 7
+    headings = ("What was found", "Frontier", "Map of the neurons", "Rank profile", "by layer", "activations moved")
+    for heading in headings:
+        assert heading in page.text
+    assert "It found this." in page.text and "How this was made" in page.text
+
+
+def test_the_report_asks_no_other_host(page: Page, tmp_path: Path) -> None:
+    for tag, attrs in page.tags:
+        for key in ("src", "href", "action", "data"):
+            assert attrs.get(key) is None or attrs[key].startswith("#"), (tag, attrs)
+    assert not any(tag in ("link", "iframe", "img", "base") for tag, _ in page.tags)
+    whole = (tmp_path / "report.html").read_text()
+    assert "url(" not in re.findall(r"<style>(.*?)</style>", whole, re.S)[0]
+    assert whole.count("plotly.js v") == 1 and "sendChartToCloud" in whole
+
+
+def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    page = Page(nf.report(results, tmp_path / "alone.html"))
+    assert "Frontier" in page.text and "Map of the neurons" not in page.text
+
+
+def test_the_table_gives_values_with_their_intervals(results: Results) -> None:  # noqa: F811
+    table = results_table(results, "full", ("exact_match",))
+    assert table.columns == ("edit", "forget: accuracy (exact match)", "retain: accuracy (exact match)")
+    assert dict((row[0], row[1:]) for row in table.rows)["npo"] == ("0.350 [0.33, 0.38]", "0.360 [0.34, 0.39]")
+
+
+def test_nan_is_shown_and_counted_and_not_called_forgotten(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    broken = [
+        row | {"value": float("nan"), "low": float("nan"), "high": float("nan"), "nan": 9}
+        if row["edit"] == "npo"
+        else row
+        for row in results.rows
+    ]
+    page = Page(nf.report(replace(results, rows=tuple(broken)), tmp_path / "nan.html"))
+    assert "NaN (9 of 9)" in page.text and "36 values are NaN" in page.text
+
+
+def test_names_cannot_run_as_script(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
+    rows = tuple(row | {"edit": evil} if row["edit"] == "npo" else row for row in results.rows)
+    made = nf.report(Results(rows, (), {**results.info, "model": evil}), tmp_path / "evil.html", findings=[evil])
+    page = Page(made)
+    assert not any(tag == "img" for tag, _ in page.tags)
+    assert "<script>alert" not in made.read_text()
+
+
+def test_an_unwritable_path_is_said_and_leaves_nothing(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="cannot write"):
+        nf.report(results, tmp_path / "file" / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_report_that_fails_leaves_the_old_one(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    path = nf.report(results, tmp_path / "report.html")
+    before = path.read_text()
+    with pytest.raises(TypeError):
+        nf.report(results, path, scores=nf.Scores(torch.zeros((1, 2)), "s", "", (0,)), neurons="no neurons")  # type: ignore[arg-type]
+    assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["report.html"]

@@ -1,0 +1,77 @@
+"""Selection rules against brute force."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuronforget import select
+from neuronforget.errors import InputError
+from neuronforget.scores import Scores
+
+values = st.lists(st.lists(st.integers(-4, 4), min_size=6, max_size=6), min_size=1, max_size=3)
+
+
+def scored(rows: list[list[int]]) -> Scores:
+    return Scores(torch.tensor(rows, dtype=torch.float64), "test", "", tuple(range(10, 10 + len(rows))))
+
+
+@settings(max_examples=80, deadline=None)
+@given(values, st.integers(1, 6), st.sampled_from(["value", "magnitude"]))
+def test_top_and_per_layer_take_the_highest_and_the_first_of_equals(rows: list[list[int]], k: int, by: str) -> None:
+    size = abs if by == "magnitude" else float
+    ranked = sorted(
+        ((-size(x), layer, j) for layer, row in enumerate(rows, 10) for j, x in enumerate(row)),  # type: ignore[operator]
+    )
+    assert select.top(scored(rows), k, by=by).members == {(layer, j) for _, layer, j in ranked[:k]}  # type: ignore[arg-type]
+    for layer in range(10, 10 + len(rows)):
+        own = [(layer, j) for _, where, j in ranked if where == layer][:k]
+        found = select.per_layer(scored(rows), k, by=by)  # type: ignore[arg-type]
+        assert {neuron for neuron in found if neuron[0] == layer} == set(own)
+
+
+@settings(max_examples=80, deadline=None)
+@given(values, st.sampled_from([0.2, 0.5, 1.0]))
+def test_threshold_is_a_share_of_the_highest_score(rows: list[list[int]], t: float) -> None:
+    high = max(map(max, rows))
+    if high <= 0:
+        with pytest.raises(InputError, match="no neuron has a positive"):
+            select.threshold(scored(rows), t)
+        return
+    expected = {(layer, j) for layer, row in enumerate(rows, 10) for j, x in enumerate(row) if x >= t * high}
+    assert select.threshold(scored(rows), t).members == expected
+
+
+def test_a_share_is_rounded_to_a_number_of_neurons() -> None:
+    rows = scored([list(range(6)), list(range(6, 12))])
+    assert len(select.top(rows, 0.25)) == 3 and len(select.per_layer(rows, 0.5)) == 6
+
+
+def test_difference_leaves_out_what_retain_needs() -> None:
+    forget, retain = scored([[9, 8, 7, 0, 0, 0]]), scored([[0, 9, 0, 8, 0, 0]])
+    assert select.difference(forget, retain, 3, 2).members == {(10, 0), (10, 2)}
+
+
+def test_a_selection_says_how_it_was_made() -> None:
+    assert select.per_layer(scored([[1, 2, 3, 4, 5, 6]]), 2).info == {
+        "score": "test",
+        "rule": "per_layer",
+        "k": 2,
+        "by": "value",
+    }
+
+
+@pytest.mark.parametrize("k", [0, -1, 7, 0.01, float("nan")])
+def test_an_impossible_count_is_refused(k: float) -> None:
+    with pytest.raises(InputError, match="cannot select"):
+        select.per_layer(scored([[1, 2, 3, 4, 5, 6]]), k)
+
+
+def test_unknown_rankings_and_thresholds_are_refused() -> None:
+    rows = scored([[1, 2, 3, 4, 5, 6]])
+    with pytest.raises(InputError, match="rank by"):
+        select.top(rows, 2, by="size")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="threshold"):
+        select.threshold(rows, 1.5)

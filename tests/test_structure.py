@@ -1,0 +1,93 @@
+"""The shape of the package: data flow one way, names do not hide each other, importing is quick."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import neuronforget as nf
+
+ROOT = Path(nf.__file__).parent
+LEAVES = {"errors", "runs"}
+ORDER = [
+    "corpora", "models", "taps", "moments", "recording", "losses", "train", "scores", "attribution", "neurons",
+    "select", "changes", "edits", "slices", "erase", "metrics", "results", "evaluation", "testbed", "findings",
+    "figures", "reporting", "comparison", "commands", "cli",
+]  # fmt: skip
+
+
+def home(path: Path) -> str:
+    """The top-level module or folder that a file belongs to."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names inside the package that a file imports, lazily or not."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "neuronforget":
+            found |= {f"neuronforget.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return {name.split(".")[1] for name in found if name.startswith("neuronforget.")}
+
+
+def test_imports_run_from_left_to_right() -> None:
+    for path in ROOT.rglob("*.py"):
+        here = home(path)
+        if here in ("__init__", "__main__"):
+            continue
+        others = imported(path) - {here}
+        assert here in {*ORDER, *LEAVES}, f"{path.name} has no place in the order"
+        if here in LEAVES:
+            assert others <= LEAVES, f"{here} is a leaf and imports {others}"
+        else:
+            late = {o for o in others - LEAVES if ORDER.index(o) > ORDER.index(here)}
+            assert not late, f"{path.name} imports {late}, which come after it"
+
+
+def test_the_kernels_import_nothing_of_the_package() -> None:
+    import neuronforget_kernels
+
+    for path in Path(neuronforget_kernels.__file__).parent.rglob("*.py"):
+        assert not imported(path)
+
+
+def test_no_module_has_the_name_of_an_exported_function() -> None:
+    for folder in ROOT.rglob("__init__.py"):
+        if folder.parent == ROOT or folder.parent.name in (
+            "corpora",
+            "erase",
+            "scores",
+            "testbed",
+            "metrics",
+            "figures",
+        ):
+            package = "neuronforget" + "".join(f".{part}" for part in folder.parent.relative_to(ROOT).parts)
+            __import__(package)
+            functions = {n for n in dir(sys.modules[package]) if callable(getattr(sys.modules[package], n))}
+            modules = {path.stem for path in folder.parent.glob("*.py")}
+            assert not functions & modules - {"ablate", "finetune", "rank_one"}, package
+
+
+def test_everything_exported_is_there() -> None:
+    assert all(getattr(nf, name) is not None for name in nf.__all__)
+    assert callable(nf.report) and callable(nf.figures.attribution_map)
+
+
+def test_importing_the_package_loads_no_heavy_library() -> None:
+    heavy = "transformer_lens nnsight plotly pandas accelerate scipy datasets jinja2 rich tyro pyarrow".split()
+    code = f"import sys, neuronforget; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_readme_names_every_command() -> None:
+    from neuronforget.cli import COMMANDS
+
+    readme = (ROOT.parent / "README.md").read_text()
+    assert all(f"neuronforget {command.__name__}" in readme for command in COMMANDS)
