@@ -42,10 +42,9 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def page(results: Results, scores: nf.Scores, chosen: nf.Neurons, tmp_path: Path) -> Page:  # noqa: F811
-    found = nf.report(
-        results, tmp_path / "report.html", scores=scores, neurons=chosen, truth=chosen,
-        controls=[chosen.random_like(0)], shifts={"ablate": {"forget": [1.0, 2.0, 3.0], "retain": [0.0, 0.0, 0.0]}}, findings=["It found this."],
-    )  # fmt: skip
+    shifts = {"ablate": {"forget": [1.0, 2.0, 3.0], "retain": [0.0, 0.0, 0.0]}}
+    extras = {"truth": chosen, "controls": [chosen.random_like(0)], "shifts": shifts, "findings": ["It found this."]}
+    found = nf.report(results, tmp_path / "report.html", scores=scores, neurons=chosen, **extras)  # type: ignore[arg-type]
     return Page(found)
 
 
