@@ -1,9 +1,4 @@
-"""A language model and its MLP neurons, found by structure.
-
-A neuron is one input of an MLP's output projection: after the non-linearity and after the gate. Its write
-weights are the column (row, in GPT-2's `Conv1D`) of the output projection that it multiplies, its read
-weights the rows of the projections that feed it. Nothing is looked up by model family.
-"""
+"""A language model with its tokenizer, loaded and checked; both stay ordinary Hugging Face objects."""
 
 from __future__ import annotations
 
@@ -17,39 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from neuronforget.errors import InputError
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where neuron j's weights lie in one parameter: index `offset + j` of dimension `dim`."""
-
-    name: str
-    dim: int
-    offset: int = 0
-
-    def index(self, neurons: Tensor) -> Tensor:
-        """Return the positions along `dim` of the given neurons."""
-        return neurons + self.offset
-
-
-@dataclass(frozen=True)
-class Site:
-    """The neurons of one layer: `path` is the output projection, whose input they are."""
-
-    layer: int
-    path: str
-    d_mlp: int
-    d_model: int
-    write: Part
-    read: tuple[Part, ...]
-
-    @property
-    def bias(self) -> str:
-        """Name of the output projection's bias, whether or not the model has one."""
-        return f"{self.path}.bias"
+from neuronforget.sites import Site, find_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,88 +110,6 @@ def check_finite(lm: LM) -> None:
         if not torch.isfinite(parameter).all():
             bad = int((~torch.isfinite(parameter)).sum())
             raise InputError(f"{lm.name}: {bad} values of {name} are NaN or infinite: the checkpoint is damaged")
-
-
-#: Words in a class or attribute name below the block that say: no dense MLP of the model's own.
-_NOT_MLP = ("attn", "attention", "moe", "expert", "adapter")
-
-
-def find_sites(model: nn.Module) -> tuple[Site, ...]:
-    """Find each block's output projection [d_mlp -> d_model] and the projections that feed it.
-
-    It is the linear map into the residual width whose siblings map the residual width to its own input
-    width (once or twice: gated; or to double that width: fused gate and up). Attention, routed experts and
-    adapters are left out; of several such maps in a block (Gemma 4 gates its layer embeddings like an MLP)
-    the widest is meant. Raises InputError where there is none, two fit equally well, or widths differ.
-    """
-    kind, config = type(model).__name__, model.config.get_text_config()  # type: ignore[union-attr, operator]
-    depth = getattr(config, "num_hidden_layers", None)
-    width = getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    for path, blocks in model.named_modules():
-        if not isinstance(blocks, nn.ModuleList) or len(blocks) != depth:
-            continue
-        found = [_block_site(f"{path}.{i}", i, block, width) for i, block in enumerate(blocks)]
-        sites = tuple(site for site in found if site is not None)
-        if len({site.d_mlp for site in sites}) > 1:
-            raise InputError(f"{kind}: layers of different MLP widths are not supported")
-        if sites:
-            return sites
-    raise InputError(
-        f"{kind} has no dense MLP that can be read (routed experts have none): "
-        "neurons are the inputs of an MLP's output projection; pass LM(..., sites_override=) if you know them"
-    )
-
-
-def _block_site(path: str, layer: int, block: nn.Module, d_model: int) -> Site | None:
-    found: list[Site] = []
-    for name, parent in block.named_modules():
-        if not any(bad in word for word in _lineage(block, name) for bad in _NOT_MLP):
-            found += _output_maps(f"{path}.{name}".rstrip("."), layer, parent, d_model)
-    widest = [site for site in found if site.d_mlp == max(other.d_mlp for other in found)]
-    if len(widest) > 1:
-        paths = " and ".join(site.path for site in widest)
-        raise InputError(f"{paths} fit an MLP's output equally well: pass LM(..., sites_override=) to say which it is")
-    return widest[0] if widest else None
-
-
-def _output_maps(path: str, layer: int, parent: nn.Module, d_model: int) -> Iterator[Site]:
-    """Every child of `parent` that can be an output projection, all other linear children feeding it."""
-    children = dict(parent.named_children())
-    linears = {n: shape for n, child in children.items() if (shape := _features(child)) is not None}
-    for name, (d_mlp, out) in linears.items():
-        feeds = {n: shape for n, shape in linears.items() if n != name}
-        if out != d_model or not feeds or any(inputs != d_model for inputs, _ in feeds.values()):
-            continue
-        widths = [outputs for _, outputs in feeds.values()]
-        if set(widths) <= {d_mlp, 2 * d_mlp} and sum(widths) <= 2 * d_mlp:
-            read = [part for n in feeds for part in _read_parts(f"{path}.{n}", children[n], d_mlp)]
-            write = Part(f"{path}.{name}.weight", 1 if isinstance(children[name], nn.Linear) else 0)
-            yield Site(layer, f"{path}.{name}", d_mlp, d_model, write, tuple(read))
-
-
-def _lineage(block: nn.Module, name: str) -> list[str]:
-    """Attribute and class names from below the block down to the named submodule, lower case."""
-    words = name.split(".") if name else []
-    kinds = [type(block.get_submodule(".".join(words[:i]))).__name__ for i in range(1, len(words) + 1)]
-    return [word.lower() for word in (*words, *kinds)]
-
-
-def _features(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) of a linear map, Hugging Face's transposed `Conv1D` included."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return tuple(module.weight.shape)  # type: ignore[arg-type, return-value]
-    return None
-
-
-def _read_parts(path: str, module: nn.Module, d_mlp: int) -> Iterator[Part]:
-    dim = 0 if isinstance(module, nn.Linear) else 1
-    outputs = _features(module)[1]  # type: ignore[index]
-    for offset in range(0, outputs, d_mlp):
-        yield Part(f"{path}.weight", dim, offset)
-        if getattr(module, "bias", None) is not None:
-            yield Part(f"{path}.bias", 0, offset)
 
 
 def shared_twin(model: nn.Module) -> Any:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from neuronforget.changes import Change
-from neuronforget.models import LM, Part
+from neuronforget.models import LM
 from neuronforget.neurons import Neurons
+from neuronforget.sites import Part
 
 
 @dataclass(frozen=True, eq=False)

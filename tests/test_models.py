@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neuronforget.errors import InputError
-from neuronforget.models import LM, Part, Site, activations_only, check_finite, load, shared_twin
+from neuronforget.models import LM, activations_only, check_finite, load, shared_twin
+from neuronforget.sites import Part, Site
 from neuronforget.taps import TorchHooks
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)

@@ -12,7 +12,7 @@ import neuronforget as nf
 ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "runs"}
 ORDER = [
-    "corpora", "models", "taps", "moments", "recording", "losses", "train", "scores", "attribution", "neurons",
+    "corpora", "sites", "models", "taps", "moments", "recording", "losses", "train", "scores", "attribution", "neurons",
     "select", "changes", "edits", "slices", "erase", "metrics", "results", "evaluation", "testbed", "findings",
     "figures", "reporting", "comparison", "commands", "cli",
 ]  # fmt: skip

@@ -15,9 +15,10 @@ import torch
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.models import LM, Part
+from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
+from neuronforget.sites import Part
 
 
 def ablate(
