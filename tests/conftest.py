@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["neuronforget", "neuronforget_kernels"], "typechecks.check")  # shapes and types hold at run time
 from families import build
 
 from neuronforget.corpora import Corpus, Example
@@ -39,3 +43,13 @@ def tokenizer() -> Any:
 def lm(tokenizer: Any) -> LM:
     """A random two-layer Qwen2 model of 40 neurons a layer; a test may change it."""
     return LM(build("qwen2", vocab_size=len(tokenizer)), tokenizer)
+
+
+@pytest.fixture
+def untyped() -> Iterator[None]:
+    """No type checks: what a caller who runs without them sees when an argument is wrong."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

@@ -23,7 +23,9 @@ def one(
     logits: list[list[float]], ids: list[int], answer: list[bool], gold: list[list[float]] | None = None
 ) -> Prediction:
     """A prediction on one example."""
-    batch = Batch(torch.tensor([ids]), torch.ones(1, len(ids)), torch.tensor([answer]), torch.tensor([0]), (0,))
+    batch = Batch(
+        torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.long), torch.tensor([answer]), torch.tensor([0]), (0,)
+    )
     return Prediction(torch.tensor([logits]), batch, None if gold is None else torch.tensor([gold]))
 
 

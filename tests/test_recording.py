@@ -283,6 +283,7 @@ def test_an_overflow_is_refused(lm: LM, corpus: Corpus) -> None:
         run(lm, corpus)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_settings_that_make_no_sense_are_refused(lm: LM, corpus: Corpus) -> None:
     with pytest.raises(InputError, match="batch_size"):
         run(lm, corpus, batch_size=0)

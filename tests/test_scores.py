@@ -179,6 +179,7 @@ def test_scores_are_saved_and_read_back(moments: Any, tmp_path: Path) -> None:
     assert (again.name, again.sign, again.layers) == (found.name, found.sign, found.layers)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_what_cannot_be_scored_is_refused(moments: Any, tmp_path: Path) -> None:
     for call, message in (
         (lambda: scores.activation_ratio(moments[0]), "give retain moments"),

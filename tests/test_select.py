@@ -69,6 +69,7 @@ def test_an_impossible_count_is_refused(k: float) -> None:
         select.per_layer(scored([[1, 2, 3, 4, 5, 6]]), k)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_unknown_rankings_and_thresholds_are_refused() -> None:
     rows = scored([[1, 2, 3, 4, 5, 6]])
     with pytest.raises(InputError, match="rank by"):

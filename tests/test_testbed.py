@@ -129,6 +129,7 @@ def test_tofu_authors_are_the_last_ones(tmp_path: Path) -> None:
     assert [e.prompt for e in made.retain] == [f"q{i}?" for i in range(3940, 3980)]
 
 
+@pytest.mark.usefixtures("untyped")
 def test_impossible_testbeds_are_refused(tmp_path: Path) -> None:
     rows = Corpus((Example("a", "b"),))
     with pytest.raises(InputError, match="forget_people"):

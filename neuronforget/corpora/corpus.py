@@ -29,7 +29,7 @@ class Example:
     subject: str | None = None
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> Example:
+    def from_row(cls, row: Any) -> Example:
         """Read a row with "prompt" and "answer", or with "text". Raises InputError for anything else."""
         if not isinstance(row, Mapping):
             raise InputError(f"expected an object with 'prompt' and 'answer', or 'text', found {type(row).__name__}")

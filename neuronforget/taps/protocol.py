@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,7 @@ def by_example(act: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     return act.view(*batch["input_ids"].shape, -1)
 
 
+@runtime_checkable
 class Tap(Protocol):
     """Run the model on `batch`; `edits` replaces a layer's activations by what its function returns."""
 
