@@ -74,14 +74,16 @@ def _controls(results: Results, edits: dict[str, str]) -> Iterator[str]:
         return
     start, left = results.value("untouched", "forget"), results.value("ablate", "forget")
     values = [results.value(name, "forget") for name in names]
-    if start - min(values) <= 2 * COST:
+    if start - left <= 2 * COST:
+        verdict = (
+            "neither they nor the selection do much: this knowledge does not hang on the neurons that the score found"
+        )
+    elif start - min(values) <= 2 * COST:
         verdict = "random neurons do nothing"
     elif min(values) <= left:
         verdict = "no less than the selection does, so its location explains nothing"
     else:
         verdict = "so a part of what ablation does needs no localisation"
-    if start - left <= 2 * COST:
-        verdict += "; nor does the selection: this knowledge does not hang on the neurons that the score found"
     yield (
         f"Ablating as many other neurons ({len(names)} random and matched controls) leaves "
         f"{min(values):.1%} to {max(values):.1%}: {verdict}."
