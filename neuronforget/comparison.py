@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from neuronforget import erase, losses, select
 from neuronforget.attribution import Score
-from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora import Corpus, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
@@ -96,6 +96,8 @@ def compare(
     finished edits wait for a run that was killed.
     """
     check_disjoint(forget, retain)
+    for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
+        encode(corpus, lm.tokenizer, lm.max_length)
     moments = [record(lm, c, tap=tap, batch_size=batch_size, progress=progress) for c in (forget, retain)]
     scores = score(*moments)
     neurons = select.per_layer(scores, share)
