@@ -3,49 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
 
-NEAR = 0.05  # accuracy within which an edit is said to reach the gold twin
-COST = 0.01  # retain accuracy that counts as damage
+NEAR = 0.05  # of what was known: within this an edit is said to reach the gold twin, or to do nothing
+DAMAGE = 0.1  # of the retain answers: losing more is called destruction
+KNOWN = 0.2  # exact match from which on it is the measure; below, the answer's probability
 
 
 def describe(
     results: Results, neurons: Neurons | None = None, truth: Neurons | None = None, controls: Sequence[Neurons] = ()
 ) -> Iterator[str]:
     """Yield one finding after the other; those whose inputs are missing are left out."""
-    frame = results.frame
-    edits = dict(zip(frame["edit"], frame["scope"], strict=True))
-    start = results.value("untouched", "forget")
-    floor = results.value("gold", "forget") if "gold" in edits else None
-    yield _before(results, start, floor)
+    reader = _Reader(results)
+    yield reader.before()
     if truth is not None and neurons is not None:
         yield _localisation(neurons, truth, controls)
-    if "ablate" in edits:
-        yield _ablation(results, floor)
-    yield from _controls(results, edits)
-    yield from _trained(results, edits)
-    yield from _destroyed(results, edits)
-    yield from _unseen(results, edits)
-    yield from _matched(results, edits)
-    if floor is not None:
-        yield from _over_erased(results, edits, floor)
+    yield from reader.ablation()
+    yield from reader.trained()
+    yield from reader.destroyed()
+    yield from reader.unseen()
+    yield from reader.matched()
+    yield from reader.over_erased()
     yield (
         "Not checked here: whether the knowledge comes back by relearning, quantisation or other prompts. "
-        "A low forget accuracy alone does not tell erased from hidden."
+        "Little left of the forget corpus does not tell erased from hidden."
     )
-
-
-def _before(results: Results, start: float, floor: float | None) -> str:
-    kept = results.value("untouched", "retain")
-    text = f"Before any edit the model answers {start:.1%} of the forget and {kept:.1%} of the retain questions."
-    if start < 0.5:
-        text += " It hardly knew the forget corpus by exact match: read the probability and loss columns instead."
-    if floor is not None:
-        text += f" The gold twin, which never saw the forget corpus, answers {floor:.1%} of it: that is the target."
-    return text
 
 
 def _localisation(neurons: Neurons, truth: Neurons, controls: Sequence[Neurons]) -> str:
@@ -57,129 +44,171 @@ def _localisation(neurons: Neurons, truth: Neurons, controls: Sequence[Neurons])
     return text + "."
 
 
-def _ablation(results: Results, floor: float | None) -> str:
-    left, kept = results.value("ablate", "forget"), results.value("ablate", "retain")
-    cost = results.value("untouched", "retain") - kept
-    text = f"Ablating it leaves {left:.1%} of the forget answers and costs {100 * cost:.1f} points of retain accuracy."
-    if floor is not None:
-        text += (
-            f" It {'is' if abs(left - floor) <= NEAR else 'is not'} within {100 * NEAR:.0f} points of the gold twin."
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads sentences off results, by exact match or, where that says nothing, by the answer's probability."""
+
+    results: Results
+
+    @cached_property
+    def edits(self) -> dict[str, str]:
+        """Scope of every edit."""
+        return {row["edit"]: row["scope"] for row in self.results.rows}
+
+    @cached_property
+    def metric(self) -> str:
+        """The measure of all sentences."""
+        measured = {row["metric"] for row in self.results.rows}
+        known = self.results.value("untouched", "forget", "exact_match") if "exact_match" in measured else 0.0
+        return "exact_match" if known >= KNOWN or "probability" not in measured else "probability"
+
+    @cached_property
+    def floor(self) -> float | None:
+        """What the gold twin makes of the forget corpus."""
+        return self.value("gold", "forget") if "gold" in self.edits else None
+
+    @property
+    def known(self) -> float:
+        """What there was to forget: the untouched model's value above the gold twin's."""
+        return max(self.value("untouched", "forget") - (self.floor or 0.0), 1e-9)
+
+    def value(self, edit: str, corpus: str, point: str = "full") -> float:
+        """One number in the measure of all sentences."""
+        return self.results.value(edit, corpus, self.metric, point)
+
+    def row(self, edit: str, point: str = "matched") -> dict[str, Any] | None:
+        """The row of the forget corpus at a point, or None."""
+        wanted = (edit, "forget", point, self.metric)
+        rows = (r for r in self.results.rows if (r["edit"], r["corpus"], r["point"], r["metric"]) == wanted)
+        return next(rows, None)
+
+    def named(self, *scopes: str) -> list[str]:
+        """Edits of the given scopes."""
+        return [name for name, scope in self.edits.items() if scope in scopes]
+
+    def before(self) -> str:
+        """What was known at the start, and in which measure everything is said."""
+        start, kept = self.value("untouched", "forget"), self.value("untouched", "retain")
+        if self.metric == "exact_match":
+            text = (
+                f"Before any edit the model answers {start:.1%} of the forget and {kept:.1%} of the retain questions."
+            )
+        else:
+            text = (
+                "Hardly any forget answer is written exactly before the edits, so the percentages below are "
+                f"probabilities of the answer (per token): before any edit {start:.1%} on forget, {kept:.1%} on retain."
+            )
+        if self.floor is not None:
+            text += f" The gold twin, which never saw the forget corpus, is at {self.floor:.1%}: that is the target."
+        return text
+
+    def ablation(self) -> Iterator[str]:
+        """What ablating the selection did, and what ablating other neurons did."""
+        if "ablate" not in self.edits:
+            return
+        start, left = self.value("untouched", "forget"), self.value("ablate", "forget")
+        cost = 100 * (self.value("untouched", "retain") - self.value("ablate", "retain"))
+        text = f"Ablating the selection leaves forget at {left:.1%} and costs {cost:.1f} points on retain."
+        if self.floor is not None:
+            near = "within" if abs(left - self.floor) <= NEAR else "not within"
+            text += f" That is {near} {100 * NEAR:.0f} points of the gold twin."
+        yield text
+        values = [self.value(name, "forget") for name in self.named("control") if name.startswith("ablate@")]
+        if not values:
+            return
+        little = NEAR * self.known
+        if start - left <= little:
+            verdict = (
+                "the selection itself does little: this knowledge does not hang on the neurons that the score found"
+            )
+        elif start - min(values) <= little:
+            verdict = "random neurons do nothing"
+        elif min(values) <= left:
+            verdict = "no less than the selection does, so its location explains nothing"
+        else:
+            verdict = "so a part of what ablation does needs no localisation"
+        yield (
+            f"Ablating as many other neurons ({len(values)} random and matched controls) leaves forget at "
+            f"{min(values):.1%} to {max(values):.1%}: {verdict}."
         )
-    return text
 
-
-def _controls(results: Results, edits: dict[str, str]) -> Iterator[str]:
-    names = [name for name, scope in edits.items() if scope == "control" and name.startswith("ablate@")]
-    if not names or "ablate" not in edits:
-        return
-    start, left = results.value("untouched", "forget"), results.value("ablate", "forget")
-    values = [results.value(name, "forget") for name in names]
-    if start - left <= 2 * COST:
-        verdict = (
-            "neither they nor the selection do much: this knowledge does not hang on the neurons that the score found"
-        )
-    elif start - min(values) <= 2 * COST:
-        verdict = "random neurons do nothing"
-    elif min(values) <= left:
-        verdict = "no less than the selection does, so its location explains nothing"
-    else:
-        verdict = "so a part of what ablation does needs no localisation"
-    yield (
-        f"Ablating as many other neurons ({len(names)} random and matched controls) leaves "
-        f"{min(values):.1%} to {max(values):.1%}: {verdict}."
-    )
-
-
-def _trained(results: Results, edits: dict[str, str]) -> Iterator[str]:
-    """Does it matter which neurons are changed? Asked at matched damage, since at full strength both may forget."""
-    for method in ("npo", "ga", "rank_one"):
-        here, there = f"{method}@neurons", f"{method}@random 0"
-        if here not in edits or there not in edits:
-            continue
-        full = [results.value(name, "forget") for name in (here, there)]
-        text = f"{method} leaves {full[0]:.1%} of the forget answers on selected neurons, {full[1]:.1%} on random ones"
-        matched = [_matched_row(results, name) for name in (here, there)]
-        if matched[0] is None or matched[1] is None:
+    def trained(self) -> Iterator[str]:
+        """Does it matter which neurons are changed? Asked at matched damage: at full strength both may forget."""
+        for method in ("npo", "ga", "rank_one"):
+            here, there = f"{method}@neurons", f"{method}@random 0"
+            if here not in self.edits or there not in self.edits:
+                continue
+            full = [self.value(name, "forget") for name in (here, there)]
+            text = f"{method} leaves forget at {full[0]:.1%} on the selected neurons, at {full[1]:.1%} on random ones"
+            matched = [self.row(name) for name in (here, there)]
+            if matched[0] is not None and matched[1] is not None:
+                text += f"; within equal retain damage at {matched[0]['value']:.1%} against {matched[1]['value']:.1%}: "
+                text += _verdict(matched[0], matched[1], "selecting them helped", "random neurons did better")
             yield text + "."
-            continue
+
+    def destroyed(self) -> Iterator[str]:
+        """Methods whose forgetting is damage."""
+        start = self.value("untouched", "retain")
+        lost = {n: start - self.value(n, "retain") for n in self.named("full", "neurons")}
+        bad = sorted(((value, name) for name, value in lost.items() if value > DAMAGE * start), reverse=True)
+        if bad:
+            listed = ", ".join(f"{name} ({100 * value:.0f} points)" for value, name in bad)
+            yield f"Destroyed retained knowledge at full strength: {listed}. What they forgot is damage, not erasure."
+
+    def unseen(self) -> Iterator[str]:
+        """Are phrasings that the erasure never saw still answered? Asked at matched damage, else at full strength."""
+        if not any(row["corpus"] == "forget unseen" for row in self.results.rows):
+            return
+        matched = any(row["point"] == "matched" for row in self.results.rows)
+        point, when = ("matched", "within equal retain damage") if matched else ("full", "at full strength")
+        pairs = {
+            n: [self.value(n, c, point) for c in ("forget", "forget unseen")] for n in self.named("full", "neurons")
+        }
+        worse = {name: pair for name, pair in pairs.items() if pair[1] - pair[0] > NEAR}
+        if worse:
+            listed = ", ".join(f"{name} ({pair[0]:.1%} trained, {pair[1]:.1%} unseen)" for name, pair in worse.items())
+            yield f"More is left in phrasings that the erasure never saw, {when}: {listed}."
+        elif pairs:
+            yield f"No method leaves more than 5 points more in phrasings that the erasure never saw, {when}."
+
+    def matched(self) -> Iterator[str]:
+        """What is left where every method has cost the same."""
+        budget = self.results.info.get("damage_budget")
+        known = {n: row for n in self.named("full", "neurons") if (row := self.row(n)) is not None}
+        if budget is None or not known:
+            return
+        order = sorted(known, key=lambda n: known[n]["value"])
+        listed = ", ".join(f"{n} {known[n]['value']:.1%}" for n in order)
+        yield f"With the retain loss allowed to rise by {budget:g} nats, what is left on forget is: {listed}."
+        whole, aimed = ([n for n in order if self.edits[n] == scope] for scope in ("full", "neurons"))
+        if whole and aimed:
+            verdict = _verdict(
+                known[aimed[0]],
+                known[whole[0]],
+                "the neuron-level edit forgets more",
+                "full-model training forgets more",
+            )
+            yield (
+                f"The best neuron-level edit there ({aimed[0]}, {known[aimed[0]]['value']:.1%}) beside the best "
+                f"full-model one ({whole[0]}, {known[whole[0]]['value']:.1%}): {verdict}."
+            )
+
+    def over_erased(self) -> Iterator[str]:
+        """How far each method is from a model that never knew."""
+        names = self.named("full", "neurons")
+        if not names or not any(row["metric"] == "kl_gold" for row in self.results.rows):
+            return
+        far = {n: self.results.value(n, "forget", "kl_gold") for n in [*names, "untouched"]}
+        order = sorted(names, key=lambda n: far[n])
         yield (
-            f"{text}; at equal retain damage {matched[0]['value']:.1%} against {matched[1]['value']:.1%}: "
-            f"{_verdict(matched[0], matched[1])}."
+            f"Closest to the gold twin on the forget corpus is {order[0]} ({far[order[0]]:.2f} nats); farthest "
+            f"is {order[-1]} ({far[order[-1]]:.2f}; the untouched model: {far['untouched']:.2f}). "
+            "Far from gold with little left means over-erased."
         )
 
 
-def _verdict(here: dict[str, Any], there: dict[str, Any]) -> str:
+def _verdict(one: dict[str, Any], other: dict[str, Any], lower: str, higher: str) -> str:
     """Compare two rows by their intervals: what overlaps is not called a difference."""
-    if here["high"] < there["low"]:
-        return "selecting them helped"
-    if there["high"] < here["low"]:
-        return "random neurons did better"
-    return "selecting them made no clear difference"
-
-
-def _destroyed(results: Results, edits: dict[str, str]) -> Iterator[str]:
-    start = results.value("untouched", "retain")
-    lost = {n: start - results.value(n, "retain") for n, scope in edits.items() if scope in ("full", "neurons")}
-    bad = {name: value for name, value in lost.items() if value > 0.1}
-    if bad:
-        listed = ", ".join(
-            f"{name} ({100 * value:.0f} points)" for name, value in sorted(bad.items(), key=lambda x: -x[1])
-        )
-        yield f"Destroyed retained knowledge at full strength: {listed}. What they forgot is damage, not erasure."
-
-
-def _unseen(results: Results, edits: dict[str, str]) -> Iterator[str]:
-    """Are phrasings that the erasure never saw still answered? Asked at matched damage, else at full strength."""
-    if not (results.frame["corpus"] == "forget unseen").any():
-        return
-    point = "matched" if (results.frame["point"] == "matched").any() else "full"
-    names = [name for name, scope in edits.items() if scope in ("full", "neurons")]
-    pairs = {n: [results.value(n, c, point=point) for c in ("forget", "forget unseen")] for n in names}
-    worse = {name: pair for name, pair in pairs.items() if pair[1] - pair[0] > NEAR}
-    when = "at matched damage" if point == "matched" else "at full strength"
-    if worse:
-        listed = ", ".join(f"{name} ({pair[0]:.1%} as trained, {pair[1]:.1%} unseen)" for name, pair in worse.items())
-        yield f"Questions in phrasings that the erasure never saw are still answered more often, {when}: {listed}."
-    else:
-        yield f"No method leaves unseen phrasings answered more than 5 points more often than the trained ones, {when}."
-
-
-def _matched(results: Results, edits: dict[str, str]) -> Iterator[str]:
-    budget = results.info.get("damage_budget")
-    found = {n: _matched_row(results, n) for n, scope in edits.items() if scope in ("full", "neurons")}
-    known = {n: row for n, row in found.items() if row is not None}
-    if budget is None or not known:
-        return
-    order = sorted(known, key=lambda n: known[n]["value"])
-    listed = ", ".join(f"{n} {known[n]['value']:.1%}" for n in order)
-    yield f"With the retain loss allowed to rise by {budget:g} nats, the forget answers left are: {listed}."
-    whole, aimed = ([n for n in order if edits[n] == scope] for scope in ("full", "neurons"))
-    if whole and aimed:
-        best, rest = known[aimed[0]], known[whole[0]]
-        verdict = "neither is clearly better"
-        if best["high"] < rest["low"]:
-            verdict = "the neuron-level edit is better"
-        elif rest["high"] < best["low"]:
-            verdict = "full-model training is better"
-        yield (
-            f"The best neuron-level edit there ({aimed[0]}, {best['value']:.1%}) beside the best full-model one "
-            f"({whole[0]}, {rest['value']:.1%}): {verdict} in accuracy."
-        )
-
-
-def _over_erased(results: Results, edits: dict[str, str], floor: float) -> Iterator[str]:
-    if not (results.frame["metric"] == "kl_gold").any():
-        return
-    values = {n: results.value(n, "forget", "kl_gold") for n, scope in edits.items() if scope in ("full", "neurons")}
-    nearest, farthest = min(values, key=lambda n: values[n]), max(values, key=lambda n: values[n])
-    yield (
-        f"Closest to the gold twin's answers on the forget questions is {nearest} ({values[nearest]:.2f} nats); "
-        f"farthest is {farthest} ({values[farthest]:.2f} nats; the untouched model: "
-        f"{results.value('untouched', 'forget', 'kl_gold'):.2f}). Far from gold with low accuracy means over-erased."
-    )
-
-
-def _matched_row(results: Results, name: str) -> dict[str, Any] | None:
-    wanted = (name, "forget", "matched", "exact_match")
-    rows = (r for r in results.rows if (r["edit"], r["corpus"], r["point"], r["metric"]) == wanted)
-    return next(rows, None)
+    if one["high"] < other["low"]:
+        return lower
+    return higher if other["high"] < one["low"] else "no clear difference"

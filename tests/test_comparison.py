@@ -131,7 +131,7 @@ def test_findings_say_when_only_the_selection_forgets() -> None:
 def test_findings_say_when_neither_selection_nor_control_does_anything() -> None:
     values = START | {"ablate": ("neurons", 1.0, 1.0), "ablate@random 0": ("control", 1.0, 1.0)}
     text = " ".join(describe(fabricated(values)))
-    assert "neither they nor the selection do much" in text
+    assert "does not hang on the neurons that the score found" in text
 
 
 @pytest.mark.parametrize(
@@ -141,6 +141,13 @@ def test_findings_say_when_neither_selection_nor_control_does_anything() -> None
 def test_findings_call_only_separate_intervals_a_difference(here: float, there: float, verdict: str) -> None:
     values = START | {"npo@neurons": ("neurons", here, 1.0), "npo@random 0": ("control", there, 1.0)}
     assert verdict in " ".join(describe(fabricated(values)))
+
+
+def test_findings_read_probabilities_where_no_answer_was_ever_written_exactly() -> None:
+    rows = fabricated({"untouched": ("reference", 0.0, 0.0), "npo": ("full", 0.0, 0.0)}).rows
+    more = [row | {"metric": "probability", "value": 0.3 if row["edit"] == "untouched" else 0.05} for row in rows]
+    text = " ".join(describe(Results((*rows, *more), (), {"seed": 0, "damage_budget": 0.05})))
+    assert "probabilities of the answer" in text and "before any edit 30.0% on forget" in text and "npo 5.0%" in text
 
 
 def test_findings_name_what_destroyed_retained_knowledge() -> None:

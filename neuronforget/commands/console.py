@@ -78,7 +78,7 @@ def show(results: Results) -> None:
     from rich.console import Console
 
     console = Console()
-    console = Console(width=max(console.width, 112))  # a piped table is not wrapped
+    console = Console(width=max(console.width, 132))  # a piped table is not wrapped
     frame = results.frame
     points = [point for point in ("full", "matched") if (frame["point"] == point).any()]
     for metric in ("exact_match", "probability"):
