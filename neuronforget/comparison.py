@@ -93,7 +93,8 @@ def compare(
     `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one
     matched in write norm and one in activation, are ablated beside it. `preferred` serves DPO (left out
     where there is none). Retain is measured on `measured` random examples. `resume` is a folder where
-    finished edits wait for a run that was killed.
+    finished edits wait for a run that was killed. A method that cannot make its edit is left out, and the
+    findings say why; if none can, InputError is raised.
     """
     check_disjoint(forget, retain)
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
@@ -103,11 +104,14 @@ def compare(
     neurons = select.per_layer(scores, share)
     others = random_controls(lm, neurons, moments[1], controls)
     plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, seed=seed)
-    edits = _make(lm, plan, resume, (forget.digest(), retain.digest(), steps, seed, sorted(neurons.members)), progress)
+    answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
+    work = (forget.digest(), retain.digest(), answers, steps, seed, sorted(neurons.members))
+    edits, failed = _make(lm, plan, resume, work, progress)
     sample = sampled(retain, measured, seed)
     results = evaluate(lm, edits, forget, sample, gold=gold, damage=damage, seed=seed, progress=progress)
     info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
-    results = replace(results, info={**info, "retain examples measured": len(sample), "steps": steps})
+    info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
+    results = replace(results, info=info)
     shifts = {
         name: {kind: activation_shift(lm, edit, c) for kind, c in (("forget", forget), ("retain", sample))}
         for name, edit in edits.items()
@@ -178,25 +182,28 @@ def methods(
 
 def _make(
     lm: LM, plan: dict[str, Callable[[], Edit]], resume: str | Path | None, work: Any, progress: bool
-) -> dict[str, Edit]:
-    """Make every edit; with `resume`, finished ones are read back instead of made again."""
+) -> tuple[dict[str, Edit], dict[str, str]]:
+    """Make every edit, and return the reasons why some could not be; `resume` reads finished ones back."""
     edits: dict[str, Edit] = {}
+    failed: dict[str, str] = {}
+    model = lm.digest() if resume else ""
     with tqdm(total=len(plan), desc="erase", disable=not progress) as bar:
         for name, make in plan.items():
             bar.set_postfix(edit=name, refresh=False)
-            key = content_key(model=lm.name, weights=_fingerprint(lm), work=work, name=name)
+            key = content_key(model=model, work=work, name=name)
             path = Path(resume) / f"{key}.safetensors" if resume else None
             if path and path.is_file():
                 edits[name] = Edit.load(path)
             else:
-                edits[name] = make()
-                if path:
-                    with whole_file(path) as scratch:
-                        edits[name].save(scratch)
+                try:
+                    edits[name] = make()
+                except InputError as error:  # one method's failure is a finding, not the end of the comparison
+                    failed[name] = str(error)
+                else:
+                    if path:
+                        with whole_file(path) as scratch:
+                            edits[name].save(scratch)
             bar.update()
-    return edits
-
-
-def _fingerprint(lm: LM) -> float:
-    """A number that differs when the weights do: a cached edit must be of this very model."""
-    return float(sum(p.detach().double().abs().sum() for p in lm.parameters.values()))
+    if not edits:
+        raise InputError("no edit could be made: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+    return edits, failed

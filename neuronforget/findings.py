@@ -21,6 +21,7 @@ def describe(
     """Yield one finding after the other; those whose inputs are missing are left out."""
     reader = _Reader(results)
     yield reader.before()
+    yield from reader.missing()
     if truth is not None and neurons is not None:
         yield _localisation(neurons, truth, controls)
     yield from reader.ablation()
@@ -101,6 +102,11 @@ class _Reader:
         if self.floor is not None:
             text += f" The gold twin, which never saw the forget corpus, is at {self.floor:.1%}: that is the target."
         return text
+
+    def missing(self) -> Iterator[str]:
+        """Methods that are absent because they could not make their edit."""
+        for name, why in self.results.info.get("not made", {}).items():
+            yield f"Not in this comparison: {name}, which could not be made ({why})."
 
     def ablation(self) -> Iterator[str]:
         """What ablating the selection did, and what ablating other neurons did."""

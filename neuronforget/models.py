@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -61,6 +62,14 @@ class LM:
     def name(self) -> str:
         """Folder or hub id that the model came from, else its class."""
         return getattr(self.model.config, "_name_or_path", "") or type(self.model).__name__
+
+    def digest(self) -> str:
+        """Return a 16-digit hash of every weight: work kept for one model is not continued on another."""
+        total = hashlib.sha256()
+        for name, parameter in self.parameters.items():
+            total.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
+            total.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return total.hexdigest()[:16]
 
     def __repr__(self) -> str:
         count = sum(p.numel() for p in self.model.parameters())

@@ -12,6 +12,7 @@ from beds import bed
 import neuronforget as nf
 from neuronforget import erase
 from neuronforget.comparison import Comparison, sampled
+from neuronforget.errors import InputError
 from neuronforget.findings import describe
 from neuronforget.results import Results
 
@@ -83,6 +84,30 @@ def test_a_killed_comparison_does_not_make_finished_edits_again(
     again = compare(resume=tmp_path)
     assert len(calls) == 3 + 6  # eight trainings in all: two were finished before the kill
     assert again.results.rows == found.results.rows
+
+
+def test_a_method_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = erase.finetune
+
+    def fails(*args: Any, loss: Any, **settings: Any) -> Any:
+        if loss.__name__ != "npo":
+            raise InputError(f"{loss.__name__}: the loss is nan at step 3")
+        return real(*args, loss=loss, **settings)
+
+    monkeypatch.setattr(erase, "finetune", fails)
+    found = compare()
+    assert {"npo", "npo@neurons", "ablate"} <= set(found.edits) and not {"ga", "ga@neurons", "dpo"} & set(found.edits)
+    assert "Not in this comparison: ga, which could not be made (ga: the loss is nan at step 3)." in found.findings
+
+
+def test_a_comparison_without_any_edit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: Any, **_settings: Any) -> Any:
+        raise InputError("no luck")
+
+    for operator in ("ablate", "finetune", "rank_one"):
+        monkeypatch.setattr(erase, operator, fails)
+    with pytest.raises(InputError, match="no edit could be made: ablate: no luck"):
+        compare()
 
 
 def test_a_sample_keeps_the_order_and_is_seeded() -> None:

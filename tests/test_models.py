@@ -344,3 +344,15 @@ def test_padding_uses_the_pad_token_else_the_end_of_sequence_else_zero() -> None
     for pad, eos, expected in ((5, 2, 5), (0, 2, 0), (None, 2, 2), (None, None, 0)):
         assert LM(model, Ids(pad, eos)).pad_id == expected
     assert LM(model).pad_id == 0
+
+
+def test_a_digest_names_the_weights(lm: LM, tokenizer: Any) -> None:
+    first = lm.digest()
+    assert len(first) == 16 and first == LM(build("qwen2", vocab_size=len(tokenizer)), tokenizer).digest()
+    weight = next(iter(lm.parameters.values()))
+    with torch.no_grad():
+        weight[0, 0], weight[0, 1] = weight[0, 1].clone(), weight[0, 0].clone()  # a sum would not see this
+    assert lm.digest() != first
+    half = lm.digest()
+    lm.model.bfloat16()
+    assert lm.digest() not in (first, half)

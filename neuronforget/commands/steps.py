@@ -39,7 +39,7 @@ def attribute(
     check_new(out)
     lm, forget, retain = data.open()
     scores = run(lm, forget, retain, score=named(score, table), tap=tap, batch_size=batch_size)
-    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, share or 0.05)
+    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, 0.05 if share is None else share)
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")
         neurons.save(scratch / "neurons.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ def finetune(
         check_disjoint(forget, retain)
     if neurons is not None:
         check_neurons(lm, neurons)
-    plan = Plan(steps, lr or default_lr(lm, neurons), weight_decay, clip, seed=seed)
+    plan = Plan(steps, default_lr(lm, neurons) if lr is None else lr, weight_decay, clip, seed=seed)
     name: str = getattr(getattr(loss, "func", loss), "__name__", "loss")
     settings = {k: v for k, v in (getattr(loss, "keywords", None) or {}).items()}
     info = {
@@ -65,8 +66,9 @@ def finetune(
     }
     info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
     info |= {"retain": retain.digest() if retain else None, "neurons": len(neurons) if neurons else None}
-    key = str({**info, "members": sorted(neurons.members) if neurons else None, "model": lm.name})
-    work = _Work(lm, forget, retain, preferred_answers(forget, preferred, seed), batch_size, seed)
+    answers = preferred_answers(forget, preferred, seed)
+    key = _work_key(lm, neurons, answers, info) if resume else ""
+    work = _Work(lm, forget, retain, answers, batch_size, seed)
     with _frozen(lm):
         if neurons is not None:
             slices = Slices.of(lm, neurons)
@@ -101,6 +103,12 @@ def preferred_answers(forget: Corpus, preferred: Preferred, seed: int) -> Corpus
         answers = [draw(example.wrong, 1, seed + i, 0)[0] for i, example in enumerate(forget)]
         return forget.with_answers(answers, f"{forget.name} preferred")
     return None
+
+
+def _work_key(lm: LM, neurons: Neurons | None, answers: Corpus | None, info: dict[str, Any]) -> str:
+    """Name the work, so that a checkpoint is continued by equal work alone."""
+    members = sorted(neurons.members) if neurons is not None else None
+    return str({**info, "members": members, "preferred": answers.digest() if answers else None, "model": lm.digest()})
 
 
 class _Work:

@@ -51,13 +51,18 @@ def rank_one(
     `target` is a neutral answer to write in their place; without one the answer's distribution is driven to
     maximum entropy. `preserve` is lambda (default: the number of neurons; 0 for a single fact). The output
     changes R of all layers are found together by Adam, each at most `clamp` times the output's own norm,
-    shared among the layers. Raises InputError for corpora that share examples or an empty set.
+    shared among the layers; a layer whose change there cannot reach the answer (the last one, when the subject
+    ends before the prompt does) is held as it is. Raises InputError for corpora that share examples, an empty
+    set, and layers none of which can reach an answer.
     """
+    if steps < 1 or not min(lr, clamp) > 0 or not (preserve is None or preserve >= 0):
+        found = f"steps={steps}, lr={lr}, clamp={clamp}, preserve={preserve}"
+        raise InputError(f"rank_one needs steps >= 1, lr and clamp > 0, preserve >= 0; found {found}")
     check_disjoint(forget, retain)
     if neurons is not None and layer is not None:
         raise InputError("give neurons= or layer=, not both")
     if neurons is None:
-        neurons = _whole_layer(lm, lm.sites[len(lm.sites) // 2].layer if layer is None else layer)
+        neurons = _whole_layer(lm, lm.sites[(len(lm.sites) - 1) // 2].layer if layer is None else layer)
     check_neurons(lm, neurons)
     chosen = neurons.by_layer()
     sites = [site for site in lm.sites if site.layer in chosen]
@@ -66,6 +71,9 @@ def rank_one(
     work = list(batches(rows, batch_size, lm.pad_id, lm.device))
     with activations_only(lm):
         moves = [_output_changes(lm, sites, batch, target is None, steps, lr, kl, clamp / len(sites)) for batch in work]
+        if not any(bool(move.any()) for move in moves):
+            layers = ", ".join(str(site.layer) for site in sites)
+            raise InputError(f"no change of layer {layers} where the subject ends reaches an answer: take lower layers")
         second = _second_moments(lm, sites, chosen, retain, batch_size)
         changes = _solve(lm, sites, chosen, work, moves, second, preserve)
     info = {"method": "rank_one", "scope": scope_of(neurons), "neurons": len(neurons), "facts": len(forget)}
@@ -111,6 +119,7 @@ def _output_changes(
     optimizer = torch.optim.Adam([moves], lr=lr)
     first, last = batch.answer_mask.int().argmax(1), batch.subject_end
     stays: Tensor | None = None
+    reach: Tensor | None = None
     for _ in range(steps):
         with _moved(lm, sites, moves, last) as outputs:
             logits = lm.model(**batch.inputs, use_cache=False).logits.float()
@@ -118,9 +127,12 @@ def _output_changes(
         stays = here.detach() if stays is None else stays
         # Where the key is the position that predicts the answer, there is nothing to hold on to.
         held = (stays.exp() * (stays - here)).sum(-1) * (last < first - 1)
-        loss = (_from_uniform(logits, batch) if entropy else answer_nll(logits, batch)) + kl * held
-        (grad,) = torch.autograd.grad(loss.sum(), moves)
-        moves.grad = grad
+        aim = _from_uniform(logits, batch) if entropy else answer_nll(logits, batch)
+        if reach is None:  # Adam would make a full step of the rounding noise of a gradient that should be zero
+            (grad,) = torch.autograd.grad(aim.sum(), moves, retain_graph=True)
+            reach = grad.ne(0).any(-1, keepdim=True)
+        (grad,) = torch.autograd.grad((aim + kl * held).sum(), moves)
+        moves.grad = grad * reach
         optimizer.step()
         with torch.no_grad():
             limit = clamp * torch.stack([outputs[i] for i in range(len(sites))]).float().norm(dim=-1, keepdim=True)

@@ -1,0 +1,297 @@
+"""finetune(): what moves, what does not, and that the model is left as it was whatever happens."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from beds import bed
+from torch import Tensor
+
+from neuronforget import erase
+from neuronforget.corpora import Corpus, Example, batches, encode
+from neuronforget.edits import Edit
+from neuronforget.erase.finetune import default_lr, preferred_answers
+from neuronforget.errors import InputError
+from neuronforget.losses import Outputs, answer_logp, dpo, ga, grad_diff, npo
+from neuronforget.models import LM
+from neuronforget.neurons import Neurons
+
+
+@pytest.fixture
+def forget(corpus: Corpus) -> Corpus:
+    return Corpus(corpus.examples[:3], "forget")
+
+
+@pytest.fixture
+def retain(corpus: Corpus) -> Corpus:
+    return Corpus(corpus.examples[3:], "retain")
+
+
+def some(lm: LM) -> Neurons:
+    layers = tuple(site.layer for site in lm.sites)
+    return Neurons(frozenset({(0, 1), (0, 7), (1, 3), (1, 30)}), layers, lm.shape[1])
+
+
+def tune(lm: LM, *corpora: Corpus, **settings: Any) -> Edit:
+    return erase.finetune(lm, *corpora, **{"steps": 4, "batch_size": 2, "lr": 1e-2, "progress": False, **settings})
+
+
+def state(lm: LM) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in lm.model.state_dict().items()}
+
+
+def values(edit: Edit) -> list[Tensor]:
+    return [change.after for change in edit.changes]
+
+
+def equal(a: Edit, b: Edit) -> bool:
+    return len(a.changes) == len(b.changes) and all(map(torch.equal, values(a), values(b)))
+
+
+def mean_logp(lm: LM, corpus: Corpus) -> float:
+    """Mean answer log-likelihood, example by example."""
+    with torch.no_grad():
+        parts = batches(encode(corpus, lm.tokenizer), 1, lm.pad_id)
+        found = [float(answer_logp(lm.model(**b.inputs).logits, b)[0]) for b in parts]
+    return sum(found) / len(found)
+
+
+@pytest.mark.parametrize("loss", [ga, grad_diff, npo, dpo])
+def test_the_certificate_holds_under_momentum_and_decay(lm: LM, forget: Corpus, retain: Corpus, loss: Any) -> None:
+    before = state(lm)
+    edit = tune(
+        lm, forget, retain, loss=loss, neurons=some(lm), preferred=["I do not know."], weight_decay=0.3, steps=6
+    )
+    assert edit.certificate(lm).holds
+    with edit.on(lm):
+        rows, wanted = some(lm).by_layer(), {}
+        for site in lm.sites:
+            for part in (site.write, *site.read):
+                mask = torch.zeros_like(before[part.name], dtype=torch.bool)
+                mask.index_fill_(part.dim, part.index(rows[site.layer]), True)
+                wanted[part.name] = wanted.get(part.name, torch.zeros_like(mask)) | mask
+        for name, value in lm.model.state_dict().items():
+            allowed = wanted.get(name, torch.zeros_like(value, dtype=torch.bool))
+            assert torch.equal(value[~allowed], before[name][~allowed]), name
+            if name in wanted:
+                assert (value != before[name])[allowed].float().mean() > 0.9, name
+    assert all(torch.equal(v, before[n]) for n, v in lm.model.state_dict().items())
+
+
+def test_masking_gradients_would_have_moved_the_rest_of_the_model(lm: LM, forget: Corpus) -> None:
+    """The trap that slices avoid: with AdamW, weights whose gradient is zero decay all the same."""
+    batch = next(batches(encode(forget, lm.tokenizer), 8, lm.pad_id))
+    weight = lm.parameters[lm.sites[0].write.name]
+    mask = torch.zeros_like(weight).index_fill_(lm.sites[0].write.dim, torch.tensor([1, 7]), 1.0)
+    before = weight.detach().clone()
+    optimizer = torch.optim.AdamW([weight], lr=1e-2, weight_decay=0.3)
+    answer_logp(lm.model(**batch.inputs).logits, batch).mean().backward()
+    assert weight.grad is not None
+    weight.grad *= mask
+    optimizer.step()
+    assert ((weight != before) & (mask == 0)).any()
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_weights_flags_gradients_and_mode_come_back(lm: LM, forget: Corpus, retain: Corpus, targeted: bool) -> None:
+    lm.model.train()
+    frozen, kept = list(lm.model.parameters())[:2]
+    frozen.requires_grad_(False)
+    kept.grad = torch.full_like(kept, 7.0)
+    before, flags = state(lm), [p.requires_grad for p in lm.model.parameters()]
+
+    def check() -> None:
+        assert all(torch.equal(v, before[n]) for n, v in lm.model.state_dict().items())
+        assert [p.requires_grad for p in lm.model.parameters()] == flags and lm.model.training
+        assert kept.grad is not None and bool((kept.grad == 7.0).all())
+        assert [p.grad is None for p in lm.model.parameters()].count(False) == 1
+        assert not any(m._forward_hooks for m in lm.model.modules())
+
+    neurons = some(lm) if targeted else None
+    tune(lm, forget, retain, neurons=neurons)
+    check()
+
+    def dies(outputs: Outputs) -> Tensor:
+        dies.calls += 1  # type: ignore[attr-defined]
+        if dies.calls == 3:  # type: ignore[attr-defined]
+            raise KeyboardInterrupt
+        return ga(outputs)
+
+    dies.calls = 0  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        tune(lm, forget, retain, loss=dies, neurons=neurons)
+    check()
+    with pytest.raises(InputError, match="lower lr"):
+        tune(lm, forget, retain, loss=lambda outputs: ga(outputs) * float("nan"), neurons=neurons)
+    check()
+
+
+def test_a_full_edit_is_what_plain_training_does(lm: LM, forget: Corpus) -> None:
+    """Two steps of gradient ascent on all examples, against AdamW written out."""
+    edit = tune(lm, forget, loss=ga, steps=2, batch_size=3, lr=1e-3, weight_decay=0.1, clip=None)
+    batch = next(batches(encode(forget, lm.tokenizer), 8, lm.pad_id))
+    lm.model.requires_grad_(True)
+    optimizer = torch.optim.AdamW(lm.model.parameters(), lr=1e-3, weight_decay=0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        counts = batch.answer_mask.sum(1)
+        (answer_logp(lm.model(**batch.inputs).logits, batch) / counts).mean().backward()
+        optimizer.step()
+    for change in edit.changes:
+        torch.testing.assert_close(change.after, lm.parameters[change.name].detach(), rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_training_is_a_function_of_its_seed(lm: LM, forget: Corpus, retain: Corpus, targeted: bool) -> None:
+    neurons = some(lm) if targeted else None
+    first = tune(lm, forget, retain, neurons=neurons, seed=1)
+    assert equal(first, tune(lm, forget, retain, neurons=neurons, seed=1))
+    assert not equal(first, tune(lm, forget, retain, neurons=neurons, seed=2))
+
+
+@pytest.mark.parametrize("targeted", [True, False])
+def test_a_killed_edit_is_finished_bit_equal(
+    lm: LM, forget: Corpus, retain: Corpus, targeted: bool, tmp_path: Path
+) -> None:
+    neurons = some(lm) if targeted else None
+    whole = tune(lm, forget, retain, neurons=neurons, steps=25)
+    calls = 0
+
+    def npo_dies(outputs: Outputs) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 22:
+            raise KeyboardInterrupt
+        return npo(outputs)
+
+    npo_dies.__name__ = "npo"
+    with pytest.raises(KeyboardInterrupt):
+        tune(lm, forget, retain, loss=npo_dies, neurons=neurons, steps=25, resume=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert equal(tune(lm, forget, retain, loss=npo_dies, neurons=neurons, steps=25, resume=tmp_path), whole)
+    assert calls == 22 + 5 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", ["weights", "preferred", "neurons"])
+def test_a_checkpoint_of_other_work_is_not_continued(
+    lm: LM, forget: Corpus, retain: Corpus, other: str, tmp_path: Path
+) -> None:
+    calls = 0
+
+    def counted(outputs: Outputs) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 22:
+            raise KeyboardInterrupt
+        return dpo(outputs)
+
+    settings = {"loss": counted, "neurons": some(lm), "steps": 21, "preferred": ["No."], "resume": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        tune(lm, forget, retain, **{**settings, "steps": 25})
+    if other == "weights":
+        with torch.no_grad():
+            next(iter(lm.parameters.values())).mul_(1.01)
+    elif other == "preferred":
+        settings["preferred"] = ["Never heard of it."]
+    else:
+        settings["neurons"] = Neurons(frozenset({(0, 2), (0, 7), (1, 3), (1, 30)}), (0, 1), lm.shape[1])
+    calls = 100
+    tune(lm, forget, retain, **{**settings, "steps": 25})
+    assert calls == 125
+
+
+def test_trained_values_go_with_the_selection(lm: LM, forget: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AdamW keeps two values for each trained one; what it is given is the selection's weights alone."""
+    module = sys.modules["neuronforget.erase.finetune"]
+    given: list[int] = []
+    real = module.fit
+
+    def spy(parameters: Any, *args: Any, **settings: Any) -> Any:
+        given.append(sum(p.numel() for p in parameters))
+        return real(parameters, *args, **settings)
+
+    monkeypatch.setattr(module, "fit", spy)
+    edit = tune(lm, forget, loss=ga, neurons=some(lm))
+    d_model = lm.sites[0].d_model
+    assert given == [4 * 3 * d_model] == [edit.summary()["values"]]  # gate row, up row, down column
+
+
+def test_losses_move_the_answer_where_they_say(lm: LM, forget: Corpus, retain: Corpus) -> None:
+    start = mean_logp(lm, forget)
+    kept = mean_logp(lm, retain)
+    for loss in (ga, partial(npo, alpha=0.0)):
+        with tune(lm, forget, loss=loss, steps=8).on(lm):
+            assert mean_logp(lm, forget) < start - 1
+    with tune(lm, forget, retain, loss=partial(npo, alpha=5.0), steps=30, lr=3e-3).on(lm):
+        assert mean_logp(lm, forget) < start and mean_logp(lm, retain) > kept
+    refusal = forget.with_answers(["I do not know."] * len(forget), "refusal")
+    unsure = mean_logp(lm, refusal)
+    with tune(lm, forget, loss=partial(dpo, alpha=0.0), preferred=refusal, steps=20).on(lm):
+        assert mean_logp(lm, refusal) - mean_logp(lm, forget) > unsure - start + 1
+
+
+def test_targeted_npo_forgets_grafted_facts_and_keeps_the_rest() -> None:
+    made = bed()
+    assert made.truth is not None
+    forget, retain = mean_logp(made.lm, made.forget), mean_logp(made.lm, made.retain)
+    edit = erase.finetune(made.lm, made.forget, made.retain, neurons=made.truth, steps=20, progress=False)
+    with edit.on(made.lm):
+        lost = forget - mean_logp(made.lm, made.forget)
+        assert lost > 2 and retain - mean_logp(made.lm, made.retain) < 0.1 * lost
+
+
+def test_preferred_answers_come_from_a_corpus_a_list_or_the_examples(forget: Corpus, retain: Corpus) -> None:
+    parallel = forget.with_answers(["a", "b", "c"], "mine")
+    assert preferred_answers(forget, parallel, 0) is parallel
+    drawn = preferred_answers(forget, ["No idea.", "I cannot say."], 0)
+    assert drawn is not None and {e.answer for e in drawn} == {"No idea.", "I cannot say."}
+    assert [e.prompt for e in drawn] == [e.prompt for e in forget]
+    assert drawn == preferred_answers(forget, ["No idea.", "I cannot say."], 0)
+    wrong = Corpus(tuple(Example(e.prompt, e.answer, wrong=("x", "y")) for e in forget), "f")
+    own = preferred_answers(wrong, None, 0)
+    assert own is not None and {e.answer for e in own} <= {"x", "y"}
+    assert preferred_answers(forget, None, 0) is None
+    with pytest.raises(InputError, match="parallel"):
+        preferred_answers(forget, retain, 0)
+
+
+def test_bad_input_is_refused_before_any_work(lm: LM, forget: Corpus, retain: Corpus) -> None:
+    before = state(lm)
+    overlap = Corpus(forget.examples[:1] + retain.examples, "retain")
+    with pytest.raises(InputError, match="share"):
+        tune(lm, forget, overlap)
+    with pytest.raises(InputError, match="retain corpus"):
+        tune(lm, forget, loss=npo)
+    with pytest.raises(InputError, match="preferred"):
+        tune(lm, forget, retain, loss=dpo)
+    with pytest.raises(InputError, match="batch_size"):
+        tune(lm, forget, retain, batch_size=0)
+    with pytest.raises(InputError, match="neurons"):
+        tune(lm, forget, retain, neurons=Neurons(frozenset(), (0, 1), lm.shape[1]))
+    with pytest.raises(InputError, match="steps >= 1"):
+        tune(lm, forget, retain, steps=0)
+    with pytest.raises(InputError, match="lr > 0"):
+        tune(lm, forget, retain, lr=0.0)
+    assert all(torch.equal(v, before[n]) for n, v in lm.model.state_dict().items())
+
+
+def test_a_training_that_moves_nothing_raises(lm: LM, forget: Corpus) -> None:
+    with pytest.raises(InputError, match="changed nothing"):
+        tune(lm, forget, loss=ga, lr=1e-30, weight_decay=0.0)
+
+
+def test_default_rates_go_with_the_size_of_the_model(lm: LM) -> None:
+    assert default_lr(lm, None) == 3e-4 and default_lr(lm, some(lm)) == 1e-3
+
+
+def test_what_was_done_is_written_down(lm: LM, forget: Corpus, retain: Corpus) -> None:
+    info = tune(lm, forget, retain, loss=partial(npo, beta=0.5), neurons=some(lm)).info
+    assert {k: info[k] for k in ("method", "beta", "steps", "neurons")} == {
+        "method": "finetune:npo", "beta": 0.5, "steps": 4, "neurons": 4,
+    }  # fmt: skip
+    assert (info["forget"], info["retain"]) == (forget.digest(), retain.digest())
