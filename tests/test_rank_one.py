@@ -72,8 +72,11 @@ def test_with_lambda_it_is_memits_normal_equation_and_the_minimum_of_its_objecti
 
 def test_the_default_lambda_is_the_number_of_neurons_and_none_for_one_fact() -> None:
     keys, wanted, second = draws(4, 9, 5)
-    assert torch.equal(least_change(keys, wanted, second), least_change(keys, wanted, second, 9.0))
-    assert torch.equal(least_change(keys[:1], wanted[:1], second), least_change(keys[:1], wanted[:1], second, 0.0))
+    torch.testing.assert_close(least_change(keys, wanted, second), least_change(keys, wanted, second, 9.0))
+    one = keys[:1], wanted[:1], second
+    torch.testing.assert_close(least_change(*one), least_change(*one, 0.0))
+    assert not torch.allclose(least_change(keys, wanted, second), least_change(keys, wanted, second, 0.0))
+    assert not torch.allclose(least_change(*one), least_change(*one, 9.0))
 
 
 def test_little_retain_text_leaves_a_singular_moment_that_is_still_solved() -> None:
@@ -188,7 +191,8 @@ def test_a_layer_that_cannot_reach_the_answer_is_left_as_it_is(lm: LM, facts: Co
 
 def test_the_same_edit_comes_again(lm: LM, facts: Corpus, retain: Corpus) -> None:
     first, second = (rank_one(lm, facts, retain, neurons=some(lm)) for _ in range(2))
-    assert all(torch.equal(a.after, b.after) for a, b in zip(first.changes, second.changes, strict=True))
+    for a, b in zip(first.changes, second.changes, strict=True):
+        torch.testing.assert_close(a.after, b.after, rtol=1e-6, atol=1e-7)  # solvers round by where memory lies
 
 
 def test_bad_input_is_refused(lm: LM, facts: Corpus, retain: Corpus) -> None:
