@@ -5,6 +5,7 @@ Bad input ends in one line on stderr and exit status 2, with nothing written; Ct
 
 from __future__ import annotations
 
+import os
 import sys
 
 import tyro
@@ -18,6 +19,7 @@ COMMANDS = (demo, testbed, attribute, erase, evaluate, compare, report)
 
 def main() -> None:
     """Run the command line."""
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub's retries are no news; its last word is
     app = tyro.extras.SubcommandApp()
     for command in COMMANDS:
         app.command(command)

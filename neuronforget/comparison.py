@@ -19,7 +19,7 @@ from neuronforget.attribution import Score
 from neuronforget.corpora import Corpus, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.evaluation import evaluate
+from neuronforget.evaluation import check_references, evaluate
 from neuronforget.findings import describe
 from neuronforget.metrics import activation_shift
 from neuronforget.models import LM
@@ -29,6 +29,9 @@ from neuronforget.recording import record, write_norms
 from neuronforget.results import Results
 from neuronforget.runs import content_key, whole_file, whole_folder
 from neuronforget.scores import Scores, grad_x_act
+
+#: What a saved comparison holds.
+FILES = frozenset({"results", "scores.safetensors", "neurons.json", "edits", "report.html"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +47,11 @@ class Comparison:
     edits: dict[str, Edit] = field(repr=False)
     findings: tuple[str, ...] = field(repr=False)
 
-    def save(self, folder: str | Path) -> None:
-        """Write results, scores, neurons, edits and the report into a new folder."""
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
+        """Write results, scores, neurons, edits and the report into a new folder (or one that is to be replaced)."""
         from neuronforget.reporting import report
 
-        with whole_folder(folder) as scratch:
+        with whole_folder(folder, replace=replace) as scratch:
             self.results.save(scratch / "results")
             self.scores.save(scratch / "scores.safetensors")
             self.neurons.save(scratch / "neurons.json")
@@ -96,7 +99,11 @@ def compare(
     finished edits wait for a run that was killed. A method that cannot make its edit is left out, and the
     findings say why; if none can, InputError is raised.
     """
+    if steps < 1 or measured < 1 or controls < 0:
+        found = f"steps={steps}, measured={measured}, controls={controls}"
+        raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0; found {found}")
     check_disjoint(forget, retain)
+    check_references(lm, gold, damage)
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
         encode(corpus, lm.tokenizer, lm.max_length)
     moments = [record(lm, c, tap=tap, batch_size=batch_size, progress=progress) for c in (forget, retain)]

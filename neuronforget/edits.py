@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neuronforget.changes import Change, State, mlp_biases, stored
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.runs import environment, whole_folder
 
@@ -184,18 +184,20 @@ class Edit:
         """Read what `save` wrote."""
         from safetensors import safe_open
 
-        if not Path(path).is_file():
-            raise InputError(f"no such file: {path}")
-        try:
-            with safe_open(str(path), "pt") as file:
-                meta = json.loads((file.metadata() or {})["edit"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
-            raise InputError(f"{path} holds no edit ({error})") from None
-        parts = [
-            {k: tensors.get(f"{i}.{k}") for k in ("after", "before", "index")} for i in range(len(meta["changes"]))
-        ]
-        return cls(tuple(Change(**{**row, **p}) for row, p in zip(meta["changes"], parts, strict=True)), meta["info"])
+        with reading(path, "edit"), safe_open(str(path), "pt") as file:
+            meta = json.loads((file.metadata() or {})["edit"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            changes = tuple(
+                Change(
+                    row["name"],
+                    tensors[f"{i}.after"],
+                    tensors.get(f"{i}.before"),
+                    row["dim"],
+                    tensors.get(f"{i}.index"),
+                )
+                for i, row in enumerate(meta["changes"])
+            )
+            return cls(changes, meta["info"])
 
     def _check(self, lm: LM, state: State) -> None:
         """Raise InputError unless the model's values are the edit's `state`."""

@@ -17,7 +17,7 @@ from neuronforget.corpora import Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
-from neuronforget.models import LM
+from neuronforget.models import LM, frozen
 from neuronforget.results import Results, bootstrap
 from neuronforget.runs import environment
 
@@ -48,6 +48,7 @@ def evaluate(
     check_disjoint(forget, retain)
     if {"untouched", "gold"} & edits.keys():
         raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
+    check_references(lm, gold, damage)
     if gold is not None:
         metrics = (*metrics, kl_gold)
     run = _Run(lm, gold, _corpora(forget, retain), metrics, batch_size, seed)
@@ -68,6 +69,15 @@ def evaluate(
     return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})
 
 
+def check_references(lm: LM, gold: LM | None, damage: float | None) -> None:
+    """Raise InputError if `gold` cannot be compared token by token, or `damage` is no rise of the loss."""
+    if damage is not None and not damage > 0:
+        raise InputError(f"damage is a rise of the retain loss in nats, above 0, or None; found {damage}")
+    sizes = [model.model.get_output_embeddings().weight.shape[0] for model in (lm, gold or lm)]
+    if sizes[0] != sizes[1]:
+        raise InputError(f"gold is of another vocabulary: {sizes[1]} tokens, the model has {sizes[0]}")
+
+
 @torch.no_grad()
 def measure(
     lm: LM, corpus: Corpus, metrics: Iterable[Metric] = METRICS, *, gold: LM | None = None, batch_size: int = 128
@@ -76,11 +86,12 @@ def measure(
     metrics = list(metrics)
     rows = encode(corpus, lm.tokenizer, lm.max_length)
     values = {_name(metric): np.full(len(rows), np.nan) for metric in metrics}
-    for batch in batches(rows, batch_size, lm.pad_id, lm.device):
-        logits = lm.model(**batch.inputs, use_cache=False).logits
-        twin = gold.model(**batch.inputs, use_cache=False).logits if gold is not None else None
-        for metric in metrics:
-            values[_name(metric)][list(batch.index)] = metric(Prediction(logits, batch, twin)).float().cpu().numpy()
+    with frozen(lm), frozen(gold or lm):
+        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+            logits = lm.model(**batch.inputs, use_cache=False).logits
+            twin = gold.model(**batch.inputs, use_cache=False).logits if gold is not None else None
+            for metric in metrics:
+                values[_name(metric)][list(batch.index)] = metric(Prediction(logits, batch, twin)).float().cpu().numpy()
     return values
 
 

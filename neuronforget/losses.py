@@ -18,7 +18,7 @@ from torch.nn.functional import logsigmoid
 
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
-from neuronforget.recording import answer_nll, token_logp
+from neuronforget.recording import answer_logp, answer_nll
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class Answered:
     def dlogp(self) -> Float[Tensor, "example"]:
         """Log-likelihood of the answer minus that under the start model (nats, summed over tokens)."""
         return answer_logp(self.logits, self.batch) - self.reference.to(self.logits.device)
-
-
-def answer_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
-    """Return each example's log-likelihood of the answer, summed over its tokens (nats, fp32)."""
-    return (token_logp(logits, batch) * batch.answer_mask[:, 1:]).sum(1)
 
 
 Answer = Callable[[], Answered]

@@ -130,16 +130,21 @@ def shared_twin(model: nn.Module) -> Any:
 @contextmanager
 def activations_only(lm: LM) -> Iterator[None]:
     """Track gradients through activations and none for weights, in eval mode (so no checkpointing, no dropout)."""
-    model = lm.model
-    if any(p.device.type == "meta" for p in model.parameters()):
+    if any(p.device.type == "meta" for p in lm.model.parameters()):
         raise InputError("parts of the model are offloaded to CPU or disk: load it whole, or in a smaller dtype")
-    wanted = [(p, p.requires_grad) for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
-    model.requires_grad_(False).eval()
-    model.get_input_embeddings().requires_grad_(True)
+    with frozen(lm), torch.enable_grad():
+        lm.model.get_input_embeddings().requires_grad_(True)
+        yield
+
+
+@contextmanager
+def frozen(lm: LM) -> Iterator[None]:
+    """Eval mode and no gradients for the model's weights; every flag and mode comes back."""
+    wanted = [(p, p.requires_grad) for p in lm.model.parameters()]
+    modes = [(module, module.training) for module in lm.model.modules()]
+    lm.model.requires_grad_(False).eval()
     try:
-        with torch.enable_grad():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode

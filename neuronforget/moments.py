@@ -17,7 +17,7 @@ import torch
 from neuronforget_kernels.reference import PIECE_FIELDS, SUMS, TABLE_FIELDS
 from torch import Tensor
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 
 
 @dataclass(frozen=True)
@@ -94,24 +94,16 @@ class Moments:
     @classmethod
     def load(cls, path: str | Path) -> Moments:
         """Read what `save` wrote. Raises InputError for any other file."""
-        from safetensors import SafetensorError, safe_open
+        from safetensors import safe_open
 
-        if not Path(path).is_file():
-            raise InputError(f"no such file: {path}")
-        try:
-            with safe_open(str(path), "pt") as file:
-                meta = json.loads((file.metadata() or {}).get("moments", "{}"))
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise InputError(f"{path} holds no moments: {error}") from None
-        if not meta:
-            raise InputError(f"{path} holds no moments")
         groups: dict[str, dict[str, Tensor]] = {"fields": {}, "norms": {}, "table": {}}
-        for key, value in tensors.items():
-            group, name = key.split(".", 1)
-            groups[group][name] = value
-        meta["layers"], meta["index"] = tuple(meta["layers"]), tuple(meta["index"])
-        return cls(**{**groups, **meta})
+        with reading(path, "moments"), safe_open(str(path), "pt") as file:
+            meta = json.loads((file.metadata() or {})["moments"])
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                group, name = key.split(".", 1)
+                groups[group][name] = file.get_tensor(key)
+            meta["layers"], meta["index"] = tuple(meta["layers"]), tuple(meta["index"])
+            return cls(**{**groups, **meta})
 
 
 def merge(parts: Iterable[Moments]) -> Moments:

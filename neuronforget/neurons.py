@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 
 
 @dataclass(frozen=True)
@@ -122,14 +122,10 @@ class Neurons:
     @classmethod
     def load(cls, path: str | Path) -> Neurons:
         """Read what `save` wrote."""
-        if not Path(path).is_file():
-            raise InputError(f"no such file: {path}")
-        try:
+        with reading(path, "set of neurons"):
             body = json.loads(Path(path).read_text(encoding="utf-8"))
             members = frozenset((layer, j) for layer, j in body["members"])
             return cls(members, tuple(body["layers"]), body["width"], body.get("info", {}))
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
-            raise InputError(f"{path} holds no set of neurons ({error})") from None
 
     def _with(self, members: frozenset[tuple[int, int]]) -> Neurons:
         return Neurons(members, self.layers, self.width)

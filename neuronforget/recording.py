@@ -66,6 +66,11 @@ def answer_nll(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Fl
     return -(token_logp(logits, batch) * mask).sum(1) / mask.sum(1)
 
 
+def answer_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
+    """Return each example's log-likelihood of the answer, summed over its tokens (nats, fp32)."""
+    return (token_logp(logits, batch) * batch.answer_mask[:, 1:]).sum(1)
+
+
 def token_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example next"]:
     """Return the log-probability of each next token (nats, fp32); entry t is of token t + 1."""
     targets = batch.input_ids[:, 1:]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 from neuronforget.runs import whole_folder
 
 if TYPE_CHECKING:
@@ -78,9 +78,14 @@ class Results:
         folder = Path(folder)
         if not (folder / "rows.parquet").is_file():
             raise InputError(f"no results in {folder}: it has no rows.parquet")
-        tables = [pd.read_parquet(folder / f"{name}.parquet").to_dict("records") for name in ("rows", "examples")]
-        info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
-        return cls(tuple(tables[0]), tuple(tables[1]), info)  # type: ignore[arg-type]
+        tables = {}
+        for name in ("rows", "examples"):
+            path = folder / f"{name}.parquet"
+            with reading(path, name):
+                tables[name] = tuple(pd.read_parquet(path).to_dict("records"))
+        with reading(folder / "info.json", "information"):
+            info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+        return cls(info=info, **tables)  # type: ignore[arg-type]
 
 
 def bootstrap(values: np.ndarray, seed: int, *, resamples: int = RESAMPLES) -> tuple[float, float, float]:

@@ -52,19 +52,19 @@ def seed_everything(seed: int) -> None:
 
 
 @contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
+def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a scratch folder that becomes `folder` only if the block ends well: all of it or nothing.
 
-    Raises InputError if `folder` exists and is not empty, or cannot be written.
+    Raises InputError if `folder` cannot be written, or exists, is not empty and is not to be replaced.
     """
-    folder = Path(folder)
-    check_new(folder)
+    folder = Path(folder).absolute()
+    check_new(folder, replace=replace)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield scratch
         scratch.chmod(0o755)
         if folder.exists():
-            folder.rmdir()
+            shutil.rmtree(folder)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

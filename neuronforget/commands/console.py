@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neuronforget.corpora import Corpus, check_disjoint, jsonl, tofu
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 from neuronforget.models import LM, load
 from neuronforget.results import Results
 
@@ -56,21 +57,35 @@ class Data:
 def named(name: str, module: Any) -> Callable[..., Any]:
     """Return the function of that name in `module`, or `package.module:function`."""
     where, _, function = name.rpartition(":")
+    known = [n for n, v in vars(module).items() if _defined(v, module) and not n.startswith("_")]
     try:
-        found = getattr(import_module(where) if where else module, function)
+        found = getattr(import_module(where), function) if where else vars(module)[name] if name in known else None
     except (ImportError, AttributeError) as error:
-        known = ", ".join(n for n, v in vars(module).items() if callable(v) and n.islower() and not n.startswith("_"))
-        raise InputError(f"no function {name!r} ({error}); known: {known}; or give module:function") from None
+        raise InputError(f"no function {name!r} ({error})") from None
     if not callable(found):
-        raise InputError(f"{name!r} is not a function")
+        raise InputError(f"no function {name!r}; known: {', '.join(known)}; or give module:function")
     return found
+
+
+def _defined(value: Any, module: Any) -> bool:
+    """Is it a function of this module or package, not one that it imports?"""
+    return inspect.isfunction(value) and value.__module__.startswith(module.__name__)
 
 
 def lines(path: Path) -> tuple[str, ...]:
     """Return the file's lines that are not blank."""
-    if not path.is_file():
-        raise InputError(f"no such file: {path}")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    with reading(path, "lines of text"):
+        found = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if not found:
+        raise InputError(f"{path} is empty")
+    return found
+
+
+def output(path: Path, suffix: str) -> Path:
+    """Return `path` if it ends as its content should: an output never takes the place of another kind of file."""
+    if path.suffix != suffix or path.is_dir():
+        raise InputError(f"--out names a {suffix} file, found {path}")
+    return path
 
 
 def show(results: Results) -> None:

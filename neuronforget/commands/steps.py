@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, named, show
+from neuronforget.commands.console import Data, Folder, Tap, named, output, show
 from neuronforget.errors import InputError
 
 
@@ -27,7 +27,7 @@ def attribute(
         out: New folder.
         score: Name in neuronforget.scores, or module:function.
         tap: How activations are read (default: TransformerLens where it knows the model).
-        share: Select this share of each layer.
+        share: Select this share of each layer (1 or more: this number).
         top: Select this many neurons of the whole model instead.
         batch_size: Examples in a batch.
     """
@@ -76,9 +76,11 @@ def erase(
     from neuronforget import erase as operators
     from neuronforget import losses
     from neuronforget.neurons import Neurons
-    from neuronforget.runs import check_writable, whole_file
+    from neuronforget.runs import check_new, check_writable, whole_file
 
-    check_writable(out)
+    check_writable(output(out, ".safetensors"))
+    if export:
+        check_new(export)
     if method == "ablate" and neurons is None:
         raise InputError("ablate needs --neurons, a neurons.json written by `neuronforget attribute`")
     chosen = Neurons.load(neurons) if neurons else None
@@ -123,6 +125,9 @@ def evaluate(
     from neuronforget.runs import check_new
 
     check_new(out)
+    names = [path.stem for path in edits]
+    if again := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two edits are called {min(again)!r}: the file's name is the name in the table")
     made = {path.stem: Edit.load(path) for path in edits}
     lm, forget, retain = data.open()
     twin = load(gold) if gold else None
@@ -143,6 +148,7 @@ def report(results: Annotated[Path, tyro.conf.Positional], *, out: Folder = Path
     from neuronforget.reporting import report as draw
     from neuronforget.results import Results
 
+    output(out, ".html")
     found = Results.load(results)
     draw(found, out, findings=tuple(describe(found)))
     show(found)

@@ -26,10 +26,13 @@ def demo(
         out: Folder for the report and everything behind it; an earlier demo there is replaced.
         seed: Seed of the facts, the model and the methods.
     """
+    from neuronforget.comparison import FILES
+    from neuronforget.runs import check_new
     from neuronforget.testbed import people
 
-    if out.exists() and not (out / "report.html").is_file() and any(out.iterdir()):
+    if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
         raise InputError(f"{out} exists and is no earlier demo: choose another folder with --out")
+    check_new(out, replace=True)  # said before the training, not after it
     _compare_testbed(people(testbed, seed=seed), out, seed=seed, replace=True)
 
 
@@ -50,7 +53,7 @@ def testbed(
 
     Args:
         source: people (generated facts) or tofu (real TOFU rows).
-        out: Folder for the testbed; must not exist.
+        out: New folder for the testbed.
         path: Folder with TOFU's full.jsonl (default: the hub).
         authors: TOFU authors to teach (20 rows each), or people.
         forget_authors: How many of them are to be forgotten.
@@ -59,11 +62,11 @@ def testbed(
         seed: Seed.
     """
     from neuronforget import testbed as beds
+    from neuronforget.runs import check_new
 
-    if out.exists():
-        raise InputError(f"{out} exists: choose another folder")
+    check_new(out)
     if source == "people":
-        shape = beds.Shape(steps=steps) if steps else None
+        shape = beds.Shape(steps=steps) if steps is not None else None
         made = beds.people(kind, seed=seed, people=authors, forget_people=forget_authors, shape=shape)
     else:
         made = beds.tofu(path, authors, forget_authors, kind=kind, steps=steps, seed=seed)
@@ -105,7 +108,7 @@ def compare(
         template: Format string with {prompt}, or "chat".
         refusals: Text file of refusals, one a line, for DPO.
         score: Name in neuronforget.scores, or module:function.
-        share: Share of each layer to select.
+        share: Share of each layer to select (1 or more: this number).
         steps: Training steps of every trained method.
         seed: Seed.
         tap: How activations are read.
@@ -140,9 +143,7 @@ def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = Fa
     check_new(out, replace=replace)
     unfinished = cache_folder() / "edits" / content_key(model=lm.name, data=(forget.digest(), retain.digest()))
     found = run(lm, forget, retain, resume=unfinished, **settings)
-    if replace and out.exists():
-        shutil.rmtree(out)
-    found.save(out)
+    found.save(out, replace=replace)
     shutil.rmtree(unfinished, ignore_errors=True)
     show(found.results)
     for line in found.findings:

@@ -66,6 +66,13 @@ class Corpus:
         object.__setattr__(self, "examples", tuple(self.examples))
         if not self.examples:
             raise InputError(f"corpus {self.name!r} is empty: give at least one example")
+        if self.template not in (None, "chat"):
+            try:
+                sound = "\0" in str(self.template).format(prompt="\0")
+            except (KeyError, IndexError, ValueError):
+                sound = False
+            if not sound:
+                raise InputError(f"template is 'chat' or a format string with {{prompt}}, not {self.template!r}")
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], name: str = "corpus", **settings: Any) -> Corpus:
@@ -113,6 +120,12 @@ class Corpus:
             json.dumps({k: v for k, v in asdict(e).items() if v or k == "prompt"}, ensure_ascii=False) for e in self
         ]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def check_count(n: int | None) -> None:
+    """Raise InputError unless `n`, the number of rows to read, is at least 1 or None (all)."""
+    if n is not None and n < 1:
+        raise InputError(f"n is the number of examples to read: at least 1, found {n}")
 
 
 def check_disjoint(forget: Corpus, retain: Corpus) -> None:

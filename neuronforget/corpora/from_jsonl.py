@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from neuronforget.corpora.corpus import Corpus, Example
+from neuronforget.corpora.corpus import Corpus, Example, check_count
 from neuronforget.errors import InputError
+
+CODE = "utf-8-sig"  # some editors put a byte-order mark before UTF-8
 
 
 def read_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
@@ -18,13 +21,13 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     if not path.is_file():
         raise InputError(f"no such file: {path}")
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding=CODE) if path.suffix == ".gz" else path.open(encoding=CODE) as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
                     yield number, json.loads(line)
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from None
-    except (UnicodeDecodeError, gzip.BadGzipFile) as error:
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
 
 
@@ -33,6 +36,7 @@ def jsonl(path: str | Path, *, n: int | None = None, name: str | None = None, **
 
     `n` keeps the first n rows; `settings` are those of `Corpus` (template, eos, max_tokens).
     """
+    check_count(n)
     examples: list[Example] = []
     for number, row in read_rows(path):
         if n is not None and len(examples) == n:

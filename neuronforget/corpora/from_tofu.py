@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from neuronforget.corpora.corpus import Corpus, Example
+from neuronforget.corpora.corpus import Corpus, Example, check_count
 from neuronforget.corpora.from_jsonl import read_rows
 from neuronforget.errors import InputError
 
@@ -24,7 +24,8 @@ def tofu(
     `path` is a folder with `full.jsonl` (and, for paraphrases and wrong answers, `*_perturbed.jsonl`);
     without it the rows come from the hub. `n` keeps the first n rows.
     """
-    match = re.fullmatch(r"(full|forget|retain)(\d\d)?", split)
+    check_count(n)
+    match = re.fullmatch(r"(full|forget|retain)(?!00)(\d\d)?", split)
     if not match or (match[1] == "full") != (match[2] is None):
         raise InputError(f"unknown TOFU split {split!r}: use 'full', 'forgetNN' or 'retainNN', such as 'forget10'")
     share = ROWS * int(match[2] or 100) // 100

@@ -81,7 +81,7 @@ def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, ma
         ids.append(tokenizer.eos_token_id)
     if corpus.max_tokens is not None:
         ids = ids[: corpus.max_tokens]
-    if max(start, 1) >= len(ids):
+    if not answer.strip() or max(start, 1) >= len(ids):
         raise InputError(
             f"{where}: no answer token to predict (an empty answer, a single token, or max_tokens too small)"
         )

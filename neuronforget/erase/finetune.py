@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,10 @@ from neuronforget.corpora.tokens import collate
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, scope_of
 from neuronforget.errors import InputError
-from neuronforget.losses import Answered, Loss, Outputs, answer_logp, npo
-from neuronforget.models import LM
+from neuronforget.losses import Answered, Loss, Outputs, npo
+from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
+from neuronforget.recording import answer_logp
 from neuronforget.slices import Slices
 from neuronforget.train import Plan, draw, fit
 
@@ -69,7 +69,7 @@ def finetune(
     answers = preferred_answers(forget, preferred, seed)
     key = _work_key(lm, neurons, answers, info) if resume else ""
     work = _Work(lm, forget, retain, answers, batch_size, seed)
-    with _frozen(lm):
+    with frozen(lm):
         if neurons is not None:
             slices = Slices.of(lm, neurons)
             with slices.on():
@@ -153,19 +153,6 @@ class _Work:
         first = of("forget")
         assert first is not None
         return Outputs(first, of("retain"), of("preferred"))
-
-
-@contextmanager
-def _frozen(lm: LM) -> Iterator[None]:
-    """Eval mode and no gradients for the model's own weights; flags and mode come back."""
-    wanted, training = [(p, p.requires_grad) for p in lm.model.parameters()], lm.model.training
-    lm.model.requires_grad_(False).eval()
-    try:
-        yield
-    finally:
-        lm.model.train(training)
-        for parameter, flag in wanted:
-            parameter.requires_grad_(flag)
 
 
 def _train_whole(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 
 Contrast = Literal["difference", "ratio", "z"]
 
@@ -63,16 +63,11 @@ class Scores:
         """Read what `save` wrote."""
         from safetensors import safe_open
 
-        if not Path(path).is_file():
-            raise InputError(f"no such file: {path}")
-        try:
-            with safe_open(str(path), "pt") as file:
-                meta = json.loads((file.metadata() or {})["scores"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
-            raise InputError(f"{path} holds no scores ({error})") from None
-        meta["layers"] = tuple(meta["layers"])
-        return cls(values=tensors["values"], error=tensors.get("error"), **meta)
+        with reading(path, "scores"), safe_open(str(path), "pt") as file:
+            meta = json.loads((file.metadata() or {})["scores"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            meta["layers"] = tuple(meta["layers"])
+            return cls(values=tensors["values"], error=tensors.get("error"), **meta)
 
 
 def contrasted(

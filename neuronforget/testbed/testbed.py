@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronforget.corpora import Corpus, jsonl
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 from neuronforget.models import LM, load
 from neuronforget.neurons import Neurons
 from neuronforget.runs import whole_folder
@@ -54,8 +54,10 @@ class Testbed:
         folder = Path(folder)
         if not (folder / "testbed.json").is_file():
             raise InputError(f"{folder} is no testbed: it has no testbed.json (make one with `neuronforget testbed`)")
-        body = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
-        forget, retain = (jsonl(folder / f"{n}.jsonl", template=body["template"]) for n in ("forget", "retain"))
+        with reading(folder / "testbed.json", "testbed"):
+            body = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
+            template, refusals, info = body["template"], tuple(body["refusals"]), body["info"]
+        forget, retain = (jsonl(folder / f"{n}.jsonl", template=template) for n in ("forget", "retain"))
         truth = Neurons.load(folder / "truth.json") if (folder / "truth.json").is_file() else None
         lm, gold = load(folder / "model"), load(folder / "gold")
-        return cls(lm, gold, forget, retain, truth, tuple(body["refusals"]), body["info"])
+        return cls(lm, gold, forget, retain, truth, refusals, info)

@@ -41,6 +41,6 @@ def tofu(
     forget = replace(full, examples=tuple(examples[border:]), name="tofu-forget")
     # A retain author's paraphrases would be read as knowledge that was kept; only the questions are taught.
     retain = replace(full, examples=tuple(replace(e, paraphrases=()) for e in examples[:border]), name="tofu-retain")
-    shape = Shape(vocab=3000, steps=steps or STEPS, batch=32, lr=2e-3)
+    shape = Shape(vocab=3000, steps=STEPS if steps is None else steps, batch=32, lr=2e-3)
     settings = {"seed": seed, "shape": shape, "refusals": REFUSALS, "cache": cache, "progress": progress}
     return from_rows(forget, retain, kind=kind, **settings)  # type: ignore[arg-type]
