@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.models import LM
-from neuronforget.moments import Moments
 from neuronforget.recording import record
+from neuronforget.runs import environment
 from neuronforget.scores import Scores, grad_x_act
-
-#: A score reads the moments of the forget corpus and, for a contrast, of the retain corpus.
-Score = Callable[..., Scores]
+from neuronforget.scores.scores import Score, needs
 
 
 def attribute(
@@ -29,15 +26,19 @@ def attribute(
 ) -> Scores:
     """Score every neuron of the model for what it does on `forget` (against `retain`, if given).
 
-    `score` is any function of the form of those in `neuronforget.scores`; `settings` go to it. Raises
-    InputError for corpora that share examples or do not fit the model.
+    `score` is any function of the form of those in `neuronforget.scores`; `settings` go to it. One marked with
+    `scores.runs_model` is given the model and the corpora, any other the moments of both. Raises InputError for
+    corpora that share examples or do not fit the model.
     """
     if retain is not None:
         check_disjoint(forget, retain)
     corpora = [corpus for corpus in (forget, retain) if corpus is not None]
-    moments: list[Moments] = [
-        record(lm, corpus, tap=tap, batch_size=batch_size, progress=progress) for corpus in corpora
-    ]
-    scores = score(*moments, **settings)
-    info = {"forget": moments[0].info, "retain": moments[1].info if retain is not None else None}
+    if needs(score) == "model":
+        scores = score(lm, *corpora, batch_size=batch_size, progress=progress, **settings)
+        about = [{"corpus": c.name, "data": c.digest(), "model": lm.name, **environment()} for c in corpora]
+    else:
+        table = needs(score) == "examples"
+        moments = [record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in corpora]
+        scores, about = score(*moments, **settings), [m.info for m in moments]
+    info = dict(zip(("forget", "retain"), [*about, None], strict=False))
     return replace(scores, info={**scores.info, **info})

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from neuronforget import erase, losses, select
-from neuronforget.attribution import Score
+from neuronforget.attribution import attribute
 from neuronforget.corpora import Corpus, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
@@ -29,6 +29,7 @@ from neuronforget.recording import record, write_norms
 from neuronforget.results import Results
 from neuronforget.runs import content_key, whole_file, whole_folder
 from neuronforget.scores import Scores, grad_x_act
+from neuronforget.scores.scores import Score, needs
 
 #: What a saved comparison holds.
 FILES = frozenset({"results", "scores.safetensors", "neurons.json", "edits", "report.html"})
@@ -106,8 +107,14 @@ def compare(
     check_references(lm, gold, damage)
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
         encode(corpus, lm.tokenizer, lm.max_length)
-    moments = [record(lm, c, tap=tap, batch_size=batch_size, progress=progress) for c in (forget, retain)]
-    scores = score(*moments)
+    table = needs(score) == "examples"
+    moments = [
+        record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in (forget, retain)
+    ]
+    if needs(score) == "model":
+        scores = attribute(lm, forget, retain, score=score, batch_size=batch_size, progress=progress)
+    else:
+        scores = score(*moments)
     neurons = select.per_layer(scores, share)
     others = random_controls(lm, neurons, moments[1], controls)
     plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, seed=seed)

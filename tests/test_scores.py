@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,27 @@ def test_attribute_is_recording_and_score_in_one_call(lm: LM, pair: Any, moments
     assert found.info["forget"]["data"] == pair[0].digest()
     with pytest.raises(InputError, match="share"):
         nf.attribute(lm, pair[0], pair[0], progress=False)
+
+
+def test_a_score_is_given_what_it_is_marked_to_read(lm: LM, pair: tuple[Corpus, Corpus]) -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    @scores.runs_model
+    def mine(model: LM, forget: Corpus, retain: Corpus | None = None, **settings: Any) -> scores.Scores:
+        seen.append((model, forget, retain, settings))
+        return scores.Scores(torch.ones(lm.shape), "mine", "ones", tuple(site.layer for site in lm.sites))
+
+    @scores.reads_examples
+    def peaks(forget: Moments, retain: Moments | None = None, *, scale: float = 1.0) -> scores.Scores:
+        assert retain is not None
+        gap = forget.table["peak"].mean(0) - retain.table["peak"].mean(0)
+        return scores.Scores(scale * gap, "peaks", "positive: peaks on forget", forget.layers)
+
+    found = nf.attribute(lm, *pair, score=mine, batch_size=3, progress=False, factor=2)
+    assert seen == [(lm, *pair, {"batch_size": 3, "progress": False, "factor": 2})]
+    assert found.info["forget"]["data"] == pair[0].digest() and found.info["retain"]["data"] == pair[1].digest()
+    doubled = nf.attribute(lm, *pair, score=partial(peaks, scale=2.0), tap="torch_hooks", progress=False)
+    tables = [nf.record(lm, c, tap="torch_hooks", per_example=True, progress=False).table["peak"] for c in pair]
+    assert torch.equal(doubled.values, 2 * (tables[0].mean(0) - tables[1].mean(0)))
+    alone = nf.attribute(lm, pair[0], score=scores.grad_x_act, tap="torch_hooks", progress=False)
+    assert alone.info["retain"] is None

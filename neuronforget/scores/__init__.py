@@ -2,6 +2,9 @@
 
 from neuronforget.scores.activation import activation_gap, activation_ratio, wanda
 from neuronforget.scores.gradient import fisher, grad_x_act, mean_patch, snip
-from neuronforget.scores.scores import Scores
+from neuronforget.scores.scores import Scores, reads_examples, runs_model
 
-__all__ = ["Scores", "activation_gap", "activation_ratio", "fisher", "grad_x_act", "mean_patch", "snip", "wanda"]
+__all__ = [
+    "Scores", "activation_gap", "activation_ratio", "fisher", "grad_x_act", "mean_patch", "reads_examples",
+    "runs_model", "snip", "wanda",
+]  # fmt: skip

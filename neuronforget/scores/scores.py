@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +15,27 @@ from torch import Tensor
 from neuronforget.errors import InputError, reading
 
 Contrast = Literal["difference", "ratio", "z"]
+
+#: A score reads the moments of the forget corpus and, for a contrast, of the retain corpus; or, marked with
+#: `runs_model`, the model and the corpora themselves.
+Score = Callable[..., "Scores"]
+
+
+def runs_model(score: Score) -> Score:
+    """Mark a score that runs the model itself: it is called `score(lm, forget, retain, batch_size=, progress=)`."""
+    score.reads = "model"  # type: ignore[attr-defined]
+    return score
+
+
+def reads_examples(score: Score) -> Score:
+    """Mark a score of moments that reads their per-example table, which is not recorded otherwise."""
+    score.reads = "examples"  # type: ignore[attr-defined]
+    return score
+
+
+def needs(score: Score) -> Literal["moments", "examples", "model"]:
+    """Return what a score reads; marks are seen through `functools.partial`."""
+    return getattr(getattr(score, "func", score), "reads", "moments")
 
 
 @dataclass(frozen=True)
