@@ -127,7 +127,8 @@ def _comparison_pictures(results: Results) -> list[Picture]:
     return [
         Picture(
             "Frontier: forgetting against damage",
-            about + "Lower and further left is better: less is answered, for a smaller rise of the retain loss.",
+            about + "Lower and further left is better: less is answered, for a smaller rise of the retain loss "
+            "(at the left end: none, or a fall).",
             figures.frontier(results, retain_metric="nll"),
             Table("Accuracy over strengths", columns, tuple(sweep)),
         ),

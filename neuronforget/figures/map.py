@@ -89,7 +89,7 @@ def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
                     showlegend=False,
                 )
             )
-    figure.update_xaxes(title="rank within the layer", type="log")
+    figure.update_xaxes(title="rank within the layer", type="log", dtick=1)
     figure.update_yaxes(title=text(scores.name))
     return styled(figure, 400)
 
