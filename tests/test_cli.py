@@ -174,6 +174,48 @@ def test_ablation_without_neurons_is_refused(bed: Path, tmp_path: Path, monkeypa
     assert not (tmp_path / "edit.safetensors").exists()
 
 
+def test_an_output_never_takes_the_place_of_another_kind_of_file(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("years of work")
+    results = tmp_path / "results"
+    edit = nf.erase.ablate(lm := nf.load(bed / "model"), nf.Neurons(frozenset({(0, 1)}), (0, 1), 64))
+    edit.save(tmp_path / "edit.safetensors")
+    rows = nf.corpora.jsonl(bed / "forget.jsonl"), nf.corpora.jsonl(bed / "retain.jsonl")
+    nf.evaluate(lm, {"edit": edit}, *rows, strengths=(), damage=None, progress=False).save(results)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert run(monkeypatch, "erase", *data(bed), "--method", "rank_one", "--out", mine) == 2
+    assert run(monkeypatch, "report", results, "--out", mine) == 2
+    assert run(monkeypatch, "demo", "--out", tmp_path) == 2
+    assert run(monkeypatch, "demo", "--out", mine) == 2
+    assert run(monkeypatch, "testbed", "people", "--out", results) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert mine.read_text() == "years of work"
+    assert capfd.readouterr().err.count("neuronforget: ") == 5
+
+
+def test_two_edits_of_one_name_are_refused(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = nf.load(bed / "model")
+    for j, folder in enumerate(("one", "other")):
+        (tmp_path / folder).mkdir()
+        nf.erase.ablate(lm, nf.Neurons(frozenset({(0, j)}), (0, 1), 64)).save(tmp_path / folder / "edit.safetensors")
+    files = [tmp_path / folder / "edit.safetensors" for folder in ("one", "other")]
+    assert run(monkeypatch, "evaluate", *files, *data(bed), "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("contrasted", "Scores", "grad", "_pair"):  # not scores, though some are names of the package
+        assert run(monkeypatch, "attribute", *data(bed), "--out", tmp_path / "out", "--score", name) == 2
+        error = capfd.readouterr().err
+        assert f"no function {name!r}" in error and "grad_x_act" in error and "Literal" not in error
+    assert run(monkeypatch, "attribute", *data(bed), "--out", tmp_path / "out", "--score", "nowhere:mine") == 2
+    assert "nowhere" in capfd.readouterr().err
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "neuronforget", "--help"], capture_output=True, text=True, check=True)
     assert all(

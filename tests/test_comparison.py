@@ -110,6 +110,15 @@ def test_a_comparison_without_any_edit_is_an_error(monkeypatch: pytest.MonkeyPat
         compare()
 
 
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"measured": 0}, {"controls": -1}, {"damage": 0.0}])
+def test_settings_without_a_meaning_are_refused_before_the_work(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronforget.comparison.record", lambda *_, **__: pytest.fail("work had begun"))
+    with pytest.raises(InputError):
+        nf.compare(bed().lm, bed().forget, bed().retain, progress=False, **settings)
+
+
 def test_a_sample_keeps_the_order_and_is_seeded() -> None:
     whole = bed().retain
     part = sampled(whole, 10, 0)

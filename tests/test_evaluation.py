@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +169,25 @@ def test_what_cannot_be_evaluated_is_refused(edits: dict[str, Edit], results: Re
         nf.evaluate(bed().gold, edits, forget, retain, progress=False)
     with pytest.raises(InputError, match="no such row"):
         results.value("ablate", "forget", "nonesuch")
+    for damage in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="a rise of the retain loss in nats, above 0"):
+            nf.evaluate(lm, edits, forget, retain, damage=damage, progress=False)
+
+
+def test_a_gold_twin_of_another_vocabulary_is_refused_before_anything_is_measured(lm: nf.LM) -> None:
+    with pytest.raises(InputError, match="gold is of another vocabulary"):
+        nf.evaluate(bed().lm, {}, bed().forget, bed().retain, gold=lm, progress=False)
+
+
+def test_a_model_in_training_mode_is_measured_in_evaluation_mode_and_left_in_training() -> None:
+    made = bed()
+    dropped = nf.LM(copy.deepcopy(made.lm.model), made.lm.tokenizer)
+    for layer in dropped.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    dropped.model.train()
+    found = measure(dropped, made.forget, [nll])["nll"]
+    assert dropped.model.training and all(p.requires_grad for p in dropped.model.parameters())
+    np.testing.assert_allclose(found, measure(made.lm, made.forget, [nll])["nll"], rtol=1e-6)
 
 
 def test_the_activation_shift_is_the_rms_over_tokens_and_neurons(edits: dict[str, Edit]) -> None:
