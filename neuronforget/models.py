@@ -32,9 +32,9 @@ class LM:
         """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
         return self.sites_override or find_sites(self.model)
 
-    @cached_property
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter by name; tied ones once."""
+        """Every parameter by name as the model is now (an edit may have added a bias); tied ones once."""
         return dict(self.model.named_parameters())
 
     @property

@@ -151,7 +151,7 @@ def _comparison_pictures(results: Results) -> list[Picture]:
 def _map_pictures(
     scores: Scores, neurons: Neurons | None, truth: Neurons | None, controls: Sequence[Neurons]
 ) -> list[Picture]:
-    top = scores.values.flatten().sort(descending=True, stable=True).indices[:40].tolist()
+    top = scores.ranked.flatten().sort(descending=True, stable=True).indices[:40].tolist()
     width = scores.values.shape[1]
     best = [(scores.layers[i // width], i % width) for i in top]
     rows = [
@@ -159,7 +159,11 @@ def _map_pictures(
          _mark(neurons, (layer, j)), _mark(truth, (layer, j)))
         for layer, j in best
     ]  # fmt: skip
-    table = Table("The forty highest scores", ("layer", "neuron", scores.name, "selected", "true"), tuple(rows))
+    table = Table(
+        "The forty scores that have most to do with forget",
+        ("layer", "neuron", scores.name, "selected", "true"),
+        tuple(rows),
+    )
     found = [
         Picture("Map of the neurons", _map_caption(scores), figures.attribution_map(scores, neurons, truth), table),
         Picture(

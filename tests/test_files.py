@@ -73,7 +73,7 @@ def test_results_with_a_damaged_table_are_refused(tmp_path: Path) -> None:
 def test_a_testbed_with_a_damaged_description_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no testbed"):
         nf.testbed.Testbed.load(tmp_path)
-    for text in ("{", json.dumps({"template": None})):
+    for text in ("{", json.dumps({"corpora": {}})):
         (tmp_path / "testbed.json").write_text(text)
         with pytest.raises(InputError, match=r"testbed\.json holds no testbed"):
             nf.testbed.Testbed.load(tmp_path)
