@@ -7,6 +7,7 @@ of the answer, never raw logits. Another loss is another function; its settings 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -103,6 +104,7 @@ def identity(loss: Loss) -> str:
     bound = settings_of(loss)
     while isinstance(loss, partial):
         loss = loss.func
+    loss = inspect.unwrap(loss)
     code = getattr(loss, "__code__", None)
     plain = (bool, int, float, str, bytes, type(None))
     cells = [cell.cell_contents for cell in getattr(loss, "__closure__", None) or ()]

@@ -103,7 +103,7 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a damaged folder raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load {path}: {reason} (offline, give the path of a local folder)") from error
+        raise InputError(f"cannot load {path}: {reason} (a local model: give the path of its folder)") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")

@@ -91,7 +91,7 @@ class Results:
             path = folder / f"{name}.parquet"
             with reading(path, name):
                 tables[name] = tuple(pd.read_parquet(path).to_dict("records"))
-                if lacking := COLUMNS[name] - tables[name][0].keys():
+                if tables[name] and (lacking := COLUMNS[name] - tables[name][0].keys()):
                     raise InputError(f"{path} has no column {min(lacking)!r}: it is no table of this version")
         with reading(folder / "info.json", "information"):
             info = dict(json.loads((folder / "info.json").read_text(encoding="utf-8")))

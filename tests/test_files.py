@@ -55,8 +55,8 @@ def test_a_file_that_is_missing_cut_short_or_of_another_kind_is_named(kind: str,
 
 def test_results_with_a_damaged_table_are_refused(tmp_path: Path) -> None:
     row = {"edit": "a", "scope": "full", "strength": 1.0, "point": "full", "corpus": "forget", "metric": "nll"}
-    row |= {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3, "nan": 0, "seed": 0}
-    example = {"edit": "a", "corpus": "forget", "metric": "nll", "example": 0, "value": 0.5}
+    row |= {"value": 0.5, "low": 0.4, "high": 0.6, "n": 3, "units": 3, "nan": 0, "seed": 0}
+    example = {"edit": "a", "point": "full", "corpus": "forget", "metric": "nll", "example": 0, "unit": 0, "value": 0.5}
     Results((row,), (example,), {"seed": 0}).save(tmp_path / "results")
     assert Results.load(tmp_path / "results").rows == (row,)
     for name, what in (("rows.parquet", "rows"), ("examples.parquet", "examples"), ("info.json", "information")):
@@ -68,6 +68,13 @@ def test_results_with_a_damaged_table_are_refused(tmp_path: Path) -> None:
         path.write_bytes(whole)
     with pytest.raises(InputError, match="no results in"):
         Results.load(tmp_path)
+    (tmp_path / "results" / "info.json").write_text("[1]")
+    with pytest.raises(InputError, match="holds no information"):
+        Results.load(tmp_path / "results")
+    older = {key: value for key, value in row.items() if key != "units"}
+    Results((older,), (example,), {"seed": 0}).save(tmp_path / "older")
+    with pytest.raises(InputError, match="no column 'units'"):
+        Results.load(tmp_path / "older")
 
 
 def test_a_testbed_with_a_damaged_description_is_refused(tmp_path: Path) -> None:
