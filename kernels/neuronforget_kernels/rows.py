@@ -23,7 +23,7 @@ from neuronforget_kernels.accumulators import (
     S,
     U,
 )
-from neuronforget_kernels.layout import Layout
+from neuronforget_kernels.layout import Layout, pivot_of
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
 
 #: Elements of a block, and columns of one: a row of a block is contiguous memory of this many values.
@@ -39,8 +39,7 @@ def row_moments(a: Tensor, g: Tensor | None, layout: Layout, want: int) -> tuple
     """
     fields = torch.zeros((layout.groups, len(PIECE_FIELDS), a.shape[1]), dtype=torch.float64)
     table = torch.zeros((len(TABLE_FIELDS), layout.examples, a.shape[1]))
-    sample = a[layout.sample]
-    pivot = sample.mean(0, dtype=torch.float32) if len(sample) else torch.zeros(a.shape[1])
+    pivot = pivot_of(a[layout.sample])
     pieces = list(zip(layout.low.tolist(), layout.high.tolist(), strict=True))
     parts = -(-a.shape[1] // max(64, min(COLUMNS, BLOCK // max(1, layout.examples))))
     width = -(-a.shape[1] // (16 * max(1, parts))) * 16
