@@ -31,7 +31,9 @@ def compiled(kernel: Any, target: GPUTarget, types: dict[str, str], fixed: dict[
     """Compile; integers that name a size or a row stride are told to be multiples of 16, as pointers are."""
     names = list(signature(kernel.fn).parameters)
     kinds = {name: "constexpr" if name in fixed else types[name] for name in names}
-    even = [n for n in names if n not in fixed and (kinds[n].startswith("*") or n in ("T", "F", "D") or n.endswith("r"))]
+    even = [
+        n for n in names if n not in fixed and (kinds[n].startswith("*") or n in ("T", "F", "D") or n.endswith("r"))
+    ]
     attrs = {(names.index(name),): [["tt.divisibility", 16]] for name in even}
     constants = {(names.index(name),): value for name, value in fixed.items()}
     source = ASTSource(fn=kernel, signature=kinds, constexprs=constants, attrs=attrs)
@@ -149,9 +151,7 @@ def product_kernel(arch: int, dtype: str, flat: bool, weighted: bool) -> Any:
     fixed = {"TOKENS": config.tokens, "NEURONS": config.neurons, "DEPTH": config.depth, "SPLITS": config.splits}
     fixed |= {"HAS_W": weighted, "FLAT": flat, "SPECIALISE": arch == 90, "UPCAST": False}
     target = GPUTarget("cuda", arch, 32)
-    return compiled(
-        fused_kernel.fused_kernel, target, types, fixed, num_warps=config.warps, num_stages=config.stages
-    )
+    return compiled(fused_kernel.fused_kernel, target, types, fixed, num_warps=config.warps, num_stages=config.stages)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

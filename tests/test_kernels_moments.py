@@ -18,9 +18,7 @@ from torch import Tensor
 TYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 
-@given(
-    st.lists(st.integers(-1, 4), max_size=60), st.booleans(), st.booleans(), st.sampled_from([1, 20, 1100]), TYPES
-)
+@given(st.lists(st.integers(-1, 4), max_size=60), st.booleans(), st.booleans(), st.sampled_from([1, 20, 1100]), TYPES)
 @settings(max_examples=60, deadline=None)
 def test_any_segments_weights_and_groups(
     numbers: list[int], weigh: bool, split: bool, neurons: int, dtype: torch.dtype

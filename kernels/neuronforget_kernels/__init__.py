@@ -1,10 +1,10 @@
 """The statistics of neuron activations and gradients; needs torch, and Triton for its kernels on a GPU."""
 
 from neuronforget_kernels.fused import fused_attribution
+from neuronforget_kernels.gated import swiglu, swiglu_backward
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.moments import Piece, neuron_moments
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
-from neuronforget_kernels.gated import swiglu, swiglu_backward
 
 __all__ = [
     "PIECE_FIELDS",

@@ -28,8 +28,8 @@ def fused_attribution(delta: Tensor, write: Tensor, a: Tensor, layout: Layout) -
     """
     rows, neurons = a.shape
     if delta.shape != (rows, write.shape[1]) or len(write) != neurons or rows != layout.rows:
-        found = ", ".join(str(tuple(x.shape)) for x in (delta, write, a))
-        raise ValueError(f"delta [row, model], write [neuron, model] and a [row, neuron] do not fit: found {found}")
+        shapes = ", ".join(str(tuple(x.shape)) for x in (delta, write, a))
+        raise ValueError(f"delta [row, model], write [neuron, model] and a [row, neuron] do not fit: found {shapes}")
     if _fusable(delta, write, a, layout):
         from neuronforget_kernels.fused_kernel import fused_moments
 

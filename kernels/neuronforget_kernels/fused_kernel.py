@@ -86,14 +86,10 @@ def fused_kernel(
         g = tl.zeros((NEURONS, TOKENS), dtype=tl.float32)
         for k in range(0, D, DEPTH):
             d = deltas.load([block * TOKENS, k])
-            if FLAT:
-                w = writes.load([top, k])
-            else:
-                w = writes.load([k, top]).T
+            w = writes.load([top, k]) if FLAT else writes.load([k, top]).T
             if UPCAST:  # the interpreter multiplies the bit patterns of bf16
-                g = tl.dot(w.to(tl.float32), d.to(tl.float32).T, g)
-            else:
-                g = tl.dot(w, d.T, g)
+                w, d = w.to(tl.float32), d.to(tl.float32)
+            g = tl.dot(w, d.T, g)
         tokens = block * TOKENS + tl.arange(0, TOKENS)
         # One tile at a time, first g and then a * g in its place: both together would not fit the registers.
         add_tile(

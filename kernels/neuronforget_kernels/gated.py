@@ -41,8 +41,8 @@ class _Swiglu(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         gate, up = ctx.saved_tensors
-        flat = (x.flatten(0, -2) for x in (grads[0], gate, up))
-        d_gate, d_up, piece = swiglu_backward(*flat, ctx.layout)
+        g, z, u = (x.flatten(0, -2) for x in (grads[0], gate, up))
+        d_gate, d_up, piece = swiglu_backward(g, z, u, ctx.layout)
         ctx.receive(piece)
         return d_gate.view(gate.shape), d_up.view(up.shape), None, None
 
@@ -51,8 +51,8 @@ class _Swiglu(torch.autograd.Function):
 def swiglu_backward(g: Tensor, gate: Tensor, up: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Piece]:
     """Return (dL/dgate, dL/dup, moments) from `g = dL/da`, all [rows, neurons]. Raises ValueError for other shapes."""
     if g.ndim != 2 or not g.shape == gate.shape == up.shape or len(g) != layout.rows:
-        found = ", ".join(str(tuple(x.shape)) for x in (g, gate, up))
-        raise ValueError(f"g, gate and up must be [rows, neurons]; found {found} and {layout.rows} rows")
+        shapes = ", ".join(str(tuple(x.shape)) for x in (g, gate, up))
+        raise ValueError(f"g, gate and up must be [rows, neurons]; found {shapes} and {layout.rows} rows")
     fusable = g.device.type == "cuda" and find_spec("triton") is not None and layout.order is None
     if fusable and 1 == g.stride(1) == gate.stride(1) == up.stride(1):
         from neuronforget_kernels.gated_kernel import swiglu_backward_moments

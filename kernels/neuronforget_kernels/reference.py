@@ -64,7 +64,9 @@ def neuron_moments(
     return {name: torch.stack([part[name] for part in parts]) for name in PIECE_FIELDS}, table, counts
 
 
-def _fields(a: Tensor, g: Tensor, w: Tensor, sums: Tensor, table: dict[str, Tensor], counts: Tensor) -> dict[str, Tensor]:
+def _fields(
+    a: Tensor, g: Tensor, w: Tensor, sums: Tensor, table: dict[str, Tensor], counts: Tensor
+) -> dict[str, Tensor]:
     """The fields of one group from its rows and its examples."""
     ag, rows = a * g, len(a)
     s, u = table["s"].double(), table["u"].double()

@@ -126,9 +126,10 @@ class _Block:
 def _finish(sums: Tensor, extremes: Tensor, pivot: Tensor, layout: Layout, fields: Tensor, table: Tensor) -> None:
     """From pieces to examples and to groups, in fp64, for one block of columns."""
     if not layout.one_piece_each:
-        shape, dim = (layout.examples, sums.shape[-1]), {"dim": 1, "index": layout.owner}
+        shape = layout.examples, sums.shape[-1]
         index = layout.owner[:, None].expand(len(layout.owner), shape[1])
-        sums = sums.new_zeros((len(sums), *shape), dtype=torch.float64).index_add_(**dim, source=sums.double())
+        total = sums.new_zeros((len(sums), *shape), dtype=torch.float64)
+        sums = total.index_add_(1, layout.owner, sums.double())
         empty = extremes.new_full(shape, -torch.inf)
         extremes = torch.stack([empty.scatter_reduce(0, index, values, "amax") for values in extremes])
     by = dict(zip(_SUMS, sums.unbind(), strict=True))
