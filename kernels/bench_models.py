@@ -100,7 +100,10 @@ JOBS = {"record": record_batches, "alone": pass_alone, "full": full_backward}
 
 
 def measure(name: str, device: str) -> dict[str, Any]:
-    """Return the row of one model: median milliseconds of a batch, their ratio, and peaks in MB."""
+    """Return the row of one model: median milliseconds of a batch, their ratio, and peaks in MB.
+
+    On a GPU a peak holds the weights; on CPU it is what the job adds to the process (Linux alone).
+    """
     lm, batch = build(name, device)
     times: dict[str, list[float]] = {"record": [], "alone": []}
     for job in times:
@@ -116,7 +119,7 @@ def measure(name: str, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {"model": name, "batch": "x".join(map(str, batch.input_ids.shape))}
     row |= {f"{job}_ms": spent * 1e3 for job, spent in middle.items()}
     row["ratio"] = middle["record"] / middle["alone"]
-    for key, job, count in (("record", "record", 1), ("record_10x", "record", 10), ("full", "full", 1)):
+    for key, job, count in (("record", "record", 2), ("record_10x", "record", 20), ("full", "full", 2)):
         row[f"{key}_peak_mb"] = _peak_here(lm, batch, job, count) if device == "cuda" else _peak_apart(name, job, count)
     return row
 
@@ -134,14 +137,21 @@ def _peak_here(lm: Any, batch: Any, job: str, count: int) -> float:
 
 
 def _peak_apart(name: str, job: str, count: int) -> float:
-    """The peak resident memory of a process of its own."""
+    """What a job adds to a fresh process that has loaded the model, at its peak."""
     done = subprocess.run([sys.executable, __file__, name, job, str(count)], capture_output=True, text=True, check=True)
     return float(done.stdout)
 
 
-if __name__ == "__main__":
-    import resource
+def _memory(line: str) -> float:
+    """A figure of this process in MB. `getrusage` will not do: a child begins with its parent's peak."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(row.split()[1]) for row in status.splitlines() if row.startswith(line)) / 1e3
 
+
+if __name__ == "__main__":
     model_name, chosen, batches = sys.argv[1:]
-    JOBS[chosen](*build(model_name, "cpu"), int(batches))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+    loaded = build(model_name, "cpu")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _memory("VmRSS")
+    JOBS[chosen](*loaded, int(batches))
+    print(_memory("VmHWM") - before)

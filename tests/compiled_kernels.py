@@ -55,8 +55,8 @@ class Census:
 
     @property
     def atomics(self) -> int:
-        """On global memory: their order, and so the last bits of a sum, would differ from run to run."""
-        return sum(self.instructions[name] for name in ("ATOM", "ATOMG", "RED", "REDG"))
+        """Additions to memory in no fixed order, with which the last bits of a sum would differ from run to run."""
+        return sum(self.instructions[name] for name in ("ATOM", "ATOMG", "ATOMS", "RED", "REDG"))
 
 
 def census(kernel: Any, tmp_path: Path) -> Census:
@@ -67,7 +67,9 @@ def census(kernel: Any, tmp_path: Path) -> Census:
         return subprocess.run([TOOLS / tool, flag, binary], capture_output=True, text=True, check=True).stdout
 
     usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", ask("cuobjdump", "--dump-resource-usage")))
-    found = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)", ask("nvdisasm", "-c"), re.M)
+    found = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)((?:\.\w+)*)", ask("nvdisasm", "-c"), re.M)
+    # An exchange is how a tensor descriptor in global memory is published, not an addition.
+    found = [name for name, kind in found if "EXCH" not in kind]
     return Census(int(usage["REG"]), int(usage["STACK"]), int(usage["LOCAL"]), Counter(found))
 
 
