@@ -39,6 +39,17 @@ def test_long_and_many_examples(lengths: list[int]) -> None:
     assert_same(neuron_moments(a, g, segments, len(lengths)), reference(a, g, segments, len(lengths)), rel=1e-5)
 
 
+def test_interleaved_examples_keep_their_weights() -> None:
+    segments = torch.arange(200) % 3
+    segments[:40] = -1
+    a, g = draw(200, 20, 9)
+    weights = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    assert Layout.of(segments, 3).order is not None
+    assert_same(
+        neuron_moments(a, g, segments, 3, weights=weights), reference(a, g, segments, 3, weights=weights), rel=1e-5
+    )
+
+
 def test_a_weight_of_two_is_a_row_twice_and_of_zero_a_row_left_out() -> None:
     a, g = draw(6, 9, 1)
     segments, weights = torch.tensor([0, 0, 1, 1, 1, -1]), torch.tensor([1.0, 2, 0, 1, 2, 5])

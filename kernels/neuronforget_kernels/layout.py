@@ -24,8 +24,8 @@ PIVOT_ROWS = 32
 class Layout:
     """The rows of a batch by example: `low <= row < high` of piece `i` belong to example `owner[i]`.
 
-    `order` (only where examples are too interleaved for runs) says which rows to gather first; `low` and `high`
-    then count gathered rows. `counts` [example] are numbers of rows, or sums of weights where there are any.
+    `order` (only where examples are too interleaved for runs) says which rows to gather first; `low`, `high`,
+    `sample` and `weights` then count gathered rows. `counts` [example] are numbers of rows, or sums of weights where there are any.
     `weights` [row] are fp32; `group` [example] numbers the groups, 0 for all where none were given.
     """
 
@@ -71,7 +71,7 @@ class Layout:
             order = order[number[order].argsort(stable=True)]
             place = number[order]
         low, high, owner = _pieces(place, group)
-        where = torch.nonzero(kept)[:, 0]
+        where = torch.nonzero(place >= 0)[:, 0]
         where = where[:: max(1, len(where) // PIVOT_ROWS)][:PIVOT_ROWS]
         per_row = None if weights is None else share[kept]
         return cls(
@@ -83,7 +83,7 @@ class Layout:
             counts=torch.bincount(number[kept], per_row, minlength=examples).to(segments.device),
             group=group,
             grouped=groups is not None,
-            weights=None if weights is None else weights.detach().float().contiguous(),
+            weights=None if weights is None else (share if order is None else share[order]).float().to(segments.device),
             order=None if order is None else order.to(segments.device),
             sample=where.to(segments.device),
             device=segments.device,
