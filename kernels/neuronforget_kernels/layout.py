@@ -25,8 +25,9 @@ class Layout:
     """The rows of a batch by example: `low <= row < high` of piece `i` belong to example `owner[i]`.
 
     `order` (only where examples are too interleaved for runs) says which rows to gather first; `low`, `high`,
-    `sample` and `weights` then count gathered rows. `counts` [example] are numbers of rows, or sums of weights where there are any.
-    `weights` [row] are fp32; `group` [example] numbers the groups, 0 for all where none were given.
+    `sample` and `weights` then count gathered rows. `counts` [example] are numbers of rows, or sums of
+    weights where there are any. `weights` [row] are fp32; `group` [example] numbers the groups, 0 for all where
+    none were given.
     """
 
     rows: int
