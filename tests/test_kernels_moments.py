@@ -39,6 +39,12 @@ def test_long_and_many_examples(lengths: list[int]) -> None:
     assert_same(neuron_moments(a, g, segments, len(lengths)), reference(a, g, segments, len(lengths)), rel=1e-5)
 
 
+def test_sums_over_many_tokens_do_not_drift() -> None:
+    a = torch.full((200_000, 1), 0.1)
+    fields = neuron_moments(a, a, torch.arange(200_000) // 100, 2000)[0]
+    assert float(fields["abs_sum"]) == pytest.approx(200_000 * float(a[0, 0]), rel=2e-6)  # fp32 within an example
+
+
 def test_interleaved_examples_keep_their_weights() -> None:
     segments = torch.arange(200) % 3
     segments[:40] = -1
