@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from neuronforget_kernels import neuron_moments
+from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, Piece, neuron_moments
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -24,8 +24,6 @@ from neuronforget.runs import environment
 from neuronforget.taps import Tap, open_tap
 
 Positions = Literal["all", "answer"]
-#: What `neuron_moments` returns for one layer of a batch: fields, table, token counts.
-Piece = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
 
 
 def record(
@@ -82,39 +80,37 @@ def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_exam
     examples = len(batch.index)
     out = tap(batch.inputs)
     nll = answer_nll(out.logits, batch)
-    got = _reduce_backwards(out.acts, nll.sum(), _segments(batch, positions), examples)
+    layout = Layout.of(_segments(batch, positions), examples)
+    got = _reduce_backwards(out.acts, nll.sum(), layout, TABLE_FIELDS if per_example else ())
     missing = [site.layer for site in lm.sites if site.layer not in got]
     if missing:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
-    stacked = {name: torch.stack([got[s.layer][0][name] for s in lm.sites]) for name in got[lm.sites[0].layer][0]}
-    check_fields({k: v for k, v in stacked.items() if k not in ("min", "max")} | _finite_extremes(stacked))
-    counts = got[lm.sites[0].layer][2]
-    table: dict[str, Tensor] = {}
-    index: tuple[int, ...] = ()
-    if per_example:
-        names = got[lm.sites[0].layer][1]
-        table = {name: torch.stack([got[s.layer][1][name] for s in lm.sites], 1).cpu() for name in names}
-        index = batch.index
+    layers, device = [got[site.layer] for site in lm.sites], got[lm.sites[0].layer][2].device
+    fields = {name: torch.stack([piece[0][name].to(device) for piece in layers]) for name in PIECE_FIELDS}
+    check_fields({**fields, **_finite_extremes(fields)})
+    names = TABLE_FIELDS if per_example else ()
     return Moments(
-        {k: v.cpu() for k, v in stacked.items()},
-        tokens=int(counts.sum()),
+        fields,
+        tokens=int(layout.counts.sum()),
         examples=examples,
-        pooled=int((counts > 0).sum()),
+        pooled=int((layout.counts > 0).sum()),
         loss=float(nll.detach().sum()),
         layers=tuple(site.layer for site in lm.sites),
-        table=table,
-        index=index,
+        table={name: torch.stack([piece[1][name].to(device) for piece in layers], 1).cpu() for name in names},
+        index=batch.index if per_example else (),
     )
 
 
-def _reduce_backwards(acts: dict[int, Tensor], loss: Tensor, segments: Tensor, examples: int) -> dict[int, Piece]:
+def _reduce_backwards(
+    acts: dict[int, Tensor], loss: Tensor, layout: Layout, table: tuple[str, ...]
+) -> dict[int, Piece]:
     """Reduce each layer when the backward pass reaches it; `acts` is emptied on the way."""
     got: dict[int, Piece] = {}
 
     def reduce_layer(layer: int) -> Any:
         def hook(grad: Tensor) -> None:
             act = acts.pop(layer).detach()
-            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), segments, examples)
+            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), layout, table=table)
 
         return hook
 
@@ -149,7 +145,8 @@ def _finish(total: Moments, lm: LM, info: dict[str, Any]) -> Moments:
     table = {name: values[order] for name, values in total.table.items()}
     norms = {"l1": write_norms(lm, 1), "l2": write_norms(lm, 2)}
     index = tuple(sorted(total.index))
-    return replace(total, norms=norms, table=table, index=index, info=info)
+    fields = {name: values.cpu() for name, values in total.fields.items()}  # summed where the model lies till here
+    return replace(total, fields=fields, norms=norms, table=table, index=index, info=info)
 
 
 def write_norms(lm: LM, order: float = 2) -> Float[Tensor, "layer neuron"]:

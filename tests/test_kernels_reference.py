@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from neuronforget_kernels import PIECE_FIELDS, neuron_moments
-from neuronforget_kernels.reference import SUMS, TABLE_FIELDS
+from neuronforget_kernels import PIECE_FIELDS
+from neuronforget_kernels.reference import SUMS, TABLE_FIELDS, neuron_moments
 from torch import Tensor
 
 Result = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]

@@ -1,5 +1,18 @@
-"""The statistics of neuron activations and gradients; needs torch alone."""
+"""The statistics of neuron activations and gradients; needs torch, and Triton for its kernels on a GPU."""
 
-from neuronforget_kernels.reference import PIECE_FIELDS, neuron_moments
+from neuronforget_kernels.fused import fused_attribution
+from neuronforget_kernels.gated import swiglu, swiglu_backward
+from neuronforget_kernels.layout import Layout
+from neuronforget_kernels.moments import Piece, neuron_moments
+from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
 
-__all__ = ["PIECE_FIELDS", "neuron_moments"]
+__all__ = [
+    "PIECE_FIELDS",
+    "TABLE_FIELDS",
+    "Layout",
+    "Piece",
+    "fused_attribution",
+    "neuron_moments",
+    "swiglu",
+    "swiglu_backward",
+]

@@ -19,52 +19,81 @@ TABLE_FIELDS = ("s", "u", "sum_a", "sum_a2", "peak")
 
 
 def neuron_moments(
-    a: Tensor, g: Tensor, segments: Tensor, examples: int
+    a: Tensor,
+    g: Tensor,
+    segments: Tensor,
+    examples: int,
+    *,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Return (fields, table, token counts) for `a`, `g` of shape [rows, neurons], any float dtype and strides.
 
     `segments` [rows] gives each row's example (0 .. examples - 1) or -1 for a row to leave out, whose values
     are never read. Fields are fp64 [neuron]; table entries fp32 [example, neuron]; an example without rows
     counts with s = u = 0 and stays out of the pooled mean. Sums of `a g` and `g` run in fp32 within an example,
-    the rest in fp64, so that a large mean costs no variance its digits.
+    the rest in fp64, so that a large mean costs no variance its digits. NaN in a row that is read makes every
+    statistic of its neuron NaN that depends on it, except `positive`, which does not count it.
+
+    `weights` [rows], at least 0, multiply each row's share of every sum and of the counts, but no minimum,
+    maximum or peak; 0 leaves the row out. `groups` [examples] numbers each example's group from 0; fields are
+    then [group, neuron], each group's as if it were alone.
     """
     if a.shape != g.shape or a.ndim != 2 or segments.shape != a.shape[:1]:
         found = ", ".join(str(tuple(x.shape)) for x in (a, g, segments))
         raise ValueError(f"a and g must be [rows, neurons], segments [rows]; found {found}")
-    keep = segments >= 0
+    keep = segments >= 0 if weights is None else (segments >= 0) & (weights > 0)
     a, g, segments = a[keep].float(), g[keep].float(), segments[keep]
-    rows, ag = len(a), a * g
-    counts = torch.bincount(segments, minlength=examples)
-    wide = a.double()
-    sums = _by_example(wide, segments, examples)
-    table = {"s": _by_example(ag, segments, examples), "u": _by_example(g, segments, examples), "sum_a": sums.float()}
-    table["sum_a2"] = _by_example(a * a, segments, examples)
-    table["peak"] = _signed_peak(a, segments, examples)
+    w = torch.ones((len(a), 1), device=a.device) if weights is None else weights[keep, None].float()
+    counts = torch.bincount(segments, None if weights is None else w[:, 0].double(), minlength=examples)
+    sums = _by_example(w.double() * a.double(), segments, examples)
+    table = {
+        "s": _by_example(w * a * g, segments, examples),
+        "u": _by_example(w * g, segments, examples),
+        "sum_a": sums.float(),
+        "sum_a2": _by_example(w * a * a, segments, examples),
+        "peak": _signed_peak(a, segments, examples),
+    }
+    if groups is None:
+        return _fields(a, g, w, sums, table, counts), table, counts
+    parts = []
+    for number in range(int(groups.max()) + 1):
+        own = groups == number
+        rows, entries = own[segments], {name: values[own] for name, values in table.items()}
+        parts.append(_fields(a[rows], g[rows], w[rows], sums[own], entries, counts[own]))
+    return {name: torch.stack([part[name] for part in parts]) for name in PIECE_FIELDS}, table, counts
+
+
+def _fields(
+    a: Tensor, g: Tensor, w: Tensor, sums: Tensor, table: dict[str, Tensor], counts: Tensor
+) -> dict[str, Tensor]:
+    """The fields of one group from its rows and its examples."""
+    ag, rows = a * g, len(a)
     s, u = table["s"].double(), table["u"].double()
-    mean, m2 = _mean_m2(wide)
+    mean, m2 = _mean_m2(a.double(), w.double())
     seen = counts > 0
-    pool_mean, pool_m2 = _mean_m2(sums[seen] / counts[seen, None])
+    pooled = sums[seen] / counts[seen, None]
+    pool_mean, pool_m2 = _mean_m2(pooled, torch.ones_like(pooled[:, :1]))
     nothing = torch.full((a.shape[1],), torch.inf, dtype=torch.float64, device=a.device)
-    fields = {
+    return {
         "mean": mean,
         "m2": m2,
         "pool_mean": pool_mean,
         "pool_m2": pool_m2,
         "min": a.amin(0).double() if rows else nothing,
         "max": a.amax(0).double() if rows else -nothing,
-        "abs_sum": a.abs().sum(0, dtype=torch.float64),
-        "positive": (a > 0).sum(0).double(),
+        "abs_sum": (w * a.abs()).sum(0, dtype=torch.float64),
+        "positive": (w * (a > 0)).sum(0, dtype=torch.float64),
         "s": s.sum(0),
         "abs_s": s.abs().sum(0),
         "s2": (s * s).sum(0),
         "u": u.sum(0),
         "u2": (u * u).sum(0),
         "us": (u * s).sum(0),
-        "abs_ag": ag.abs().sum(0, dtype=torch.float64),
-        "ag2": (ag * ag).sum(0, dtype=torch.float64),
-        "g2": (g * g).sum(0, dtype=torch.float64),
+        "abs_ag": (w * ag.abs()).sum(0, dtype=torch.float64),
+        "ag2": (w * ag * ag).sum(0, dtype=torch.float64),
+        "g2": (w * g * g).sum(0, dtype=torch.float64),
     }
-    return fields, table, counts
 
 
 def _by_example(values: Tensor, segments: Tensor, examples: int) -> Tensor:
@@ -81,9 +110,9 @@ def _signed_peak(a: Tensor, segments: Tensor, examples: int) -> Tensor:
     return torch.where(high >= -low, high, low)
 
 
-def _mean_m2(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations from it, 0 of nothing; two passes over fp64 values."""
+def _mean_m2(values: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Weighted mean and sum of squared deviations from it, 0 of nothing; two passes over fp64 values."""
     if not len(values):
         return values.new_zeros(values.shape[1]), values.new_zeros(values.shape[1])
-    mean = values.mean(0)
-    return mean, ((values - mean) ** 2).sum(0)
+    mean = (w * values).sum(0) / w.sum()
+    return mean, (w * (values - mean) ** 2).sum(0)

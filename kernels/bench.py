@@ -1,0 +1,217 @@
+"""Speed, bytes, FLOPs and memory of the kernels and of recording: `python kernels/bench.py [--device cpu]`.
+
+First a parity gate against the reference; where it is red, nothing is timed. Then each kernel against the copy
+and matrix-product ceilings measured in the same run, against eager PyTorch and `torch.compile`; then recording
+against the same forward and activation backward without it. Writes results/<date>-<device>.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+import bench_models  # noqa: E402
+import torch  # noqa: E402
+from bench_results import environment, table_of, write_results  # noqa: E402
+from neuronforget_kernels import Layout, fused_attribution, neuron_moments, swiglu_backward  # noqa: E402
+from neuronforget_kernels.reference import neuron_moments as reference  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+
+class Plan(NamedTuple):
+    """What is run on a kind of device: rows, MLP shapes (d_model, d_mlp), element type, rows of an example."""
+
+    rows: int
+    shapes: dict[str, tuple[int, int]]
+    dtype: torch.dtype
+    length: int
+    compile_for: tuple[str, ...]
+    models: tuple[str, ...]
+
+
+PLANS = {
+    "cuda": Plan(
+        65536,
+        {"Llama-3-8B": (4096, 14336), "Qwen1.5-1.8B": (2048, 5504), "GPT-2": (768, 3072)},
+        torch.bfloat16,
+        512,
+        ("Llama-3-8B", "Qwen1.5-1.8B", "GPT-2"),
+        ("Qwen1.5-1.8B", "Llama-3-8B"),
+    ),
+    "cpu": Plan(4096, {"30M": (512, 2048), "narrow": (128, 512)}, torch.float32, 128, ("30M",), ("30M",)),
+}
+
+
+def plain(a: Tensor, g: Tensor, segments: Tensor, examples: int) -> list[Tensor]:
+    """The statistics as one would write them, in fp32: what eager PyTorch and `torch.compile` are timed on."""
+    a, g = a.float(), g.float()
+    p = a * g
+    by_example = [
+        torch.zeros((examples, a.shape[1]), device=a.device).index_add(0, segments, x) for x in (p, g, a, a * a)
+    ]
+    extremes = [a.amax(0), a.amin(0)]
+    return [*by_example, *extremes, a.sum(0), (a * a).sum(0), a.abs().sum(0), (a > 0).float().sum(0),
+            p.abs().sum(0), (p * p).sum(0), (g * g).sum(0)]  # fmt: skip
+
+
+def seconds(run: Callable[[], Any], device: str, repeats: int = 3) -> float:
+    """Return the median time of a call after two that are not counted; NaN where it does not fit into memory."""
+    try:
+        times = [_once(run, device) for _ in range(repeats + 2)][2:]  # the first compiles, the second warms up
+    except torch.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return float("nan")
+    return sorted(times)[len(times) // 2]
+
+
+def _once(run: Callable[[], Any], device: str) -> float:
+    if device == "cpu":
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def draw(device: str, dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, device=device, dtype=dtype, generator=generator)
+
+
+def segments_of(rows: int, length: int, device: str, ragged: bool) -> Tensor:
+    """Examples of `length` rows each, or of lengths between 1 and twice that."""
+    if not ragged:
+        return torch.arange(rows, device=device) // length
+    lengths = torch.randint(1, 2 * length, (2 * rows // length + 9,), generator=torch.Generator().manual_seed(0))
+    return torch.repeat_interleave(torch.arange(len(lengths)), lengths)[:rows].to(device)
+
+
+def parity(device: str, dtype: torch.dtype) -> list[str]:
+    """Return what differs from the reference; empty when all is well."""
+    wrong = []
+    rows, model, width = 1300, 128, 520
+    a, g, up = (draw(device, dtype, rows, width, seed=seed) for seed in range(3))
+    delta, write = draw(device, dtype, rows, model, seed=3), draw(device, dtype, width, model, seed=4)
+    for ragged in (False, True):
+        segments = segments_of(rows, 100, device, ragged)
+        segments[::97] = -1
+        examples = int(segments.max()) + 1
+        layout = Layout.of(segments, examples)
+        exact = delta.float() @ write.float().T
+        cases = {
+            "K1": (neuron_moments(a, g, layout), reference(a, g, segments, examples), 1e-5),
+            "K2": (fused_attribution(delta, write, a, layout), reference(a, exact, segments, examples), 2e-2),
+        }
+        z, u = (x.double().requires_grad_() for x in (a, up))
+        product = torch.nn.functional.silu(z) * u
+        d_gate, d_up, piece = swiglu_backward(g, a, up, layout)
+        cases["K3"] = (piece, reference(product.detach().float(), g, segments, examples), 1e-5)
+        grads = torch.autograd.grad(product, (z, u), g.double())
+        for got, want in zip((d_gate, d_up), grads, strict=True):
+            if float((got.double() - want).abs().max()) > (1e-5 if dtype == torch.float32 else 4e-2):
+                wrong.append("K3: a gradient")
+        for kernel, (found, expected, rel) in cases.items():
+            for got, want in zip(found[:2], expected[:2], strict=True):
+                for name, values in got.items():
+                    gap = (values.double() - want[name].double()).abs().max()
+                    if not float(gap) <= rel * float(want[name].double().abs().max()):
+                        wrong.append(f"{kernel}: {name} (ragged: {ragged})")
+    return wrong
+
+
+def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """Return bytes a second of a copy (read + write) and FLOPs a second of a matrix product."""
+    size, side = (1 << 30, 8192) if device == "cuda" else (1 << 25, 1536)
+    source = torch.ones(size, dtype=torch.bfloat16, device=device)
+    target = torch.empty_like(source)
+    x = draw(device, dtype, side, side)
+    return {
+        "copy": 2 * source.nbytes / seconds(lambda: target.copy_(source), device),
+        "gemm": 2 * side**3 / seconds(lambda: x @ x, device),
+    }
+
+
+def kernel_rows(device: str, plan: Plan, top: dict[str, float]) -> list[dict[str, Any]]:
+    """Time every kernel and its rivals at every size; each row has bytes, FLOPs and the share of a ceiling."""
+    rows: list[dict[str, Any]] = []
+    for name, (model, width) in plan.shapes.items():
+        a, g, up = (draw(device, plan.dtype, plan.rows, width, seed=seed) for seed in range(3))
+        delta, write = draw(device, plan.dtype, plan.rows, model), draw(device, plan.dtype, width, model)
+        for ragged in (False, True):
+            segments = segments_of(plan.rows, plan.length, device, ragged)
+            examples = int(segments.max()) + 1
+            layout = Layout.of(segments, examples)
+            table = 5 * examples * width * 4
+            one_pass, product = a.nbytes + g.nbytes + table, 2 * plan.rows * model * width
+            settings = (a, g, segments, examples)
+            jobs: list[tuple[str, Callable[[], Any], int, int]] = [
+                ("K1 neuron_moments", lambda a=a, g=g, x=layout: neuron_moments(a, g, x), one_pass, 0),
+                ("K1 eager", lambda x=settings: plain(*x), one_pass, 0),
+            ]
+            if name in plan.compile_for:
+                compiled = torch.compile(plain, dynamic=False)
+                jobs.append(("K1 torch.compile", lambda f=compiled, x=settings: f(*x), one_pass, 0))
+            if device == "cpu" and not ragged:
+                jobs.append(("K1 reference", lambda x=settings: reference(*x), one_pass, 0))
+            mixed = (delta, write, a, layout)
+            k2_bytes = delta.nbytes + write.nbytes + a.nbytes + 2 * examples * width * 4
+            jobs += [
+                ("K2 fused_attribution", lambda x=mixed: fused_attribution(*x), k2_bytes, product),
+                ("K2 GEMM + K1", lambda x=mixed: neuron_moments(x[2], x[0] @ x[1].T, x[3]), k2_bytes, product),
+                ("K2 GEMM alone", lambda x=mixed: x[0] @ x[1].T, delta.nbytes + write.nbytes + a.nbytes, product),
+            ]
+            gated = (g, a, up, layout)
+            backward = 5 * a.nbytes
+            jobs += [
+                ("K3 swiglu_backward", lambda x=gated: swiglu_backward(*x), backward + table, 0),
+                ("K3 eager backward alone", lambda x=gated: _eager_backward(*x[:3]), backward, 0),
+            ]
+            for what, run, size, flops in jobs:
+                spent = seconds(run, device)
+                share = flops / spent / top["gemm"] if flops else size / spent / top["copy"]
+                rows.append(
+                    {"shape": name, "ragged": ragged, "what": what, "ms": spent * 1e3, "bytes": size, "flops": flops,
+                     "percent_of_ceiling": 100 * share, "ceiling": "gemm" if flops else "copy"}
+                )  # fmt: skip
+                print(f"{name:14} {'ragged' if ragged else 'even':6} {what:24} {spent * 1e3:10.3f} ms {share:7.1%}")
+    return rows
+
+
+def _eager_backward(g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    return g * up * (sigmoid + silu * (1 - sigmoid)), g * silu
+
+
+def main() -> int:
+    """Run everything; return 1 where a kernel differs from the reference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=list(PLANS), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=HERE / "results")
+    options = parser.parse_args()
+    plan = PLANS[options.device]
+    if wrong := parity(options.device, plan.dtype):
+        print("the kernels differ from the reference, nothing is timed:", *sorted(set(wrong)), sep="\n  ")
+        return 1
+    top = ceilings(options.device, plan.dtype)
+    results = {"environment": environment(options.device), "ceilings": top}
+    results["kernels"] = kernel_rows(options.device, plan, top)
+    results["recording"] = [bench_models.measure(name, options.device) for name in plan.models]
+    print(table_of(results["recording"]), write_results(results, options.out), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

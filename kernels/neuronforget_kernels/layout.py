@@ -1,0 +1,195 @@
+"""Which rows belong to which example: read once from the segments, used for every layer of a batch.
+
+A *piece* is a run of consecutive rows of one example, at most `PIECE_ROWS` long, so that fp32 sums inside a
+piece stay exact to seven digits; pieces are merged in fp64. An *item* is what one program of a kernel walks:
+consecutive pieces of one group, about `PIECE_ROWS` rows together. Pieces are sorted by group and example.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+#: Longest piece in rows. An item holds less than twice as many.
+PIECE_ROWS = 512
+#: Rows read, evenly spaced, for the pivot that keeps a large mean from costing the variance its digits.
+PIVOT_ROWS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """The rows of a batch by example: `low <= row < high` of piece `i` belong to example `owner[i]`.
+
+    `order` (only where examples are too interleaved for runs) says which rows to gather first; `low`, `high`,
+    `sample` and `weights` then count gathered rows. `counts` [example] are numbers of rows, or sums of
+    weights where there are any. `weights` [row] are fp32; `group` [example] numbers the groups, 0 for all where
+    none were given.
+    """
+
+    rows: int
+    examples: int
+    low: Tensor
+    high: Tensor
+    owner: Tensor
+    counts: Tensor
+    group: Tensor
+    grouped: bool
+    weights: Tensor | None
+    order: Tensor | None
+    sample: Tensor
+    device: torch.device
+    item_rows: int = PIECE_ROWS
+
+    @classmethod
+    def of(
+        cls, segments: Tensor, examples: int, *, weights: Tensor | None = None, groups: Tensor | None = None
+    ) -> Layout:
+        """Read `segments` [row]: each row's example, or -1 for a row to leave out, whose values are never read.
+
+        `weights` [row] (0 leaves a row out) multiply a row's share of every sum and of the count, but no minimum,
+        maximum or peak. `groups` [example] numbers a group from 0 for each example: fields are then kept apart by
+        group. Rows of an example need not lie together, but are read fastest where they do. Raises ValueError
+        for numbers outside 0 .. examples - 1 and for negative or non-finite weights.
+        """
+        number = segments.detach().to("cpu", torch.long)
+        if weights is not None:
+            share = weights.detach().to("cpu", torch.float64)
+            if share.shape != number.shape or not bool(((share >= 0) & (share < torch.inf)).all()):
+                raise ValueError("weights must be one finite number of at least 0 for each row")
+            number = torch.where(share > 0, number, -1)
+        if number.ndim != 1 or (len(number) and not -1 <= int(number.amin()) <= int(number.amax()) < examples):
+            raise ValueError(f"segments must be one number from -1 to {examples - 1} for each row")
+        group = torch.zeros(examples, dtype=torch.long) if groups is None else groups.detach().to("cpu", torch.long)
+        if group.shape != (examples,) or (examples and int(group.amin()) < 0):
+            raise ValueError(f"groups must be one number of at least 0 for each of {examples} examples")
+        kept, order, place = number >= 0, None, number
+        if _runs(number) > 4 * examples + len(number) // 64:
+            order = torch.nonzero(kept)[:, 0]
+            order = order[number[order].argsort(stable=True)]
+            place = number[order]
+        low, high, owner = _pieces(place, group)
+        where = torch.nonzero(place >= 0)[:, 0]
+        where = where[:: max(1, len(where) // PIVOT_ROWS)][:PIVOT_ROWS]
+        per_row = None if weights is None else share[kept]
+        return cls(
+            rows=len(number),
+            examples=examples,
+            low=low,
+            high=high,
+            owner=owner,
+            counts=torch.bincount(number[kept], per_row, minlength=examples).to(segments.device),
+            group=group,
+            grouped=groups is not None,
+            weights=None if weights is None else (share if order is None else share[order]).float().to(segments.device),
+            order=None if order is None else order.to(segments.device),
+            sample=where.to(segments.device),
+            device=segments.device,
+        )
+
+    @property
+    def groups(self) -> int:
+        """How many groups the fields are kept for."""
+        return int(self.group.amax()) + 1 if self.examples else 1
+
+    @cached_property
+    def by_group(self) -> Tensor:
+        """Example numbers sorted by group, then number: the order of the pieces."""
+        return self.group.argsort(stable=True)
+
+    @cached_property
+    def one_piece_each(self) -> bool:
+        """Whether piece i is example i."""
+        return torch.equal(self.owner, torch.arange(self.examples))
+
+    @cached_property
+    def items(self) -> Tensor:
+        """Index of each item's first piece, and the number of pieces at the end; [item + 1]."""
+        length, group = self.high - self.low, self.group[self.owner]
+        return _edges(group * (self.rows + 1) + (length.cumsum(0) - length) // self.item_rows)
+
+    @cached_property
+    def gaps(self) -> tuple[Tensor, Tensor]:
+        """First row, and row after the last, of the runs of at most `PIECE_ROWS` rows that are left out."""
+        by = self.low.argsort()
+        low = torch.cat([torch.zeros(1, dtype=torch.long), self.high[by]])
+        high = torch.cat([self.low[by], torch.tensor([self.rows])])
+        return _cut(low, high)[:2]
+
+    def cut(self, block: int) -> Layout:
+        """Return the same rows in pieces that cross no multiple of `block`, each an item of its own."""
+        low, high, run = _cut(self.low, self.high, block, aligned=True)
+        return replace(self, low=low, high=high, owner=self.owner[run], item_rows=1)
+
+    @cached_property
+    def tables(self) -> dict[str, Tensor]:
+        """The index tables that the kernels walk, int32 on the device; chunks are what one finishing program adds."""
+        rank = torch.empty_like(self.by_group)
+        rank[self.by_group] = torch.arange(self.examples)
+        per_example = torch.bincount(rank[self.owner], minlength=self.examples)
+        of_examples = torch.bincount(self.group, minlength=self.groups).tolist()
+        of_items = torch.bincount(self.group[self.owner[self.items[:-1]]], minlength=self.groups).tolist()
+        chunk_example, chunk_item, group_chunk = [0], [0], [0]
+        for examples, items in zip(of_examples, of_items, strict=True):
+            chunks, example, item = max(1, isqrt(max(examples, items))), chunk_example[-1], chunk_item[-1]
+            chunk_example += [example + examples * i // chunks for i in range(1, chunks + 1)]
+            chunk_item += [item + items * i // chunks for i in range(1, chunks + 1)]
+            group_chunk.append(len(chunk_example) - 1)
+        return self.on_device(
+            low=self.low,
+            high=self.high,
+            item=self.items,
+            example=self.by_group,
+            example_piece=torch.nn.functional.pad(per_example.cumsum(0), (1, 0)),
+            chunk_example=torch.tensor(chunk_example),
+            chunk_item=torch.tensor(chunk_item),
+            group_chunk=torch.tensor(group_chunk),
+        )
+
+    def on_device(self, **host: Tensor) -> dict[str, Tensor]:
+        """Move index tables in one transfer."""
+        packed = torch.cat(list(host.values())).to(torch.int32).to(self.device)
+        return dict(zip(host, packed.split([len(t) for t in host.values()]), strict=True))
+
+
+def pivot_of(sample: Tensor) -> Tensor:
+    """Return a value near each neuron's mean, fp32 [neuron], from a few rows; NaN and infinity count as 0 here."""
+    return sample.float().nan_to_num(0.0, 0.0, 0.0).sum(0) / max(1, len(sample))
+
+
+def _runs(number: Tensor) -> int:
+    return int((number[1:] != number[:-1]).sum()) + 1
+
+
+def _edges(name: Tensor) -> Tensor:
+    """Where each run of equal names begins, and the length."""
+    first = torch.ones(len(name), dtype=torch.bool)
+    first[1:] = name[1:] != name[:-1]
+    return torch.cat([torch.nonzero(first)[:, 0], torch.tensor([len(name)])])
+
+
+def _pieces(number: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut rows into pieces; first row, row after the last, and example of each."""
+    edges = _edges(number)
+    start, length, owner = edges[:-1], edges.diff(), number[edges[:-1]]
+    start, length, owner = (x[owner >= 0] for x in (start, length, owner))
+    low, high, run = _cut(start, start + length)
+    owner = owner[run]
+    by = (group[owner] * len(group) + owner).argsort(stable=True)
+    return low[by], high[by], owner[by]
+
+
+def _cut(low: Tensor, high: Tensor, most: int = PIECE_ROWS, *, aligned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """Cut ranges into parts of about equal length up to `most` (or at its multiples); also return each one's range."""
+    begin = low // most * most if aligned else low
+    parts = (high - begin + most - 1) // most
+    run = torch.repeat_interleave(torch.arange(len(low)), parts)
+    part = torch.arange(len(run)) - (parts.cumsum(0) - parts)[run]
+    if aligned:
+        edge = begin[run] + part * most
+        return torch.maximum(edge, low[run]), torch.minimum(edge + most, high[run]), run
+    length = (high - low)[run]
+    return low[run] + length * part // parts[run], low[run] + length * (part + 1) // parts[run], run

@@ -1,0 +1,92 @@
+"""neuron_moments(): the statistics of one layer's activations and gradients, by the fastest means at hand.
+
+On CUDA one pass of a Triton kernel, on CPU blocks that stay in the cache; `reference.neuron_moments` says what
+each number is and is what the tests and the benchmark hold both against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from neuronforget_kernels.accumulators import (
+    ACTIVATION_FIELDS,
+    ACTIVATION_TABLE,
+    GRADIENT,
+    wanted,
+)
+from neuronforget_kernels.layout import Layout
+from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
+from neuronforget_kernels.rows import row_moments
+
+#: Fields fp64 [neuron] ([group, neuron] with groups), table entries fp32 [example, neuron], counts [example].
+Piece = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+
+
+@torch.no_grad()
+def neuron_moments(
+    a: Tensor,
+    g: Tensor | None,
+    segments: Tensor | Layout,
+    examples: int | None = None,
+    *,
+    weights: Tensor | None = None,
+    groups: Tensor | None = None,
+    fields: Collection[str] | None = None,
+    table: Collection[str] | None = None,
+) -> Piece:
+    """Return (fields, table, counts) for `a`, `g` of shape [rows, neurons], any float dtype and strides.
+
+    `segments`, `examples`, `weights` and `groups` are those of `Layout.of`; for many layers of one batch, make
+    the `Layout` once and give it instead. `fields` and `table` name what is wanted (default: everything that the
+    inputs allow; without `g`, what activations alone give): the rest is neither computed nor read. Definitions
+    are those of `reference.neuron_moments`. NaN and infinity in a row that is read reach every statistic of the
+    neuron that depends on them (`positive` counts no NaN); rows left out are never read. Equal inputs give equal
+    bits on one machine. Raises ValueError for shapes that do not fit.
+    """
+    layout = _layout_of(a, g, segments, examples, weights, groups)
+    fields = fields if fields is not None else PIECE_FIELDS if g is not None else ACTIVATION_FIELDS
+    table = table if table is not None else TABLE_FIELDS if g is not None else ACTIVATION_TABLE
+    want = wanted(fields, table)
+    if g is None and want & GRADIENT:
+        raise ValueError("these statistics need the gradients g; ask for fields and table entries of a alone")
+    if layout.order is not None:
+        a, g = a[layout.order], None if g is None else g[layout.order]
+    if a.device.type == "cuda" and find_spec("triton") is not None:
+        from neuronforget_kernels.streaming import streamed_moments
+
+        found = streamed_moments(a, g, layout, want)
+    else:
+        found = row_moments(a, g, layout, want)
+    return named(found, layout, fields, table)
+
+
+def named(found: tuple[Tensor, Tensor], layout: Layout, fields: Collection[str], table: Collection[str]) -> Piece:
+    """Name the rows of [group, field, neuron] and [entry, example, neuron]; without groups the first of them goes."""
+    values = found[0] if layout.grouped else found[0][0]
+    by_name = {name: values[..., i, :] for i, name in enumerate(PIECE_FIELDS) if name in fields}
+    return by_name, {name: found[1][i] for i, name in enumerate(TABLE_FIELDS) if name in table}, layout.counts
+
+
+def _layout_of(
+    a: Tensor,
+    g: Tensor | None,
+    segments: Tensor | Layout,
+    examples: int | None,
+    weights: Tensor | None,
+    groups: Tensor | None,
+) -> Layout:
+    rows = segments.rows if isinstance(segments, Layout) else len(segments)
+    if a.ndim != 2 or (g is not None and a.shape != g.shape) or rows != len(a):
+        found = ", ".join(str(tuple(x.shape)) for x in (a, g) if x is not None)
+        raise ValueError(f"a and g must be [rows, neurons], segments [rows]; found {found} and {rows} rows")
+    if isinstance(segments, Layout):
+        if examples is not None or weights is not None or groups is not None:
+            raise ValueError("examples, weights and groups belong to the Layout: give them to Layout.of")
+        return segments
+    if examples is None:
+        raise ValueError("say how many examples the segments number")
+    return Layout.of(segments, examples, weights=weights, groups=groups)
