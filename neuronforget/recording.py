@@ -7,7 +7,11 @@ moments in a tensor hook as the backward pass reaches them, and freed: memory do
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import count, islice
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,66 +20,129 @@ from neuronforget_kernels import neuron_moments
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Batch, Corpus, batches, encode
+from neuronforget.corpora import Batch, Corpus, Encoded, Fingerprint, Source, collate, encoded_batches
 from neuronforget.errors import InputError
-from neuronforget.models import LM, activations_only
-from neuronforget.moments import Moments, check_fields
+from neuronforget.models import LM, activations_only, check_whole
+from neuronforget.moments import Moments, check_fields, merge
+from neuronforget.ranks import Ranks, launched
 from neuronforget.runs import environment
 from neuronforget.taps import Tap, open_tap
+from neuronforget.unfinished import Tally, Unfinished
 
 Positions = Literal["all", "answer"]
 #: What `neuron_moments` returns for one layer of a batch: fields, table, token counts.
 Piece = tuple[dict[str, Tensor], dict[str, Tensor], Tensor]
+#: How a RuntimeError that is no OutOfMemoryError says the same (on CPU, on other accelerators).
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def record(
     lm: LM,
-    corpus: Corpus,
+    corpus: Source,
     *,
     tap: str | None = None,
     batch_size: int = 16,
     positions: Positions = "all",
     per_example: bool = False,
+    resume: str | Path | Unfinished | None = None,
+    split: bool = True,
     progress: bool = True,
 ) -> Moments:
-    """Record every neuron's moments on a corpus.
+    """Record every neuron's moments on a corpus or stream.
 
     `tap` is "transformer_lens", "torch_hooks" or "nnsight" (default: TransformerLens where it knows the
     model); all give equal moments. `positions="answer"` keeps the statistics to the positions that predict
-    an answer token. `per_example` keeps the table (its memory grows with the corpus). Raises InputError for
-    a corpus that does not fit the model, and for NaN in activations or gradients.
+    an answer token. `per_example` keeps the table (its memory grows with the corpus). `resume` is a folder from
+    which a killed recording goes on, losing and repeating no example; it is cleared at the end. Under `torchrun`
+    or `accelerate launch` each process records its share of the batches and all return the whole; `split=False`
+    lets each record everything. Raises InputError for a corpus that does not fit the model, for NaN in
+    activations or gradients, for too little memory, and for a model of which a process holds only a part.
     """
     if positions not in get_args(Positions):
         raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
-    reader = open_tap(lm, tap)
-    total: Moments | None = None
-    with activations_only(lm), tqdm(total=len(rows), desc=f"record {corpus.name}", disable=not progress) as bar:
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
-            part = _record_batch(reader, lm, batch, positions, per_example)
-            total = part if total is None else total + part
-            bar.update(len(batch.index))
-    assert total is not None  # a corpus is never empty
-    info = {"corpus": corpus.name, "data": corpus.digest(), "model": lm.name, "tap": reader.name}
+    ranks = launched(next(lm.model.parameters()).device) if split else Ranks()
+    with ranks.together() as claims:
+        check_whole(lm)
+        reader = open_tap(lm, tap)
+        about = {"name": corpus.name, "data": corpus.digest() if isinstance(corpus, Corpus) else corpus.window}
+        settings = (batch_size, positions, per_example, corpus.template, corpus.eos, corpus.max_tokens)
+        work = {**about, "settings": settings, "tap": reader.name, "sites": [site.path for site in lm.sites]}
+        claims.append(work)
+        unfinished = Unfinished(resume) if isinstance(resume, str | Path) else resume
+        tally = Tally()
+        if unfinished:
+            tally = unfinished.tally(model=lm.digest(), rank=(ranks.rank, ranks.world), **work)
+    fingerprint = Fingerprint([corpus.template, corpus.eos, corpus.max_tokens])
+    groups = encoded_batches(corpus, lm.tokenizer, batch_size, fingerprint, lm.max_length)
+    measure = partial(_measure, reader, lm, positions=positions, per_example=per_example)
+    size = len(corpus) if isinstance(corpus, Corpus) else None
+    quiet = not progress or ranks.rank > 0
+    with activations_only(lm), tqdm(total=size, desc=f"record {corpus.name}", disable=quiet) as bar:
+        _add_rounds(tally, groups, fingerprint, ranks, measure, bar)
+    if unfinished is resume:  # the caller has more to do: until that is done, this is not to be done again
+        tally.save()
+    total = merge(part for part in ranks.each(tally.total) if part is not None)
+    if unfinished is not None and unfinished is not resume:
+        unfinished.clear()
+    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, "tap": reader.name}
     return _finish(total, lm, {**info, "positions": positions, **environment()})
+
+
+def _add_rounds(
+    tally: Tally,
+    groups: Iterator[list[Encoded]],
+    fingerprint: Fingerprint,
+    ranks: Ranks,
+    measure: Callable[[list[Encoded]], Moments],
+    bar: Any,
+) -> None:
+    """Add this rank's batch of each round that `tally` does not count yet; a round is a batch for every rank."""
+    for number in count():
+        with ranks.together() as claims:
+            found = list(islice(groups, ranks.world))
+            read = fingerprint.digest()
+            claims += [read, not found]
+            tally.check(number, read, over=not found)
+            if not found:
+                return
+            if number >= tally.rounds:
+                own = found[ranks.rank : ranks.rank + 1]  # the last round may have none
+                tally.add(measure(own[0]) if own else None, read)
+            bar.update(sum(map(len, found)))
 
 
 def answer_nll(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
     """Return each example's mean negative log-likelihood per answer token, in nats, fp32."""
-    mask = batch.answer_mask[:, 1:]
+    mask = batch.answer_mask[:, 1:].to(logits.device)
     return -(token_logp(logits, batch) * mask).sum(1) / mask.sum(1)
 
 
 def answer_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
     """Return each example's log-likelihood of the answer, summed over its tokens (nats, fp32)."""
-    return (token_logp(logits, batch) * batch.answer_mask[:, 1:]).sum(1)
+    return (token_logp(logits, batch) * batch.answer_mask[:, 1:].to(logits.device)).sum(1)
 
 
 def token_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example next"]:
     """Return the log-probability of each next token (nats, fp32); entry t is of token t + 1."""
-    targets = batch.input_ids[:, 1:]
+    targets = batch.input_ids[:, 1:].to(logits.device)
     flat = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
     return -flat.view(targets.shape)
+
+
+def _measure(tap: Tap, lm: LM, rows: list[Encoded], *, positions: Positions, per_example: bool) -> Moments:
+    """Record one batch. Raises InputError, with a size that may fit, where the memory does not hold it."""
+    try:
+        return _record_batch(tap, lm, collate(rows, lm.pad_id, lm.device), positions, per_example)
+    except RuntimeError as error:
+        reason = str(error).lower()
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in reason for words in NO_MEMORY):
+            raise
+    # Raised out here, the error does not hold on to the memory that the batch has filled.
+    advice = f"try batch_size={len(rows) // 2}" if len(rows) > 1 else "cut it by the corpus' max_tokens"
+    raise InputError(
+        f"out of memory on {lm.device} with {len(rows)} examples of up to {len(rows[0].ids)} tokens: {advice}, "
+        "or load the model in a smaller dtype"
+    )
 
 
 def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_example: bool) -> Moments:
@@ -86,15 +153,10 @@ def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_exam
     missing = [site.layer for site in lm.sites if site.layer not in got]
     if missing:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
-    stacked = {name: torch.stack([got[s.layer][0][name] for s in lm.sites]) for name in got[lm.sites[0].layer][0]}
-    check_fields({k: v for k, v in stacked.items() if k not in ("min", "max")} | _finite_extremes(stacked))
     counts = got[lm.sites[0].layer][2]
-    table: dict[str, Tensor] = {}
-    index: tuple[int, ...] = ()
-    if per_example:
-        names = got[lm.sites[0].layer][1]
-        table = {name: torch.stack([got[s.layer][1][name] for s in lm.sites], 1).cpu() for name in names}
-        index = batch.index
+    stacked = _stacked([got[site.layer][0] for site in lm.sites], 0)
+    check_fields({k: v for k, v in stacked.items() if k not in ("min", "max")} | _finite_extremes(stacked))
+    table = _stacked([got[site.layer][1] for site in lm.sites], 1) if per_example else {}
     return Moments(
         {k: v.cpu() for k, v in stacked.items()},
         tokens=int(counts.sum()),
@@ -102,19 +164,30 @@ def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_exam
         pooled=int((counts > 0).sum()),
         loss=float(nll.detach().sum()),
         layers=tuple(site.layer for site in lm.sites),
-        table=table,
-        index=index,
+        table={k: v.cpu() for k, v in table.items()},
+        index=batch.index if per_example else (),
     )
+
+
+def _stacked(layers: list[dict[str, Tensor]], dim: int) -> dict[str, Tensor]:
+    """Stack every layer's values along `dim`, on the device of the first (layers may lie on several)."""
+    device = layers[0]["s"].device
+    return {name: torch.stack([layer[name].to(device) for layer in layers], dim) for name in layers[0]}
 
 
 def _reduce_backwards(acts: dict[int, Tensor], loss: Tensor, segments: Tensor, examples: int) -> dict[int, Piece]:
     """Reduce each layer when the backward pass reaches it; `acts` is emptied on the way."""
     got: dict[int, Piece] = {}
+    if without := [layer for layer, act in acts.items() if not act.requires_grad]:
+        raise InputError(
+            f"the activations of layers {without} carry no gradient: the model runs these layers under no_grad or "
+            "in reentrant checkpoints; use checkpoint(..., use_reentrant=False), or none"
+        )
 
     def reduce_layer(layer: int) -> Any:
         def hook(grad: Tensor) -> None:
             act = acts.pop(layer).detach()
-            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), segments, examples)
+            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), segments.to(act.device), examples)
 
         return hook
 

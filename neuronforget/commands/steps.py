@@ -20,6 +20,7 @@ def attribute(
     share: float | None = 0.05,
     top: int | None = None,
     batch_size: int = 16,
+    resume: Folder | None = None,
 ) -> None:
     """Score every neuron and select some: writes OUT/scores.safetensors, OUT/neurons.json and OUT/map.html.
 
@@ -30,6 +31,7 @@ def attribute(
         share: Select this share of each layer (1 or more: this number).
         top: Select this many neurons of the whole model instead.
         batch_size: Examples in a batch.
+        resume: Folder for what is recorded so far: a killed run continues.
     """
     from neuronforget import figures, select
     from neuronforget import scores as table
@@ -38,7 +40,7 @@ def attribute(
 
     check_new(out)
     lm, forget, retain = data.open()
-    scores = run(lm, forget, retain, score=named(score, table), tap=tap, batch_size=batch_size)
+    scores = run(lm, forget, retain, score=named(score, table), tap=tap, batch_size=batch_size, resume=resume)
     neurons = select.top(scores, top) if top is not None else select.per_layer(scores, 0.05 if share is None else share)
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")
