@@ -38,7 +38,7 @@ class Tally:
             start = monotonic()
             self.save()
             # A table makes the file large: no more than a twentieth of the time is spent on writing.
-            self._due = monotonic() + max(self.every, 20 * (monotonic() - start))
+            self._due = monotonic() + (max(self.every, 20 * (monotonic() - start)) if self.every else 0)
 
     def save(self) -> None:
         """Write the file, if there is to be one and anything to write."""
@@ -58,7 +58,8 @@ class Tally:
 class Unfinished:
     """A folder for recordings in the making; whoever opened it clears it at the end.
 
-    `label` tells apart two works of one run; `every` is the time in seconds between two writings.
+    `label` tells apart two works of one run; `every` is the time in seconds between two writings
+    (0: one after each batch).
     """
 
     def __init__(self, folder: str | Path, label: str = "", *, every: float = 30.0) -> None:
