@@ -61,17 +61,15 @@ def record(
     if positions not in get_args(Positions):
         raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
     ranks = launched(next(lm.model.parameters()).device) if split else Ranks()
+    unfinished = None
     with ranks.together() as claims:
         check_whole(lm)
         reader = open_tap(lm, tap)
-        about = {"name": corpus.name, "data": corpus.digest() if isinstance(corpus, Corpus) else corpus.window}
-        settings = (batch_size, positions, per_example, corpus.template, corpus.eos, corpus.max_tokens)
-        work = {**about, "settings": settings, "tap": reader.name, "sites": [site.path for site in lm.sites]}
+        work = _work(lm, corpus, reader, (batch_size, positions, per_example))
         claims.append(work)
-        unfinished = Unfinished(resume) if isinstance(resume, str | Path) else resume
-        tally = Tally()
-        if unfinished:
-            tally = unfinished.tally(model=lm.digest(), rank=(ranks.rank, ranks.world), **work)
+        if resume is not None:
+            unfinished = resume if isinstance(resume, Unfinished) else Unfinished(resume)
+        tally = unfinished.tally(model=lm.digest(), rank=(ranks.rank, ranks.world), **work) if unfinished else Tally()
     fingerprint = Fingerprint([corpus.template, corpus.eos, corpus.max_tokens])
     groups = encoded_batches(corpus, lm.tokenizer, batch_size, fingerprint, lm.max_length)
     measure = partial(_measure, reader, lm, positions=positions, per_example=per_example)
@@ -79,13 +77,18 @@ def record(
     quiet = not progress or ranks.rank > 0
     with activations_only(lm), tqdm(total=size, desc=f"record {corpus.name}", disable=quiet) as bar:
         _add_rounds(tally, groups, fingerprint, ranks, measure, bar)
-    if unfinished is resume:  # the caller has more to do: until that is done, this is not to be done again
-        tally.save()
     total = merge(part for part in ranks.each(tally.total) if part is not None)
-    if unfinished is not None and unfinished is not resume:
+    if unfinished is not None and unfinished is not resume:  # else its owner has more to do, and clears it
         unfinished.clear()
     info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, "tap": reader.name}
     return _finish(total, lm, {**info, "positions": positions, **environment()})
+
+
+def _work(lm: LM, corpus: Source, tap: Tap, settings: tuple[Any, ...]) -> dict[str, Any]:
+    """What two recordings have in common that are the same work; of a stream, the content shows as it is read."""
+    data = corpus.digest() if isinstance(corpus, Corpus) else corpus.window
+    form = (corpus.name, data, corpus.template, corpus.eos, corpus.max_tokens)
+    return {"corpus": form, "settings": settings, "tap": tap.name, "sites": [site.path for site in lm.sites]}
 
 
 def _add_rounds(
@@ -104,6 +107,7 @@ def _add_rounds(
             claims += [read, not found]
             tally.check(number, read, over=not found)
             if not found:
+                tally.save()
                 return
             if number >= tally.rounds:
                 own = found[ranks.rank : ranks.rank + 1]  # the last round may have none

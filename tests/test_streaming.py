@@ -150,6 +150,23 @@ def test_what_cannot_be_streamed_is_refused(lm: LM, tmp_path: Path, monkeypatch:
         stream("someone/data")
 
 
+def test_a_data_set_of_the_hub_is_opened_in_streaming_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def load(*where: Any, **how: Any) -> list[dict[str, str]]:
+        if where[0] == "someone/gone":
+            raise ConnectionError("no\nroute")
+        assert where == ("someone/data", "en") and how == {"split": "test", "streaming": True}
+        return [{"text": "a"}, {"text": "b"}]
+
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = stream("someone/data", "en", split="test")
+    assert found.name == "data" and [e.answer for e in found] == ["a", "b"]
+    with pytest.raises(InputError, match=r"cannot read someone/gone from the hub \(no route\): give a \.jsonl file"):
+        stream("someone/gone")
+
+
 def test_streams_are_attributed_as_corpora_are(lm: LM, corpus: Corpus) -> None:
     forget, retain = corpus.head(3), replace(corpus, examples=corpus.examples[3:], name="rest")
     settings: dict[str, Any] = {"tap": "torch_hooks", "batch_size": 3, "progress": False}

@@ -36,11 +36,14 @@ def attribute(
     from neuronforget import figures, select
     from neuronforget import scores as table
     from neuronforget.attribution import attribute as run
+    from neuronforget.ranks import launched
     from neuronforget.runs import check_new, whole_folder
 
     check_new(out)
     lm, forget, retain = data.open()
     scores = run(lm, forget, retain, score=named(score, table), tap=tap, batch_size=batch_size, resume=resume)
+    if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
+        return
     neurons = select.top(scores, top) if top is not None else select.per_layer(scores, 0.05 if share is None else share)
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")
