@@ -2,43 +2,76 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora import Corpus, Source, disjoint
+from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.recording import record
 from neuronforget.runs import environment
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
+from neuronforget.unfinished import Unfinished
 
 
 def attribute(
     lm: LM,
-    forget: Corpus,
-    retain: Corpus | None = None,
+    forget: Source,
+    retain: Source | None = None,
     *,
     score: Score = grad_x_act,
     tap: str | None = None,
     batch_size: int = 16,
+    resume: str | Path | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Scores:
     """Score every neuron of the model for what it does on `forget` (against `retain`, if given).
 
     `score` is any function of the form of those in `neuronforget.scores`; `settings` go to it. One marked with
-    `scores.runs_model` is given the model and the corpora, any other the moments of both. Raises InputError for
-    corpora that share examples or do not fit the model.
+    `scores.runs_model` is given the model and the corpora, any other the moments of both. `resume` is a folder
+    from which a killed recording goes on (see `record`); it goes to a score that runs the model if that has a
+    setting of the name. Raises InputError for corpora that share examples or do not fit the model, and for a
+    stream where a score runs the model.
     """
-    if retain is not None:
-        check_disjoint(forget, retain)
-    corpora = [corpus for corpus in (forget, retain) if corpus is not None]
+    pair = disjoint(forget, retain) if retain is not None else (forget,)
     if needs(score) == "model":
-        scores = score(lm, *corpora, batch_size=batch_size, progress=progress, **settings)
-        about = [{"corpus": c.name, "data": c.digest(), "model": lm.name, **environment()} for c in corpora]
+        whole = [_whole(source, score) for source in pair]
+        if resume is not None:
+            settings["resume"] = _resumable(score, resume)
+        scores = score(lm, *whole, batch_size=batch_size, progress=progress, **settings)
+        about = [{"corpus": c.name, "data": c.digest(), "model": lm.name, **environment()} for c in whole]
     else:
         table = needs(score) == "examples"
-        moments = [record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in corpora]
+        kept = [Unfinished(resume, label) if resume is not None else None for label in ("forget", "retain")]
+        moments = [
+            record(lm, source, tap=tap, batch_size=batch_size, per_example=table, resume=unfinished, progress=progress)
+            for source, unfinished in zip(pair, kept, strict=False)
+        ]
         scores, about = score(*moments, **settings), [m.info for m in moments]
+        for unfinished in kept:
+            if unfinished is not None:
+                unfinished.clear()
     info = dict(zip(("forget", "retain"), [*about, None], strict=False))
     return replace(scores, info={**scores.info, **info})
+
+
+def _whole(source: Source, score: Score) -> Corpus:
+    if isinstance(source, Corpus):
+        return source
+    raise InputError(
+        f"{_name(score)} runs the model over whole corpora, found the stream {source.name!r}: give .head(n)"
+    )
+
+
+def _resumable(score: Score, resume: str | Path) -> str | Path:
+    if "resume" in inspect.signature(score).parameters:
+        return resume
+    raise InputError(f"{_name(score)} runs the model itself and cannot be resumed: leave out resume=")
+
+
+def _name(score: Score) -> str:
+    return f"score {getattr(getattr(score, 'func', score), '__name__', score)!r}"

@@ -127,11 +127,28 @@ def shared_twin(model: nn.Module) -> Any:
     return copy.deepcopy(model, memo)
 
 
+def check_whole(lm: LM) -> None:
+    """Raise InputError unless this process holds every weight, on whatever devices: neurons are not read in parts."""
+    kinds = {kind.__name__ for module in lm.model.modules() for kind in type(module).__mro__}
+    if "DistributedDataParallel" in kinds:
+        raise InputError("the model is wrapped in DistributedDataParallel: give the model inside it, `model.module`")
+    parameters = list(lm.model.parameters())
+    sharded = {"FullyShardedDataParallel", "FSDPModule"} & kinds or any(
+        type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in parameters
+    )
+    if sharded:
+        raise InputError(
+            "the model is sharded over processes (FSDP, DeepSpeed ZeRO or tensor parallel), none of which holds a "
+            "whole neuron: load it whole in each process, or over several devices of one with device_map"
+        )
+    if any(p.device.type == "meta" for p in parameters):
+        raise InputError("parts of the model are offloaded to CPU or disk: load it whole, or in a smaller dtype")
+
+
 @contextmanager
 def activations_only(lm: LM) -> Iterator[None]:
     """Track gradients through activations and none for weights, in eval mode (so no checkpointing, no dropout)."""
-    if any(p.device.type == "meta" for p in lm.model.parameters()):
-        raise InputError("parts of the model are offloaded to CPU or disk: load it whole, or in a smaller dtype")
+    check_whole(lm)
     with frozen(lm), torch.enable_grad():
         lm.model.get_input_embeddings().requires_grad_(True)
         yield

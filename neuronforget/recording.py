@@ -7,7 +7,11 @@ moments in a tensor hook as the backward pass reaches them, and freed: memory do
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache, partial
+from itertools import count, islice
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -16,101 +20,181 @@ from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, Piece, neur
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Batch, Corpus, batches, encode
+from neuronforget.corpora import Batch, Corpus, Encoded, Fingerprint, Source, collate, encoded_batches
 from neuronforget.errors import InputError
-from neuronforget.models import LM, activations_only
-from neuronforget.moments import Moments, check_fields
+from neuronforget.models import LM, activations_only, check_whole
+from neuronforget.moments import Moments, check_fields, merge
+from neuronforget.ranks import Ranks, launched
 from neuronforget.runs import environment
 from neuronforget.taps import Tap, open_tap
+from neuronforget.unfinished import Tally, Unfinished
 
 Positions = Literal["all", "answer"]
+#: How a RuntimeError that is no OutOfMemoryError says the same (on CPU, on other accelerators).
+NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 def record(
     lm: LM,
-    corpus: Corpus,
+    corpus: Source,
     *,
     tap: str | None = None,
     batch_size: int = 16,
     positions: Positions = "all",
     per_example: bool = False,
+    resume: str | Path | Unfinished | None = None,
+    split: bool = True,
     progress: bool = True,
 ) -> Moments:
-    """Record every neuron's moments on a corpus.
+    """Record every neuron's moments on a corpus or stream.
 
     `tap` is "transformer_lens", "torch_hooks" or "nnsight" (default: TransformerLens where it knows the
     model); all give equal moments. `positions="answer"` keeps the statistics to the positions that predict
-    an answer token. `per_example` keeps the table (its memory grows with the corpus). Raises InputError for
-    a corpus that does not fit the model, and for NaN in activations or gradients.
+    an answer token. `per_example` keeps the table (its memory grows with the corpus). `resume` is a folder from
+    which a killed recording goes on, losing and repeating no example; it is cleared at the end. Under `torchrun`
+    or `accelerate launch` each process records its share of the batches and all return the whole; `split=False`
+    lets each record everything. Raises InputError for a corpus that does not fit the model, for NaN in
+    activations or gradients, for too little memory, and for a model of which a process holds only a part.
     """
     if positions not in get_args(Positions):
         raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
-    reader = open_tap(lm, tap)
-    total: Moments | None = None
-    with activations_only(lm), tqdm(total=len(rows), desc=f"record {corpus.name}", disable=not progress) as bar:
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
-            part = _record_batch(reader, lm, batch, positions, per_example)
-            total = part if total is None else total + part
-            bar.update(len(batch.index))
-    assert total is not None  # a corpus is never empty
-    info = {"corpus": corpus.name, "data": corpus.digest(), "model": lm.name, "tap": reader.name}
+    ranks = launched(next(lm.model.parameters()).device) if split else Ranks()
+    unfinished = None
+    with ranks.together() as claims:
+        check_whole(lm)
+        reader = open_tap(lm, tap)
+        work = _work(lm, corpus, reader, (batch_size, positions, per_example))
+        claims.append(work)
+        if resume is not None:
+            unfinished = resume if isinstance(resume, Unfinished) else Unfinished(resume)
+        tally = unfinished.tally(model=lm.digest(), rank=(ranks.rank, ranks.world), **work) if unfinished else Tally()
+    fingerprint = Fingerprint([corpus.template, corpus.eos, corpus.max_tokens])
+    groups = encoded_batches(corpus, lm.tokenizer, batch_size, fingerprint, lm.max_length)
+    measure = partial(_measure, reader, lm, positions=positions, per_example=per_example)
+    size = len(corpus) if isinstance(corpus, Corpus) else None
+    quiet = not progress or ranks.rank > 0
+    with activations_only(lm), tqdm(total=size, desc=f"record {corpus.name}", disable=quiet) as bar:
+        _add_rounds(tally, groups, fingerprint, ranks, measure, bar)
+    total = merge(part for part in ranks.each(tally.total) if part is not None)
+    if unfinished is not None and unfinished is not resume:  # else its owner has more to do, and clears it
+        unfinished.clear()
+    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, "tap": reader.name}
     return _finish(total, lm, {**info, "positions": positions, **environment()})
+
+
+def _work(lm: LM, corpus: Source, tap: Tap, settings: tuple[Any, ...]) -> dict[str, Any]:
+    """What two recordings have in common that are the same work; of a stream, the content shows as it is read."""
+    data = corpus.digest() if isinstance(corpus, Corpus) else corpus.window
+    form = (corpus.name, data, corpus.template, corpus.eos, corpus.max_tokens)
+    return {"corpus": form, "settings": settings, "tap": tap.name, "sites": [site.path for site in lm.sites]}
+
+
+def _add_rounds(
+    tally: Tally,
+    groups: Iterator[list[Encoded]],
+    fingerprint: Fingerprint,
+    ranks: Ranks,
+    measure: Callable[[list[Encoded]], Moments],
+    bar: Any,
+) -> None:
+    """Add this rank's batch of each round that `tally` does not count yet; a round is a batch for every rank."""
+    for number in count():
+        with ranks.together() as claims:
+            found = list(islice(groups, ranks.world))
+            read = fingerprint.digest()
+            claims += [read, not found]
+            tally.check(number, read, over=not found)
+            if not found:
+                tally.save()
+                return
+            if number >= tally.rounds:
+                own = found[ranks.rank : ranks.rank + 1]  # the last round may have none
+                tally.add(measure(own[0]) if own else None, read)
+            bar.update(sum(map(len, found)))
 
 
 def answer_nll(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
     """Return each example's mean negative log-likelihood per answer token, in nats, fp32."""
-    mask = batch.answer_mask[:, 1:]
+    mask = batch.answer_mask[:, 1:].to(logits.device)
     return -(token_logp(logits, batch) * mask).sum(1) / mask.sum(1)
 
 
 def answer_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
     """Return each example's log-likelihood of the answer, summed over its tokens (nats, fp32)."""
-    return (token_logp(logits, batch) * batch.answer_mask[:, 1:]).sum(1)
+    return (token_logp(logits, batch) * batch.answer_mask[:, 1:].to(logits.device)).sum(1)
 
 
 def token_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example next"]:
     """Return the log-probability of each next token (nats, fp32); entry t is of token t + 1."""
-    targets = batch.input_ids[:, 1:]
+    targets = batch.input_ids[:, 1:].to(logits.device)
     flat = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
     return -flat.view(targets.shape)
+
+
+def _measure(tap: Tap, lm: LM, rows: list[Encoded], *, positions: Positions, per_example: bool) -> Moments:
+    """Record one batch. Raises InputError, with a size that may fit, where the memory does not hold it."""
+    try:
+        return _record_batch(tap, lm, collate(rows, lm.pad_id, lm.device), positions, per_example)
+    except RuntimeError as error:
+        reason = str(error).lower()
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in reason for words in NO_MEMORY):
+            raise
+    # Raised out here, the error does not hold on to the memory that the batch has filled.
+    advice = f"try batch_size={len(rows) // 2}" if len(rows) > 1 else "cut it by the corpus' max_tokens"
+    raise InputError(
+        f"out of memory on {lm.device} with {len(rows)} examples of up to {len(rows[0].ids)} tokens: {advice}, "
+        "or load the model in a smaller dtype"
+    )
 
 
 def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_example: bool) -> Moments:
     examples = len(batch.index)
     out = tap(batch.inputs)
     nll = answer_nll(out.logits, batch)
-    layout = Layout.of(_segments(batch, positions), examples)
+    segments = _segments(batch, positions)
+    # Read once for each device that holds layers.
+    layout = cache(lambda device: Layout.of(segments.to(device), examples))
     got = _reduce_backwards(out.acts, nll.sum(), layout, TABLE_FIELDS if per_example else ())
     missing = [site.layer for site in lm.sites if site.layer not in got]
     if missing:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
-    layers, device = [got[site.layer] for site in lm.sites], got[lm.sites[0].layer][2].device
-    fields = {name: torch.stack([piece[0][name].to(device) for piece in layers]) for name in PIECE_FIELDS}
-    check_fields({**fields, **_finite_extremes(fields)})
-    names = TABLE_FIELDS if per_example else ()
+    stacked = _stacked([got[site.layer][0] for site in lm.sites], PIECE_FIELDS, 0)
+    check_fields({**stacked, **_finite_extremes(stacked)})
+    table = _stacked([got[site.layer][1] for site in lm.sites], TABLE_FIELDS if per_example else (), 1)
+    counts = layout(segments.device).counts
     return Moments(
-        fields,
-        tokens=int(layout.counts.sum()),
+        stacked,
+        tokens=int(counts.sum()),
         examples=examples,
-        pooled=int((layout.counts > 0).sum()),
+        pooled=int((counts > 0).sum()),
         loss=float(nll.detach().sum()),
         layers=tuple(site.layer for site in lm.sites),
-        table={name: torch.stack([piece[1][name].to(device) for piece in layers], 1).cpu() for name in names},
+        table=table,
         index=batch.index if per_example else (),
     )
 
 
+def _stacked(layers: list[dict[str, Tensor]], names: tuple[str, ...], dim: int) -> dict[str, Tensor]:
+    """Stack every layer's values along `dim`, on CPU (the layers may lie on several devices)."""
+    return {name: torch.stack([layer[name].cpu() for layer in layers], dim) for name in names}
+
+
 def _reduce_backwards(
-    acts: dict[int, Tensor], loss: Tensor, layout: Layout, table: tuple[str, ...]
+    acts: dict[int, Tensor], loss: Tensor, layout: Callable[[torch.device], Layout], table: tuple[str, ...]
 ) -> dict[int, Piece]:
     """Reduce each layer when the backward pass reaches it; `acts` is emptied on the way."""
     got: dict[int, Piece] = {}
+    if without := [layer for layer, act in acts.items() if not act.requires_grad]:
+        raise InputError(
+            f"the activations of layers {without} carry no gradient: the model runs these layers under no_grad or "
+            "in reentrant checkpoints; use checkpoint(..., use_reentrant=False), or none"
+        )
 
     def reduce_layer(layer: int) -> Any:
         def hook(grad: Tensor) -> None:
             act = acts.pop(layer).detach()
-            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), layout, table=table)
+            here = layout(act.device)
+            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), here, table=table)
 
         return hook
 
@@ -145,8 +229,7 @@ def _finish(total: Moments, lm: LM, info: dict[str, Any]) -> Moments:
     table = {name: values[order] for name, values in total.table.items()}
     norms = {"l1": write_norms(lm, 1), "l2": write_norms(lm, 2)}
     index = tuple(sorted(total.index))
-    fields = {name: values.cpu() for name, values in total.fields.items()}  # summed where the model lies till here
-    return replace(total, fields=fields, norms=norms, table=table, index=index, info=info)
+    return replace(total, norms=norms, table=table, index=index, info=info)
 
 
 def write_norms(lm: LM, order: float = 2) -> Float[Tensor, "layer neuron"]:

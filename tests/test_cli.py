@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,6 +69,31 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     assert run(monkeypatch, "report", tmp_path / "results", "--out", tmp_path / "report.html") == 0
     assert "ablate" in (tmp_path / "report.html").read_text()
     assert "exact match" in capsys.readouterr().out
+
+
+def test_an_attribution_that_was_killed_is_resumed(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neuronforget import attribution, recording
+    from neuronforget.unfinished import Unfinished
+
+    monkeypatch.setattr(attribution, "Unfinished", partial(Unfinished, every=0))
+    measure, state, done = recording._record_batch, tmp_path / "state", []
+
+    def counted(*args: Any) -> nf.Moments:
+        done.append(len(done))
+        if len(done) == 5:
+            raise KeyboardInterrupt
+        return measure(*args)
+
+    monkeypatch.setattr(recording, "_record_batch", counted)
+    words = ["attribute", *data(bed), "--tap", "torch_hooks", "--batch-size", 8, "--resume", state]
+    assert run(monkeypatch, *words, "--out", tmp_path / "a") == 130
+    assert len(list(state.iterdir())) == 2 and not (tmp_path / "a").exists()  # both corpora
+    assert run(monkeypatch, *words, "--out", tmp_path / "a") == 0
+    resumed = len(done) - 5
+    assert run(monkeypatch, *words, "--out", tmp_path / "b") == 0
+    assert len(done) - 5 - resumed == resumed + 4  # all batches, of which four were done before
+    found, whole = (Scores.load(tmp_path / name / "scores.safetensors") for name in "ab")
+    assert torch.equal(found.values, whole.values) and not state.exists()
 
 
 def test_training_and_rank_one_make_edits_too(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

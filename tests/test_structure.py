@@ -10,11 +10,11 @@ from pathlib import Path
 import neuronforget as nf
 
 ROOT = Path(nf.__file__).parent
-LEAVES = {"errors", "runs"}
+LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
-    "corpora", "sites", "models", "taps", "moments", "recording", "losses", "train", "scores", "attribution", "neurons",
-    "select", "changes", "edits", "slices", "erase", "metrics", "results", "evaluation", "testbed", "findings",
-    "figures", "reporting", "comparison", "commands", "cli",
+    "corpora", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "train", "scores",
+    "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "metrics", "results", "evaluation",
+    "testbed", "findings", "figures", "reporting", "comparison", "commands", "cli",
 ]  # fmt: skip
 
 

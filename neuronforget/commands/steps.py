@@ -20,6 +20,7 @@ def attribute(
     share: float | None = 0.05,
     top: int | None = None,
     batch_size: int = 16,
+    resume: Folder | None = None,
 ) -> None:
     """Score every neuron and select some: writes OUT/scores.safetensors, OUT/neurons.json and OUT/map.html.
 
@@ -30,16 +31,20 @@ def attribute(
         share: Select this share of each layer (1 or more: this number).
         top: Select this many neurons of the whole model instead.
         batch_size: Examples in a batch.
+        resume: Folder for what is recorded so far: a killed run continues.
     """
     from neuronforget import figures, select
     from neuronforget import scores as table
     from neuronforget.attribution import attribute as run
+    from neuronforget.ranks import launched
     from neuronforget.runs import check_new, whole_folder
 
     check_new(out)
     chosen = named(score, table)
     lm, forget, retain = data.open()
-    scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size)
+    scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size, resume=resume)
+    if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
+        return
     neurons = select.top(scores, top) if top is not None else select.per_layer(scores, 0.05 if share is None else share)
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")

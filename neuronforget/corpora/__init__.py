@@ -1,8 +1,12 @@
 """Read: named question/answer examples from files, rows or published datasets."""
 
-from neuronforget.corpora.corpus import Corpus, Example, check_disjoint
+from neuronforget.corpora.corpus import Corpus, Example, Fingerprint, check_disjoint
 from neuronforget.corpora.from_jsonl import jsonl
 from neuronforget.corpora.from_tofu import tofu
-from neuronforget.corpora.tokens import Batch, Encoded, batches, encode
+from neuronforget.corpora.streams import Source, Stream, disjoint, encoded_batches, stream
+from neuronforget.corpora.tokens import Batch, Encoded, batches, collate, encode
 
-__all__ = ["Batch", "Corpus", "Encoded", "Example", "batches", "check_disjoint", "encode", "jsonl", "tofu"]
+__all__ = [
+    "Batch", "Corpus", "Encoded", "Example", "Fingerprint", "Source", "Stream", "batches", "check_disjoint", "collate",
+    "disjoint", "encode", "encoded_batches", "jsonl", "stream", "tofu",
+]  # fmt: skip

@@ -72,24 +72,12 @@ class Corpus:
         object.__setattr__(self, "examples", tuple(self.examples))
         if not self.examples:
             raise InputError(f"corpus {self.name!r} is empty: give at least one example")
-        if self.template not in (None, "chat"):
-            try:
-                sound = "\0" in str(self.template).format(prompt="\0")
-            except Exception:  # whatever a format string can raise
-                sound = False
-            if not sound:
-                raise InputError(f"template is 'chat' or a format string with {{prompt}}, not {self.template!r}")
+        check_template(self.template)
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], name: str = "corpus", **settings: Any) -> Corpus:
         """Build a corpus from in-memory rows (see `Example.from_row`); an error names the row."""
-        examples = []
-        for number, row in enumerate(rows):
-            try:
-                examples.append(Example.from_row(row))
-            except InputError as error:
-                raise InputError(f"corpus {name!r}, row {number}: {error}") from None
-        return cls(tuple(examples), name, **settings)
+        return cls(tuple(examples(enumerate(rows), f"corpus {name!r}, row")), name, **settings)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -117,8 +105,9 @@ class Corpus:
 
     def digest(self) -> str:
         """Return a 16-digit hash of content and settings: results carry it."""
-        body = json.dumps([asdict(e) for e in self] + [self.template, self.eos, self.max_tokens], sort_keys=True)
-        return hashlib.sha256(body.encode()).hexdigest()[:16]
+        fingerprint = Fingerprint([self.template, self.eos, self.max_tokens])
+        fingerprint.add(self)
+        return fingerprint.digest()
 
     def save(self, path: str | Path) -> None:
         """Write the examples as JSONL, one row per line."""
@@ -126,6 +115,45 @@ class Corpus:
             json.dumps({k: v for k, v in asdict(e).items() if v or k == "prompt"}, ensure_ascii=False) for e in self
         ]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+class Fingerprint:
+    """The digest of a corpus, taken while its examples pass by: nothing of them is held."""
+
+    def __init__(self, settings: list[Any]) -> None:
+        self._settings, self._hash = settings, hashlib.sha256(b"[")
+
+    def add(self, examples: Iterable[Example]) -> None:
+        """Take in examples."""
+        for example in examples:
+            self._hash.update(json.dumps(asdict(example), sort_keys=True).encode() + b", ")
+
+    def digest(self) -> str:
+        """Return the 16-digit hash of the examples so far and the settings: what `json.dumps` of all would give."""
+        total = self._hash.copy()
+        total.update(json.dumps(self._settings)[1:].encode())
+        return total.hexdigest()[:16]
+
+
+def examples(rows: Iterable[tuple[int, Any]], where: str) -> Iterator[Example]:
+    """Yield the example of each (number, row); an error says where and which number."""
+    for number, row in rows:
+        try:
+            yield Example.from_row(row)
+        except InputError as error:
+            raise InputError(f"{where} {number}: {error}") from None
+
+
+def check_template(template: str | None) -> None:
+    """Raise InputError unless `template` is None, "chat" or a format string with `{prompt}`."""
+    if template in (None, "chat"):
+        return
+    try:
+        sound = "\0" in str(template).format(prompt="\0")
+    except Exception:  # whatever a format string can raise
+        sound = False
+    if not sound:
+        raise InputError(f"template is 'chat' or a format string with {{prompt}}, not {template!r}")
 
 
 def check_count(n: int | None) -> None:

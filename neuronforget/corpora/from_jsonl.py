@@ -6,10 +6,11 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from neuronforget.corpora.corpus import Corpus, Example, check_count
+from neuronforget.corpora.corpus import Corpus, check_count, examples
 from neuronforget.errors import InputError
 
 CODE = "utf-8-sig"  # some editors put a byte-order mark before UTF-8
@@ -40,12 +41,10 @@ def jsonl(path: str | Path, *, n: int | None = None, name: str | None = None, **
     `n` keeps the first n rows; `settings` are those of `Corpus` (template, eos, max_tokens).
     """
     check_count(n)
-    examples: list[Example] = []
-    for number, row in read_rows(path):
-        if n is not None and len(examples) == n:
-            break
-        try:
-            examples.append(Example.from_row(row))
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from None
-    return Corpus(tuple(examples), name or Path(path).name.split(".")[0], **settings)
+    found = islice(examples(read_rows(path), f"{path}, line"), n)
+    return Corpus(tuple(found), name or file_name(path), **settings)
+
+
+def file_name(path: str | Path) -> str:
+    """Return what a corpus from this file is called: its name up to the first dot."""
+    return Path(path).name.split(".")[0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 from neuronforget.corpora.corpus import Corpus, Example, check_count
+from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.corpora.from_jsonl import read_rows
 from neuronforget.errors import InputError
 
@@ -54,15 +54,7 @@ def _example(row: dict[str, Any], perturbed: dict[str, Any]) -> Example:
 def _rows(file: str, config: str, path: str | Path | None) -> list[dict[str, Any]]:
     if path is not None:
         return [row for _, row in read_rows(Path(path) / file)]
-    if os.environ.get("HF_HUB_OFFLINE") == "1":
-        raise InputError(f"{HUB_ID} needs the hub, which HF_HUB_OFFLINE=1 forbids: give path=, a folder with {file}")
-    from datasets import load_dataset
-
-    try:
-        return [dict(row) for row in load_dataset(HUB_ID, config, split="train")]
-    except (OSError, ConnectionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"cannot read {HUB_ID} from the hub ({reason}): give path=, a folder with {file}") from None
+    return [dict(row) for row in hub_rows(HUB_ID, config, instead=f"path=, a folder with {file}")]
 
 
 def _perturbed(split: str, path: str | Path | None) -> dict[str, dict[str, Any]]:

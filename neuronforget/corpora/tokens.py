@@ -51,11 +51,14 @@ def join(prompt: str, answer: str) -> tuple[str, str]:
     return prompt, answer
 
 
-def encode(corpus: Corpus, tokenizer: Any, max_length: int | None = None) -> list[Encoded]:
-    """Tokenise every example. Raises InputError for an empty answer or a sequence over `max_length` tokens."""
+def encode(corpus: Corpus, tokenizer: Any, max_length: int | None = None, *, first: int = 0) -> list[Encoded]:
+    """Tokenise every example, counted from `first`.
+
+    Raises InputError for an empty answer or a sequence over `max_length` tokens.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("this tokenizer has no character offsets: load the model with its fast tokenizer")
-    return [_encode_one(corpus, example, i, tokenizer, max_length) for i, example in enumerate(corpus)]
+    return [_encode_one(corpus, example, i, tokenizer, max_length) for i, example in enumerate(corpus, first)]
 
 
 def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, max_length: int | None) -> Encoded:
@@ -117,10 +120,16 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:
     return Batch(ids, real, answer, subject_end, tuple(row.index for row in rows))
 
 
-def batches(rows: Sequence[Encoded], batch_size: int, pad_id: int, device: Any = "cpu") -> Iterator[Batch]:
-    """Yield batches of like length (longest first, so that too little memory shows at once)."""
+def alike(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[Encoded]]:
+    """Yield the rows of each batch: of like length, longest first, so that too little memory shows at once."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, found {batch_size}")
     order = sorted(rows, key=lambda row: (-len(row.ids), row.index))
     for i in range(0, len(order), batch_size):
-        yield collate(order[i : i + batch_size], pad_id, device)
+        yield order[i : i + batch_size]
+
+
+def batches(rows: Sequence[Encoded], batch_size: int, pad_id: int, device: Any = "cpu") -> Iterator[Batch]:
+    """Yield batches of like length, longest first."""
+    for group in alike(rows, batch_size):
+        yield collate(group, pad_id, device)

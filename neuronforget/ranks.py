@@ -1,0 +1,77 @@
+"""The processes of one launch (`torchrun`, `accelerate launch`): who works on what, and how all stay together."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from neuronforget.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process, number `rank` of `world`; a process of its own is 0 of 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, in rank order."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def each(self, value: T) -> Iterator[T]:
+        """Yield every rank's value in rank order; only one of them is held beside the own."""
+        for rank in range(self.world):
+            if self.world == 1:
+                yield value
+                continue
+            box: list[Any] = [value if rank == self.rank else None]
+            dist.broadcast_object_list(box, src=rank)
+            yield box[0]
+
+    @contextmanager
+    def together(self) -> Iterator[list[Any]]:
+        """End the block on every rank or on none: an error on one is raised on all, so that nobody waits for it.
+
+        What the block puts into the list has to be equal on all ranks. Raises InputError on the ranks that did
+        not fail themselves, and on all where the lists differ. The block must not talk to other ranks.
+        """
+        claims: list[Any] = []
+        try:
+            yield claims
+        except Exception as error:
+            self.gather((f"{type(error).__name__}: {error}", None))
+            raise
+        found = self.gather((None, claims))
+        for rank, (message, _) in enumerate(found):
+            if message is not None:
+                raise InputError(f"rank {rank} of {self.world} failed: {message}")
+        if any(theirs != claims for _, theirs in found):
+            raise InputError(
+                f"the {self.world} ranks of this launch do different work: give each the same model, settings and "
+                "whole corpus, which is divided among them (or record with split=False)"
+            )
+
+
+def launched(device: torch.device) -> Ranks:
+    """Return this process' place in a launch; `accelerate` joins the processes if nobody has done so yet."""
+    if not dist.is_available():
+        return Ranks()
+    launch = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+    if launch and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        from accelerate import PartialState
+
+        PartialState(cpu=device.type == "cpu")
+    return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
