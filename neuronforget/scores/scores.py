@@ -92,6 +92,16 @@ class Scores:
             return cls(values=tensors["values"], error=tensors.get("error"), **meta)
 
 
+def check_same(forget: Any, retain: Any) -> None:
+    """Raise InputError unless two recordings (or scores) are of the same layers of equally many neurons."""
+    sizes = [(tuple(x.layers), (x["mean"] if hasattr(x, "fields") else x.values).shape[-1]) for x in (forget, retain)]
+    if sizes[0] != sizes[1]:
+        (layers, width), (others, other) = sizes
+        raise InputError(
+            f"forget and retain are of different models: layers {layers} of {width} neurons, {others} of {other}"
+        )
+
+
 def contrasted(
     pair: tuple[Tensor, Tensor | None],
     contrast: Contrast,
