@@ -13,7 +13,7 @@ ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "runs"}
 ORDER = [
     "corpora", "sites", "models", "taps", "moments", "recording", "losses", "train", "scores", "attribution", "neurons",
-    "select", "changes", "edits", "slices", "erase", "metrics", "results", "evaluation", "testbed", "findings",
+    "select", "changes", "edits", "slices", "erase", "results", "metrics", "evaluation", "testbed", "findings",
     "figures", "reporting", "comparison", "commands", "cli",
 ]  # fmt: skip
 

@@ -13,6 +13,7 @@ measure the retain loss of the whole set (`nf.evaluate`) before believing it.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -53,7 +54,7 @@ def retain_budget(
     if not mask.any():
         raise InputError(f"no neuron raises the forget loss within {epsilon} nats of retain damage: raise epsilon")
     effect = float(values[mask].sum())
-    info = {"effect": effect, "damage": float(costs[mask].sum()), "gap": max(1 - effect / bound, 0.0)}
+    info: dict[str, Any] = {"effect": effect, "damage": float(costs[mask].sum()), "gap": max(1 - effect / bound, 0.0)}
     info |= {"score": forget.name, "rule": "retain_budget", "epsilon": epsilon, "k": k, "credit": credit}
     return Neurons.from_mask(mask.view(forget.values.shape), forget.layers, **info)
 
@@ -67,6 +68,7 @@ def knapsack(
     (without a bound on the count: greedy by value per cost), then whatever still fits, best first. The bound is
     `min over prices of the relaxed value`, which no feasible set exceeds; costs may be negative.
     """
+    costs = costs.where(costs.abs() > 1e-100, 0.0)  # a ratio to a denormal cost would be infinite
 
     def at(price: float) -> Tensor:
         reduced = (values - price * costs).where(values > 0, -torch.inf)
@@ -84,9 +86,7 @@ def knapsack(
     low, high = 0.0, 0.0
     if not fits(taken):
         paying = (values > 0) & (costs > 0)
-        high = 2 * float((values[paying] / costs[paying]).max()) + 1.0  # at this price nothing that costs is worth it
-        while not fits(at(high)):  # with few places, items that pay may still be worth less than items that cost
-            high *= 2
+        high = 2 * float((values[paying] / costs[paying]).max()) + 1.0  # here nothing that costs is worth its price
         for _ in range(HALVINGS):
             price = (low + high) / 2
             if price in (low, high):
