@@ -63,6 +63,7 @@ def test_no_module_has_the_name_of_an_exported_function() -> None:
             "corpora",
             "erase",
             "scores",
+            "select",
             "testbed",
             "metrics",
             "figures",

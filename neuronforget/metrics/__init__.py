@@ -1,4 +1,4 @@
-"""Measure: metrics, functions from a model's predictions on a batch to one number per example; also of a localisation."""
+"""Measure: metrics, functions from a model's predictions to one number per example; and of a localisation."""
 
 from neuronforget.metrics import knockout, localisation
 from neuronforget.metrics.memory import (

@@ -21,7 +21,7 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
-from neuronforget.scores.expert import auroc as area_under_roc
+from neuronforget.scores.experts import auroc as area_under_roc
 from neuronforget.scores.scores import check_same
 
 Interval = tuple[float, float, float]
@@ -62,7 +62,7 @@ def spearman(scores: Scores, exact: Scores) -> Interval:
     """
     from scipy.stats import spearmanr
 
-    check_same(scores, exact)
+    check_same((scores.layers, scores.values), (exact.layers, exact.values))
     if scores.values.numel() < 4:
         raise InputError("a rank correlation with an interval needs four or more neurons")
     x, y = (s.values.flatten().numpy() for s in (scores, exact))
@@ -80,7 +80,7 @@ def captured_effect(scores: Scores, exact: Scores, ks: Sequence[int | float] | N
     low and high (that share for random selections: mean and 95%, normal approximation without replacement).
     Single effects do not add exactly: the joint effect is what `ablation_curve` measures.
     """
-    check_same(scores, exact)
+    check_same((scores.layers, scores.values), (exact.layers, exact.values))
     total, effects = exact.values.numel(), exact.values.flatten()
     order = scores.values.flatten().sort(descending=True, stable=True).indices
     found, best = effects[order].cumsum(0), effects.sort(descending=True).values.cumsum(0)

@@ -7,7 +7,7 @@ from neuronforget.scores.activation import (
     activation_ratio,
     wanda,
 )
-from neuronforget.scores.expert import PeakCounts, expert
+from neuronforget.scores.experts import PeakCounts, expert
 from neuronforget.scores.gradient import fisher, grad_x_act, mean_patch, snip
 from neuronforget.scores.learned import hard_concrete, slimming
 from neuronforget.scores.scores import Scores, reads_examples, runs_model

@@ -70,7 +70,7 @@ def activation_entropy(forget: Moments, retain: Moments | None = None, *, least:
         raise InputError("activation_entropy compares two corpora: give retain moments too")
     if not 0 <= least <= 1:
         raise InputError(f"least is a share of the tokens, from 0 to 1; found {least}")
-    check_same(forget, retain)
+    check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
     rates = torch.stack([_importance(m, "freq") for m in (forget, retain)])
     shares = rates / rates.sum(0).clamp_min(torch.finfo(rates.dtype).tiny)
     specific = (math.log(2) + torch.special.xlogy(shares, shares).sum(0)).clamp_min(0)

@@ -92,13 +92,13 @@ class Scores:
             return cls(values=tensors["values"], error=tensors.get("error"), **meta)
 
 
-def check_same(forget: Any, retain: Any) -> None:
-    """Raise InputError unless two recordings (or scores) are of the same layers of equally many neurons."""
-    sizes = [(tuple(x.layers), (x["mean"] if hasattr(x, "fields") else x.values).shape[-1]) for x in (forget, retain)]
-    if sizes[0] != sizes[1]:
-        (layers, width), (others, other) = sizes
+def check_same(one: tuple[tuple[int, ...], Tensor], other: tuple[tuple[int, ...], Tensor]) -> None:
+    """Raise InputError unless two (layers, [layer, neuron]) are of the same layers of equally many neurons."""
+    (layers, values), (others, against) = one, other
+    if (layers, values.shape[:2]) != (others, against.shape[:2]):
         raise InputError(
-            f"forget and retain are of different models: layers {layers} of {width} neurons, {others} of {other}"
+            f"the two are of different models: layers {layers} of {values.shape[1]} neurons, "
+            f"layers {others} of {against.shape[1]}"
         )
 
 

@@ -38,7 +38,7 @@ def retain_budget(
     `effect` and `damage`, and `gap`: by what share of its upper bound the effect may at most fall short of the
     best set's. Raises InputError for scores that predict no loss change, and where nothing can be selected.
     """
-    check_same(forget, retain)
+    check_same((forget.layers, forget.values), (retain.layers, retain.values))
     for name, scores in (("forget", forget), ("retain", retain)):
         if scores.info.get("retain") is not None:
             raise InputError(f"the {name} score is a contrast of two corpora: retain_budget needs one corpus' own")

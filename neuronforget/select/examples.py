@@ -28,7 +28,7 @@ def effects(
 
     Raises InputError for recordings of different models, without a per-example table, of a single example, or NaN.
     """
-    check_same(forget, retain)
+    check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
     found = []
     for name, moments in (("forget", forget), ("retain", retain)):
         if not moments.table:

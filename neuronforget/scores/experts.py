@@ -63,11 +63,6 @@ class PeakCounts:
             raise InputError("peak counts with different edges cannot be added")
         return replace(self, counts=self.counts + other.counts)
 
-    @property
-    def values(self) -> Tensor:
-        """The shape of a score, `[layer, neuron]`: examples counted for each neuron."""
-        return self.counts.sum(-1)
-
 
 @reads_examples
 def expert(
@@ -88,9 +83,9 @@ def expert(
         raise InputError("expert compares two corpora: give retain moments too")
     if measure not in get_args(Measure) or response not in get_args(Response):
         raise InputError(f"measure is 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}")
-    check_same(forget, retain)
     name, error = f"expert:{measure}" + (":magnitude" if response == "magnitude" else ""), None
     if isinstance(forget, Moments) and isinstance(retain, Moments):
+        check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
         pair = [peaks_of(m) if response == "signed" else peaks_of(m).abs() for m in (forget, retain)]
         _check_examples(*(len(x) for x in pair))
         by_layer = list(zip(*(x.unbind(1) for x in pair), strict=True))  # one layer at a time: memory
@@ -99,6 +94,7 @@ def expert(
         else:
             values = torch.stack([average_precision(*x) for x in by_layer])
     elif isinstance(forget, PeakCounts) and isinstance(retain, PeakCounts):
+        check_same((forget.layers, forget.counts), (retain.layers, retain.counts))
         values = _from_counts(forget, retain, measure, response)
     else:
         raise InputError("give moments of both corpora, or peak counts of both")
@@ -137,7 +133,7 @@ def average_precision(
 
 def _below(among: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
     """For each value of `of`, how many of the same neuron's `among` are (below, at most) it; fp64, shape of `of`."""
-    ranked, wanted = among.movedim(0, -1).sort(-1).values, of.movedim(0, -1).contiguous()
+    ranked, wanted = among.movedim(0, -1).contiguous().sort(-1).values, of.movedim(0, -1).contiguous()
     counts = (torch.searchsorted(ranked, wanted, right=right).double().movedim(-1, 0) for right in (False, True))
     below, at_most = counts
     return below, at_most
