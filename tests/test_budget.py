@@ -68,7 +68,11 @@ def test_on_tiny_cases_the_mean_shortfall_is_known_and_the_reported_gap_never_un
 def test_neurons_that_help_retain_are_free_and_pay_for_others_only_on_request() -> None:
     forget, retain = scored([5.0, 1.0, 4.0, -2.0]), scored([3.0, -3.0, 0.5, -9.0])
     plain = retain_budget(forget, retain, 0.5)
-    assert plain.members == {(0, 1), (0, 2)} and plain.info["effect"] == 5 and plain.info["damage"] == -2.5
+    assert (
+        plain.members == {(0, 1), (0, 2)}
+        and plain.info["effect"] == 5
+        and (plain.info["damage"], plain.info["retain change"]) == (0.5, -2.5)
+    )
     assert retain_budget(forget, retain, 0.5, credit=True).members == {(0, 0), (0, 1), (0, 2)}
     assert retain_budget(forget, retain, 0.5, k=1).members == {(0, 2)}
 

@@ -85,13 +85,13 @@ def test_learning_gates_is_deterministic_and_leaves_the_model_as_it_was(lm: LM, 
 def test_slimming_stays_between_0_and_1_and_keeping_subtracts_what_retain_needs(lm: LM, pair: Any) -> None:
     settings: dict[str, Any] = {"objective": "keep", "steps": 5, "lr": 0.5, "progress": False}
     alone = [scores.slimming(lm, c, **settings).values for c in pair]
-    assert all(0 <= float(v.min()) and float(v.max()) <= 1 and v.std() > 0 for v in alone)
+    assert all(float(v.min()) >= 0 and float(v.max()) <= 1 and v.std() > 0 for v in alone)
     torch.testing.assert_close(scores.slimming(lm, *pair, **settings).values, alone[0] - alone[1])
 
 
 @pytest.mark.parametrize(
     ("score", "objective", "least"),
-    [("hard_concrete", "erase", 0.5), ("slimming", "erase", 0.3), ("hard_concrete", "keep", 0.3)],
+    [("hard_concrete", "erase", 0.6), ("slimming", "erase", 0.3), ("hard_concrete", "keep", 0.3)],
 )
 def test_learned_gates_find_the_grafted_neurons(score: str, objective: Any, least: float) -> None:
     """Chance is 0.09; these bounds lie well under what was seen on several seeds."""

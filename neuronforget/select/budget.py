@@ -34,9 +34,11 @@ def retain_budget(
     """Select the neurons with the largest predicted forget effect at a predicted retain damage up to `epsilon`.
 
     Both scores are first-order or exact loss changes on one corpus each, not contrasts (`grad_x_act(moments)` of
-    forget, and of retain). `k` bounds the count (below 1: a share of all neurons). `info` holds the predicted
-    `effect` and `damage`, and `gap`: by what share of its upper bound the effect may at most fall short of the
-    best set's. Raises InputError for scores that predict no loss change, and where nothing can be selected.
+    forget, and of retain). `k` bounds the count (below 1: a share of all neurons): without it every neuron that is
+    predicted to help retain is taken, a quarter of the model where scores are noise. `info` holds the predicted
+    `effect`, the `damage` charged to epsilon, the signed `retain change`, and `gap`: by what share of its upper bound
+    the effect may at most fall short of the best set's. Raises InputError for scores that predict no loss change,
+    and where nothing can be selected.
     """
     check_same((forget.layers, forget.values), (retain.layers, retain.values))
     for name, scores in (("forget", forget), ("retain", retain)):
@@ -48,14 +50,16 @@ def retain_budget(
             )
     if not 0 <= epsilon < math.inf:
         raise InputError(f"epsilon is a rise of the retain loss in nats, from 0 up; found {epsilon}")
-    values, costs = forget.values.flatten(), retain.values.flatten()
+    values, signed = forget.values.flatten(), retain.values.flatten()
+    costs = signed if credit else signed.clamp_min(0)
     most = values.numel() if k is None else how_many(k, values.numel())
-    mask, bound = knapsack(values, costs if credit else costs.clamp_min(0), epsilon, most)
+    mask, bound = knapsack(values, costs, epsilon, most)
     if not mask.any():
         raise InputError(f"no neuron raises the forget loss within {epsilon} nats of retain damage: raise epsilon")
-    effect = float(values[mask].sum())
-    info: dict[str, Any] = {"effect": effect, "damage": float(costs[mask].sum()), "gap": max(1 - effect / bound, 0.0)}
-    info |= {"score": forget.name, "rule": "retain_budget", "epsilon": epsilon, "k": k, "credit": credit}
+    effect, damage = float(values[mask].sum()), float(costs[mask].sum())
+    info: dict[str, Any] = {"score": forget.name, "rule": "retain_budget", "epsilon": epsilon, "k": k, "credit": credit}
+    info |= {"effect": effect, "damage": damage, "retain change": float(signed[mask].sum())}
+    info |= {"gap": max(1 - effect / bound, 0.0)}
     return Neurons.from_mask(mask.view(forget.values.shape), forget.layers, **info)
 
 
