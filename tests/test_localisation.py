@@ -141,6 +141,16 @@ def test_curves_measure_the_model_with_the_top_ablated_or_kept(lm: LM, corpus: C
     assert value == pytest.approx(by_hand) and low <= value <= high
 
 
+def test_examples_without_a_value_are_counted_not_hidden(lm: LM) -> None:
+    def broken(_: LM) -> np.ndarray:
+        return np.array([1.0, np.nan, 3.0])
+
+    curve = knockout.ablation_curve(lm, scored(lm), broken, ks=[8], progress=False)
+    assert all((row["value"], row["n"], row["nan"]) == (2.0, 3, 1) for row in curve.rows)
+    rows = knockout.selected_minus_random(lm, nf.select.top(scored(lm), 8), broken, progress=False)
+    assert all(row["nan"] == 1 and math.isnan(row["selected"]) for row in rows)
+
+
 def test_a_selection_is_compared_with_random_ones_of_equal_count_layers_and_norms(lm: LM, corpus: Corpus) -> None:
     neurons, seen = nf.select.top(scored(lm), 10), []
 
@@ -150,7 +160,7 @@ def test_a_selection_is_compared_with_random_ones_of_equal_count_layers_and_norm
         seen.append(gone)
         return np.array([float(gone.sum()), float(gone[0].sum())])
 
-    rows = knockout.selected_minus_random(lm, neurons, off, norms=write_norms(lm), controls=2)
+    rows = knockout.selected_minus_random(lm, neurons, off, norms=write_norms(lm), controls=2, progress=False)
     assert [row["control"] for row in rows] == ["count", "layer", "norm"] and len(seen) == 7
     selected, counts, layers, norms = seen[0], seen[1:3], seen[3:5], seen[5:7]
     assert torch.equal(selected, neurons.mask())

@@ -47,13 +47,13 @@ class Curve:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Tidy rows: kind, order ("score" or "random"), k, value, low, high over examples, n."""
+        """Tidy rows: kind, order ("score" or "random"), k, value, low, high over examples, n, nan (no value)."""
         out = []
         for order, values in ((self.score, self.values), ("random", self.control.mean(0))):
             for k, column in zip(self.ks, values, strict=True):
                 value, low, high = bootstrap(column, self.seed)
                 row = {"kind": self.kind, "order": order, "k": k, "value": value, "low": low, "high": high}
-                out.append({**row, "n": len(column)})
+                out.append({**row, "n": len(column), "nan": int(np.isnan(column).sum())})
         return out
 
     @property
@@ -106,13 +106,20 @@ def ablation_curve(
 
 
 def selected_minus_random(
-    lm: LM, neurons: Neurons, measure: Measure, *, norms: Tensor | None = None, controls: int = 3, seed: int = 0
+    lm: LM,
+    neurons: Neurons,
+    measure: Measure,
+    *,
+    norms: Float[Tensor, "layer neuron"] | None = None,
+    controls: int = 3,
+    seed: int = 0,
+    progress: bool = True,
 ) -> list[dict[str, Any]]:
     """Ablate a selection and its random controls; return the difference that the selection makes beyond each kind.
 
     Kinds: "count" (as many anywhere), "layer" (as many of each layer), and, with `norms` [layer, neuron]
     (`recording.write_norms(lm)`), "norm" (of each layer, with like norms). Rows: control, selected, random, value
-    (selected minus random), low, high (paired bootstrap over examples, mean of the controls), n, controls.
+    (selected minus random), low, high (paired bootstrap over examples, mean of the controls), n, nan, controls.
     """
     if controls < 1:
         raise InputError(f"controls must be 1 or more, found {controls}")
@@ -120,11 +127,17 @@ def selected_minus_random(
         raise InputError("the set of neurons is empty: there is nothing to ablate")
     sets = _control_sets(neurons, norms, controls, seed)
     chosen, rows = _measured(lm, neurons, measure), []
-    for kind, drawn in sets.items():
-        other = np.stack([_measured(lm, control, measure) for control in drawn]).mean(0)
-        value, low, high = bootstrap(chosen - other, seed)
-        rows.append({"control": kind, "selected": float(chosen.mean()), "random": float(other.mean())})
-        rows[-1] |= {"value": value, "low": low, "high": high, "n": len(chosen), "controls": controls}
+    with tqdm(total=controls * len(sets), desc="controls", disable=not progress) as bar:
+        for kind, drawn in sets.items():
+            total = np.zeros_like(chosen)
+            for control in drawn:
+                total += _measured(lm, control, measure)
+                bar.update()
+            gap = chosen - total / controls
+            value, low, high = bootstrap(gap, seed)
+            rows.append({"control": kind, "selected": float(chosen.mean()), "random": float(total.mean() / controls)})
+            rows[-1] |= {"value": value, "low": low, "high": high, "n": len(gap), "nan": int(np.isnan(gap).sum())}
+            rows[-1] |= {"controls": controls}
     return rows
 
 

@@ -44,7 +44,7 @@ def retain_budget(
     for name, scores in (("forget", forget), ("retain", retain)):
         if scores.info.get("retain") is not None:
             raise InputError(f"the {name} score is a contrast of two corpora: retain_budget needs one corpus' own")
-        if not scores.sign.startswith("positive"):
+        if not (scores.sign.startswith("positive") and "ablat" in scores.sign):
             raise InputError(
                 f"{scores.name!r} predicts no rise of the loss ({scores.sign}): use grad_x_act, mean_patch or exact"
             )
