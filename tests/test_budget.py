@@ -87,6 +87,7 @@ def test_scores_that_predict_no_loss_and_empty_answers_are_refused() -> None:
         (lambda: retain_budget(forget, retain, 9.0, k=3), "cannot select"),
         (lambda: retain_budget(forget, scored([1.0]), 9.0), "different models"),
         (lambda: retain_budget(scored([5.0, 1.0], "large: more"), retain, 9.0), "predicts no rise"),
+        (lambda: retain_budget(scored([5.0, 1.0], "positive: more active"), retain, 9.0), "predicts no rise"),
         (lambda: retain_budget(scored([5.0, 1.0], retain={"corpus": "r"}), retain, 9.0), "contrast"),
     ):
         with pytest.raises(InputError, match=message):
