@@ -136,6 +136,37 @@ def test_wanda_multiplies_the_write_norm_with_the_rms(lm: LM, raw: Any, moments:
     close(scores.wanda(*moments, contrast="difference"), norms * (rms[0] - rms[1]), rtol=1e-2)
 
 
+def test_activation_entropy_is_signed_specificity_and_leaves_rare_neurons_out(raw: Any, moments: Any) -> None:
+    f, r = ((all_tokens(rows) > 0).mean(1) for rows in raw)
+    expected = np.zeros_like(f)
+    for place in np.ndindex(f.shape):
+        shares = np.array([f[place], r[place]]) / (f[place] + r[place] or 1)
+        entropy = -sum(p * np.log(p) for p in shares if p > 0)
+        if max(f[place], r[place]) >= 0.01:
+            expected[place] = (np.log(2) - entropy) * np.sign(f[place] - r[place])
+    close(scores.activation_entropy(*moments), expected, rtol=1e-9)
+    rare = scores.activation_entropy(*moments, least=1.0).values.numpy()
+    always = (f == 1) | (r == 1)
+    np.testing.assert_allclose(rare, np.where(always, expected, 0), atol=1e-12)
+
+
+def test_activation_entropy_is_ln_2_for_a_neuron_that_fires_on_one_corpus_only(moments: Any) -> None:
+    forget, retain = (replace(m, fields=dict(m.fields)) for m in moments)
+    forget.fields["positive"] = torch.full(forget["mean"].shape, float(forget.tokens), dtype=torch.float64)
+    retain.fields["positive"] = torch.zeros_like(forget["positive"])
+    retain.fields["positive"][0, 0] = retain.tokens
+    found = scores.activation_entropy(forget, retain).values
+    assert found[0, 0] == pytest.approx(0.0, abs=1e-12) and found[1, 3] == pytest.approx(np.log(2))
+    assert scores.activation_entropy(retain, forget).values[1, 3] == pytest.approx(-np.log(2))
+
+
+def test_activation_norm_multiplies_mean_magnitude_and_write_norm(lm: LM, raw: Any, moments: Any) -> None:
+    norms = np.stack([lm.parameters[s.write.name].detach().norm(dim=0).numpy() for s in lm.sites])
+    f, r = (np.abs(all_tokens(rows)).mean(1) * norms for rows in raw)
+    close(scores.activation_norm(moments[0]), f)
+    close(scores.activation_norm(*moments), f - r, rtol=1e-3)
+
+
 def test_snip_is_the_gradient_of_the_write_weights_and_minus_grad_x_act(lm: LM, pair: Any, moments: Any) -> None:
     rows = encode(pair[0], lm.tokenizer)
     for batch in batches(rows, 8, lm.pad_id):
@@ -185,6 +216,9 @@ def test_what_cannot_be_scored_is_refused(moments: Any, tmp_path: Path) -> None:
     for call, message in (
         (lambda: scores.activation_ratio(moments[0]), "give retain moments"),
         (lambda: scores.activation_gap(moments[0], scale="welch"), "give retain moments"),
+        (lambda: scores.activation_entropy(moments[0]), "give retain moments"),
+        (lambda: scores.activation_entropy(*moments, least=2.0), "share of the tokens"),
+        (lambda: scores.activation_entropy(moments[0], replace(moments[1], layers=(0, 5))), "different models"),
         (lambda: scores.grad_x_act(moments[0], contrast="z"), "give retain moments"),
         (lambda: scores.fisher(*moments, contrast="z"), "standard error"),
         (lambda: scores.fisher(*moments, contrast="sum"), "unknown contrast"),

@@ -13,7 +13,7 @@ ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
     "corpora", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "train", "scores",
-    "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "metrics", "results", "evaluation",
+    "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "results", "metrics", "evaluation",
     "testbed", "findings", "figures", "reporting", "comparison", "commands", "cli",
 ]  # fmt: skip
 
@@ -63,6 +63,7 @@ def test_no_module_has_the_name_of_an_exported_function() -> None:
             "corpora",
             "erase",
             "scores",
+            "select",
             "testbed",
             "metrics",
             "figures",

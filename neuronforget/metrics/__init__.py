@@ -1,5 +1,6 @@
-"""Measure: each metric a function from a model's predictions on a batch to one number per example."""
+"""Measure: metrics, functions from a model's predictions to one number per example; and of a localisation."""
 
+from neuronforget.metrics import knockout, localisation
 from neuronforget.metrics.memory import (
     Metric,
     Prediction,
@@ -13,6 +14,6 @@ from neuronforget.metrics.memory import (
 from neuronforget.metrics.shift import activation_shift
 
 __all__ = [
-    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "nll", "probability", "rank",
-    "token_accuracy",
+    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "knockout", "localisation", "nll",
+    "probability", "rank", "token_accuracy",
 ]  # fmt: skip

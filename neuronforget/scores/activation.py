@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Contrast, Scores, contrasted, floor
+from neuronforget.scores.scores import Contrast, Scores, check_same, contrasted, floor
 
 Importance = Literal["freq", "abs", "rms", "std"]
 
@@ -55,6 +57,36 @@ def activation_ratio(forget: Moments, retain: Moments | None = None, *, importan
         raise InputError("activation_ratio compares two corpora: give retain moments too")
     values, _ = contrasted((_importance(forget, importance), _importance(retain, importance)), "ratio")
     return Scores(values, f"activation_ratio:{importance}", "large: more active on forget", forget.layers)
+
+
+def activation_entropy(forget: Moments, retain: Moments | None = None, *, least: float = 0.01) -> Scores:
+    """Score how specific to one corpus a neuron fires: `±(ln 2 - H)` (LAPE, Tang et al. 2024, arXiv:2402.16438).
+
+    H is the entropy of `P(a > 0)` on forget and retain, normalised to sum 1 (nats): 0 where it fires on one
+    corpus only, ln 2 where it fires equally on both; the sign is + where it fires more on forget. A neuron
+    that fires on less than `least` of the tokens of both is too rare to be called specific, and scores 0.
+    """
+    if retain is None:
+        raise InputError("activation_entropy compares two corpora: give retain moments too")
+    if not 0 <= least <= 1:
+        raise InputError(f"least is a share of the tokens, from 0 to 1; found {least}")
+    check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
+    rates = torch.stack([_importance(m, "freq") for m in (forget, retain)])
+    shares = rates / rates.sum(0).clamp_min(torch.finfo(rates.dtype).tiny)
+    specific = (math.log(2) + torch.special.xlogy(shares, shares).sum(0)).clamp_min(0)
+    counted = rates.amax(0) >= max(least, torch.finfo(rates.dtype).tiny)
+    values = torch.where(counted, specific * (rates[0] - rates[1]).sign(), 0.0)
+    return Scores(values, "activation_entropy", "positive: fires on forget only, negative: on retain", forget.layers)
+
+
+def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
+    """Score `E|a| ||w_j||_2`: how much the neuron writes into the residual stream per token.
+
+    The difference is the default contrast: in a ratio the norm cancels, which is `activation_ratio`.
+    """
+    pair = [_importance(m, "abs") * m.norms["l2"] if m is not None else None for m in (forget, retain)]
+    score, _ = contrasted((pair[0], pair[1]), contrast)  # type: ignore[arg-type]
+    return Scores(score, "activation_norm", "positive: writes more on forget", forget.layers)
 
 
 def wanda(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:

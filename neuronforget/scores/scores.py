@@ -98,6 +98,16 @@ class Scores:
             return cls(values=tensors["values"], error=tensors.get("error"), **meta)
 
 
+def check_same(one: tuple[tuple[int, ...], Tensor], other: tuple[tuple[int, ...], Tensor]) -> None:
+    """Raise InputError unless two (layers, [layer, neuron]) are of the same layers of equally many neurons."""
+    (layers, values), (others, against) = one, other
+    if (layers, values.shape[:2]) != (others, against.shape[:2]):
+        raise InputError(
+            f"the two are of different models: layers {layers} of {values.shape[1]} neurons, "
+            f"layers {others} of {against.shape[1]}"
+        )
+
+
 def contrasted(
     pair: tuple[Tensor, Tensor | None],
     contrast: Contrast,

@@ -1,4 +1,4 @@
-"""Select: from scores to a set of neurons. Ties are broken by position, so a selection is reproducible."""
+"""Selection by rank: the highest scores. Ties are broken by position, so a selection is reproducible."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ By = Literal["value", "magnitude"]
 def top(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
     """Select the `k` highest neurons of the whole model (k < 1: that share of them)."""
     ranked = _ranked(scores, by)
-    count = _count(k, ranked.numel())
+    count = how_many(k, ranked.numel())
     mask = _highest(ranked.flatten(), count).view(ranked.shape)
     return _named(mask, scores, "top", k=k, by=by)
 
@@ -25,7 +25,7 @@ def top(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
 def per_layer(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
     """Select the `k` highest neurons of each layer (k < 1: that share): lower layers cannot crowd out the rest."""
     ranked = _ranked(scores, by)
-    count = _count(k, ranked.shape[1])
+    count = how_many(k, ranked.shape[1])
     mask = torch.stack([_highest(row, count) for row in ranked])
     return _named(mask, scores, "per_layer", k=k, by=by)
 
@@ -51,7 +51,8 @@ def _ranked(scores: Scores, by: By) -> Tensor:
     return scores.values.abs() if by == "magnitude" else scores.ranked
 
 
-def _count(k: int | float, total: int) -> int:
+def how_many(k: int | float, total: int) -> int:
+    """Return `k`, or that share of `total` below 1. Raises InputError unless it is from 1 to `total`."""
     count = 0 if not k > 0 else round(k * total) if k < 1 else int(min(k, total + 1))
     if not 0 < count <= total:
         raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share below 1")

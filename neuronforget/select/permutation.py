@@ -1,0 +1,131 @@
+"""The permutation null: would this neuron look as specific to forget if the examples' labels meant nothing?
+
+The statistic of a neuron is the mean effect on forget examples minus that on retain examples. Under the null
+the labels of the examples are exchangeable, so its distribution is that over random relabelings, the same for
+all neurons of one relabeling. It is divided by its exact standard deviation over all relabelings, which
+leaves a neuron's own p-value as it is and makes neurons comparable.
+
+own     `p = (1 + #{relabelings with a statistic at least as large}) / (1 + permutations)`: exact for each neuron
+        (Phipson & Smyth 2010), but no smaller than `1 / (1 + permutations)`, which a correction for a hundred
+        thousand neurons can hardly reject.
+pooled  counts over all neurons' relabeled statistics at once (as SAM does, Tusher et al. 2001): resolves small p
+        with few permutations, and is as good as the assumption that the standardised statistics of all
+        neurons have one null distribution. Effects that are zero on most examples break it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from neuronforget.errors import InputError
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+from neuronforget.select.examples import Effect, effects, zero_ablation
+
+Null = Literal["own", "pooled"]
+Side = Literal["larger", "both"]
+#: Statistics this close (in standard deviations) are equal: relabelings that tie differ by rounding.
+TIE = 1e-4
+
+
+def permutation_null(
+    forget: Moments,
+    retain: Moments,
+    *,
+    q: float = 0.05,
+    effect: Effect = zero_ablation,
+    null: Null = "pooled",
+    side: Side = "larger",
+    permutations: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> Neurons:
+    """Select neurons at a false-discovery rate of `q` (Benjamini & Hochberg 1995) by their permutation p-values.
+
+    May be empty: then no neuron is specific to forget beyond chance. `info` holds the largest p-value selected and
+    the smallest one possible. Raises InputError as `permutation_p` does, and where no p-value could pass `q`.
+    """
+    if not 0 < q < 1:
+        raise InputError(f"q is a rate between 0 and 1, found {q}")
+    if null == "own" and 1 / (1 + permutations) > q:
+        raise InputError(f"{permutations} permutations give no p-value under {q}: use {int(1 / q)} or more")
+    p = permutation_p(
+        forget, retain, effect=effect, null=null, side=side, permutations=permutations, seed=seed, progress=progress
+    )
+    mask = benjamini_hochberg(p, q)
+    info = {"rule": "permutation_null", "q": q, "null": null, "side": side, "permutations": permutations, "seed": seed}
+    info |= {"score": getattr(effect, "__name__", "effect"), "largest p": float(p[mask].max()) if mask.any() else None}
+    info |= {"smallest possible p": 1 / (1 + permutations * (1 if null == "own" else p.numel()))}
+    return Neurons.from_mask(mask, forget.layers, **info)
+
+
+def permutation_p(
+    forget: Moments,
+    retain: Moments,
+    *,
+    effect: Effect = zero_ablation,
+    null: Null = "own",
+    side: Side = "larger",
+    permutations: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> Float[Tensor, "layer neuron"]:
+    """Return each neuron's p-value: how often random labels separate the examples at least as well.
+
+    `side="larger"` asks whether the effect is larger on forget, "both" whether it differs. Memory beyond the
+    effects themselves: one layer's `(examples + permutations) x neurons`; pooled, all layers' `permutations x
+    neurons` in fp32 (200 for 24 layers of 5504: 106 MB). Raises InputError for recordings of
+    different models, without a per-example table, of one example only, or NaN.
+    """
+    if null not in get_args(Null) or side not in get_args(Side):
+        raise InputError(f"null is 'own' or 'pooled', side 'larger' or 'both'; found {null!r}, {side!r}")
+    if permutations < 1:
+        raise InputError(f"permutations must be at least 1, found {permutations}")
+    pair = effects(forget, retain, effect)
+    labels = relabelings(len(pair[0]), len(pair[1]), permutations, seed)
+    layers, found, counts = pair[0].shape[1], [], []
+    for i in tqdm(range(layers), desc="permutation null", disable=not progress):
+        z = _statistics(torch.cat([x[:, i] for x in pair]), labels)
+        z = z.abs() if side == "both" else z
+        found.append(z[0])
+        if null == "own":
+            counts.append((z[1:] >= z[0] - TIE).sum(0))
+        else:
+            counts.append(z[1:].flatten().sort().values)
+    if null == "own":
+        return (1 + torch.stack(counts).double()) / (1 + permutations)
+    observed = torch.stack(found)
+    total = permutations * observed.numel()
+    below = sum(torch.searchsorted(ranked, observed - TIE) for ranked in counts)
+    return (1 + total - below).double() / (1 + total)  # type: ignore[union-attr]
+
+
+def benjamini_hochberg(p: Float[Tensor, "layer neuron"], q: float) -> Bool[Tensor, "layer neuron"]:
+    """Return the i smallest of m p-values, i the last with `p_(i) <= q i / m`: false-discovery rate `q`."""
+    ranked = p.flatten().sort().values
+    passing = (ranked <= q * torch.arange(1, len(ranked) + 1, dtype=p.dtype) / len(ranked)).nonzero()
+    return p <= ranked[passing[-1, 0]] if len(passing) else torch.zeros_like(p, dtype=torch.bool)
+
+
+def relabelings(forget: int, retain: int, permutations: int, seed: int) -> Float[Tensor, "relabeling example"]:
+    """Return weights of the difference of means: the true labels (forget first), then random ones."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.tensor([1 / forget] * forget + [-1 / retain] * retain)
+    orders = [torch.arange(forget + retain)]
+    orders += [torch.randperm(forget + retain, generator=generator) for _ in range(permutations)]
+    return weights[torch.stack(orders)]
+
+
+def _statistics(x: Float[Tensor, "example neuron"], labels: Tensor) -> Float[Tensor, "relabeling neuron"]:
+    """The difference of means under each labeling, over its standard deviation over all labelings; 0 if that is 0."""
+    total, forget = len(x), int((labels[0] > 0).sum())
+    centred = (x.double() - x.double().mean(0)).float()
+    # Var over relabelings: S^2 (1/n + 1/m), S^2 the variance of all examples with N - 1 in the denominator.
+    deviation = (centred.double().var(0) * (1 / forget + 1 / (total - forget))).sqrt()
+    scaled = torch.where(deviation > 0, centred / deviation.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return labels @ scaled.float()

@@ -1,0 +1,97 @@
+"""Stability: would other examples of the same corpora have selected the same neurons?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from neuronforget.errors import InputError
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+from neuronforget.scores import Scores
+from neuronforget.select.examples import Effect, effects, zero_ablation
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """Jaccard index (shared over all selected) of pairs of selections, each from resampled examples.
+
+    `jaccard` is the mean over pairs, `low` and `high` hold 95% of the pairs; `chance` is the mean of equally large
+    random selections (as many of each layer). `frequency` is each neuron's share of the selections.
+    """
+
+    jaccard: float
+    low: float
+    high: float
+    chance: float
+    frequency: Float[Tensor, "layer neuron"]
+    layers: tuple[int, ...]
+    resamples: int
+
+    def __repr__(self) -> str:
+        spread = f"{self.jaccard:.3f} [{self.low:.3f}, {self.high:.3f}], chance {self.chance:.3f}"
+        return f"Stability(Jaccard {spread}; {self.resamples} resamples)"
+
+    def at_least(self, share: float) -> Neurons:
+        """Return the neurons that at least `share` of the selections hold."""
+        return Neurons.from_mask(self.frequency >= share, self.layers, rule="stability", share=share)
+
+
+def stability(
+    forget: Moments,
+    retain: Moments,
+    rule: Callable[[Scores], Neurons],
+    *,
+    effect: Effect = zero_ablation,
+    resamples: int = 50,
+    seed: int = 0,
+    progress: bool = True,
+) -> Stability:
+    """Select by `rule` from bootstrap resamples of both corpora's examples, and compare the selections.
+
+    `rule` is a selection of one argument, `functools.partial(nf.select.per_layer, k=0.05)`; it sees the mean effect
+    on forget minus that on retain. Raises InputError for recordings of different models, without a per-example
+    table, of one example only, or NaN.
+    """
+    if resamples < 2:
+        raise InputError(f"stability compares pairs of selections: resamples must be at least 2, found {resamples}")
+    pair, generator = effects(forget, retain, effect), np.random.default_rng(seed)
+    weights = [torch.from_numpy(_weights(len(x), resamples, generator)) for x in pair]
+    masks = []
+    for row in tqdm(range(resamples), desc="stability", disable=not progress):
+        f, r = (torch.tensordot(w[row], x, 1).double() for w, x in zip(weights, pair, strict=True))
+        masks.append(rule(Scores(f - r, "resampled", "positive: larger on forget", forget.layers)).mask())
+    found = torch.stack(masks)
+    overlap = pairwise_jaccard(found)
+    low, high = np.quantile(overlap, [0.025, 0.975])
+    chance = pairwise_jaccard(_random_like(found, generator))
+    return Stability(float(overlap.mean()), float(low), float(high), float(chance.mean()), found.double().mean(0),
+                     forget.layers, resamples)  # fmt: skip
+
+
+def pairwise_jaccard(masks: Bool[Tensor, "selection layer neuron"]) -> np.ndarray:
+    """Return the Jaccard index of every pair of selections; two empty ones are equal."""
+    flat = masks.flatten(1).float()
+    shared = flat @ flat.T
+    sizes = shared.diagonal()
+    union = sizes[:, None] + sizes[None] - shared
+    index = torch.where(union > 0, shared / union.clamp_min(1), 1.0)
+    return index[tuple(torch.triu_indices(len(flat), len(flat), 1))].double().numpy()
+
+
+def _weights(examples: int, resamples: int, generator: np.random.Generator) -> np.ndarray:
+    """How often each example is drawn, over the number of draws; fp32 [resample, example]."""
+    return (generator.multinomial(examples, np.full(examples, 1 / examples), resamples) / examples).astype(np.float32)
+
+
+def _random_like(masks: Tensor, generator: np.random.Generator) -> Tensor:
+    """Random selections with as many neurons of each layer as each of `masks`."""
+    noise = torch.from_numpy(generator.random(tuple(masks.shape), dtype=np.float32))
+    rank = noise.argsort(-1).argsort(-1)
+    return rank < masks.sum(-1, keepdim=True)
