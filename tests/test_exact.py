@@ -68,7 +68,7 @@ def test_every_row_is_the_model_with_one_neuron_off(family: str, position: int |
     for ids, start in EXAMPLES:
         example = single(ids, start)
         clean = rows.clean_run(lm, example, position)
-        rows.check_rows(lm, clean)
+        rows.check_rows(lm, example, position)
         for layer in (0, 1):
             found = ablated(lm, clean, layer, [1, 25, 39])
             expected = brute(lm, example, position, layer, [1, 25, 39])
@@ -144,7 +144,7 @@ def test_a_model_whose_blocks_pass_on_more_than_hidden_states_is_refused(lm: LM,
     with pytest.raises(InputError, match="cannot be run from a block upward: unchanged rows give other logits"):
         nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
     second.mlp.register_forward_hook(lambda _m, _i, out: out + seen[-1][:3, :1].expand_as(out))
-    with pytest.raises(InputError, match="cannot be run from a block upward .RuntimeError"):
+    with pytest.raises(InputError, match=r"cannot be run from a block upward .RuntimeError"):
         nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
 
 
@@ -158,7 +158,7 @@ def test_what_would_take_too_long_or_too_much_memory_is_said_before_the_work(
     with pytest.raises(InputError, match=f"{len(corpus) * 80} rows.*limit 1e\\+03"):
         nf.attribute(lm, corpus, score=scores.exact, limit=1e3, progress=False)
     monkeypatch.setattr(cost, "free_bytes", lambda _device: 1000)
-    with pytest.raises(InputError, match="too little memory for exact: .*lower batch_size"):
+    with pytest.raises(InputError, match=r"too little memory for exact: .*lower batch_size"):
         nf.attribute(lm, corpus, score=scores.exact, progress=False)
 
 
@@ -169,9 +169,9 @@ def test_the_cost_is_two_operations_per_weight_and_token_from_the_layer_upward()
     per_row = {0: 2 * 2 * block * 5 + 3 * head, 1: 2 * block * 5 + 3 * head}  # five tokens, three of them predicted
     operations = 7 * per_row[0] + 2 * per_row[1]
     example = [Encoded(0, tuple(range(6)), 3, 0)]
-    cost.check_cost("x", lm, example, {0: 7, 1: 2}, None, 1, operations)
+    cost.check_operations("x", lm, example, None, {0: 7, 1: 2}, operations)
     with pytest.raises(InputError, match="9 rows"):
-        cost.check_cost("x", lm, example, {0: 7, 1: 2}, None, 1, operations - 1)
+        cost.check_operations("x", lm, example, None, {0: 7, 1: 2}, operations - 1)
 
 
 def test_a_comparison_runs_with_a_score_that_runs_the_model(lm: LM, corpus: Corpus) -> None:

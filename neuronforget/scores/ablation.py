@@ -19,8 +19,8 @@ from tqdm.auto import tqdm
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
-from neuronforget.scores.cost import check_cost, rows_per_pass
-from neuronforget.scores.per_example import encoded, over_examples
+from neuronforget.scores.cost import check_memory, check_operations, rows_per_pass
+from neuronforget.scores.per_example import encoded, longest, over_examples
 from neuronforget.scores.rows import Clean, check_rows, clean_run, run_rows
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 
@@ -51,21 +51,19 @@ def exact(
         raise InputError(f"position is None (everywhere) or -1 (the last prompt token), not {position!r}")
     chosen = _chosen(lm, neurons)
     rows = encoded(lm, forget, retain)
+    every = [row for part in rows for row in part]
     counts = {layer: len(found) for layer, found in chosen.items()}
-    check_cost("exact", lm, [row for part in rows for row in part], counts, position, batch_size, limit)
-    checked: list[bool] = []
+    check_memory("exact", lm, every, position, batch_size)
+    check_operations("exact", lm, every, position, counts, limit)
 
     def measure(example: Batch) -> Tensor:
-        clean = clean_run(lm, example, position)
-        if not checked:
-            check_rows(lm, clean)
-            checked.append(True)
-        return _loss_changes(lm, clean, chosen, batch_size, progress)[None]
+        return _loss_changes(lm, clean_run(lm, example, position), chosen, batch_size, progress)[None]
 
     name = "exact" if position is None else "exact:-1"
     sign = "positive: ablating it raises the forget loss"
     info = {"measured neurons": sum(counts.values())}
     with frozen(lm), torch.no_grad():
+        check_rows(lm, longest(lm, rows), position)
         return over_examples(
             lm, rows, measure, name=name, sign=sign, contrast=contrast, batch_size=1, progress=progress, info=info
         )
@@ -85,7 +83,7 @@ def _loss_changes(
 ) -> Float[Tensor, "layer neuron"]:
     before = row_nll(clean.logits, clean.targets).double().cpu()
     changes = torch.zeros(lm.shape, dtype=torch.float64)
-    length = rows_per_pass(lm, clean.ids.shape[1], clean.length, len(clean.targets), batch_size)
+    length = rows_per_pass(lm, clean.size, batch_size)
     with tqdm(total=sum(map(len, chosen.values())), desc="neurons", leave=False, disable=not progress) as bar:
         for i, site in enumerate(lm.sites):
             for part in chosen[site.layer].split(length) if site.layer in chosen else ():

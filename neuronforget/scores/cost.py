@@ -9,7 +9,7 @@ import torch
 from neuronforget.corpora import Encoded
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.scores.rows import blocks_of
+from neuronforget.scores.rows import Size, blocks_of
 
 #: A pass takes as many rows as fit in this, and `batch_size` in any case.
 PASS_BYTES = 2**28
@@ -18,41 +18,47 @@ LIMITS = {"cpu": 1e15}
 ACCELERATOR_LIMIT = 1e18
 
 
-def row_bytes(lm: LM, tokens: int, length: int, targets: int) -> int:
-    """Estimate one row's memory: `tokens` run anew among `length` attended, logits of `targets` in fp32 twice."""
+def row_bytes(lm: LM, size: Size, *, graph: bool = False) -> int:
+    """Estimate one row's memory; `graph` keeps every block's states for a backward pass."""
+    tokens, length, targets = size
     config, width = lm.model.config.get_text_config(), lm.sites[0].d_model
     heads = getattr(config, "num_attention_heads", 1)
     states = tokens * (8 * width + 4 * lm.shape[1] + heads * length) + 4 * length * width
     vocab = lm.model.get_input_embeddings().weight.shape[0]
-    return states * lm.model.dtype.itemsize + targets * vocab * (8 + lm.model.dtype.itemsize)
+    depth = len(blocks_of(lm)) if graph else 1
+    return depth * states * lm.model.dtype.itemsize + targets * vocab * (8 + lm.model.dtype.itemsize)
 
 
-def rows_per_pass(lm: LM, tokens: int, length: int, targets: int, batch_size: int) -> int:
-    """Return `batch_size`, or more where more rows fit in 256 MiB."""
-    return max(batch_size, PASS_BYTES // row_bytes(lm, tokens, length, targets))
+def rows_per_pass(lm: LM, size: Size, at_least: int, *, graph: bool = False) -> int:
+    """Return how many rows fit in 256 MiB, and `at_least` that many."""
+    return max(at_least, PASS_BYTES // row_bytes(lm, size, graph=graph))
 
 
-def check_cost(
+def check_memory(
+    what: str, lm: LM, examples: Sequence[Encoded], position: int | None, rows: int, *, graph: bool = False
+) -> None:
+    """Raise InputError where a pass of so many rows does not fit the memory that is free."""
+    if rows < 1:
+        raise InputError("batch_size must be at least 1")
+    need = rows * max(row_bytes(lm, size_of(row, position), graph=graph) for row in examples)
+    if need > (free := free_bytes(lm.device)):
+        raise InputError(
+            f"too little memory for {what}: a pass of {rows} rows needs about {need / 2**20:.0f} MiB, "
+            f"{free / 2**20:.0f} MiB are free; lower batch_size, or shorten the examples"
+        )
+
+
+def check_operations(
     what: str,
     lm: LM,
     examples: Sequence[Encoded],
-    counts: Mapping[int, int],
     position: int | None,
-    batch_size: int,
+    counts: Mapping[int, int],
     limit: float | None = None,
 ) -> None:
-    """Raise InputError where a pass does not fit the memory, or all `counts[layer]` rows per example cost too much."""
-    if batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, found {batch_size}")
-    sizes = [_size(row, position) for row in examples]
-    need = batch_size * max(row_bytes(lm, *size) for size in sizes)
-    if need > (free := free_bytes(lm.device)):
-        raise InputError(
-            f"too little memory for {what}: a pass of batch_size={batch_size} rows needs about {need / 2**20:.0f} MiB, "
-            f"{free / 2**20:.0f} MiB are free; lower batch_size"
-        )
+    """Raise InputError where `counts[layer]` rows for every example need more than `limit` operations."""
     limit = LIMITS.get(lm.device.type, ACCELERATOR_LIMIT) if limit is None else limit
-    flops = sum(_operations(lm, counts, tokens, targets) for tokens, _, targets in sizes)
+    flops = sum(_operations(lm, counts, size_of(row, position)) for row in examples)
     if flops > limit:
         rows = len(examples) * sum(counts.values())
         raise InputError(
@@ -70,14 +76,15 @@ def free_bytes(device: torch.device) -> int:
     return psutil.virtual_memory().available
 
 
-def _size(row: Encoded, position: int | None) -> tuple[int, int, int]:
-    """(tokens run anew, tokens attended, targets) of an example."""
-    start = max(row.answer_start, 1)
-    return (1, start, 1) if position is not None else (len(row.ids) - 1, len(row.ids) - 1, len(row.ids) - start)
+def size_of(row: Encoded, position: int | None) -> Size:
+    """Return the size of an example's rows."""
+    start, last = max(row.answer_start, 1), len(row.ids) - 1
+    return (1, start, 1) if position is not None else (last, last, last + 1 - start)
 
 
-def _operations(lm: LM, counts: Mapping[int, int], tokens: int, targets: int) -> float:
-    """Two operations per weight and token, in the blocks from the row's layer upward and in the unembedding."""
+def _operations(lm: LM, counts: Mapping[int, int], size: Size) -> float:
+    """Two per weight and token, in the blocks from the row's layer upward and in the unembedding."""
+    tokens, _, targets = size
     total, above = 0.0, 2.0 * targets * lm.model.get_input_embeddings().weight.numel()
     for layer, block in reversed(list(enumerate(blocks_of(lm)))):
         above += 2.0 * tokens * sum(weight.numel() for weight in block.parameters())

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.corpora import Batch, Corpus, Encoded, batches, encode
+from neuronforget.corpora.tokens import collate
 from neuronforget.models import LM
 from neuronforget.scores.scores import Contrast, Scores, contrasted
 
@@ -21,6 +22,13 @@ Measure = Callable[[Batch], Tensor]
 def encoded(lm: LM, *corpora: Corpus | None) -> list[list[Encoded]]:
     """Tokenise the corpora that are given, all of them before any work. Raises InputError for one that does not fit."""
     return [encode(corpus, lm.tokenizer, lm.max_length) for corpus in corpora if corpus is not None]
+
+
+def longest(lm: LM, rows: list[list[Encoded]]) -> Batch:
+    """Return the example with the longest prompt, alone: what a check of the model is made on."""
+    return collate(
+        [max((row for part in rows for row in part), key=lambda row: row.answer_start)], lm.pad_id, lm.device
+    )
 
 
 def over_examples(

@@ -23,17 +23,20 @@ from torch.utils._pytree import tree_map
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.sites import Site
 
 #: Replaces a layer's activations `[row, token, neuron]`; rows are those that have entered so far.
 Edit = Callable[[Tensor], Tensor]
+#: A row's size: tokens run anew, tokens attended (those and the shared ones), tokens predicted.
+Size = tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Clean:
     """One example as the model runs it: `ids` are the tokens that rows run anew, `prefix` holds those before them.
 
-    `length` counts both; `inputs` holds each block's input at `ids`, `rest` what a block returns beside its
-    output; `logits` predict `targets`, the answer tokens looked at.
+    `length` counts both. By layer, at `ids`: `inputs` of the blocks, `acts` of their neurons, and the `rest` of
+    what a block returns beside hidden states. `logits` predict `targets`, the answer tokens looked at.
     """
 
     ids: Int[Tensor, "1 token"]
@@ -41,8 +44,14 @@ class Clean:
     length: int
     prefix: Any
     inputs: dict[int, Tensor]
+    acts: dict[int, Tensor]
     rest: dict[int, tuple[Any, ...] | None]
     logits: Float[Tensor, "1 target vocab"]
+
+    @property
+    def size(self) -> Size:
+        """What a row costs."""
+        return self.ids.shape[1], self.length, len(self.targets)
 
 
 def blocks_of(lm: LM) -> nn.ModuleList:
@@ -66,6 +75,7 @@ def clean_run(lm: LM, example: Batch, position: int | None) -> Clean:
     if position is not None and length > 1:
         ids, prefix = ids[:, -1:], _prefix(lm, ids[:, :-1])
     inputs: dict[int, Tensor] = {}
+    acts: dict[int, Tensor] = {}
     rest: dict[int, tuple[Any, ...] | None] = {}
 
     def keep(layer: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -76,8 +86,10 @@ def clean_run(lm: LM, example: Batch, position: int | None) -> Clean:
         for layer, block in enumerate(blocks_of(lm)):
             hook = block.register_forward_hook(partial(keep, layer), with_kwargs=True)
             stack.callback(hook.remove)
+        for site in lm.sites:
+            stack.enter_context(_edited(lm, site, ids.shape[1], partial(acts.setdefault, site.layer)))
         logits = _forward(lm, ids, prefix, len(targets))
-    return Clean(ids, targets, length, prefix, inputs, rest, logits)
+    return Clean(ids, targets, length, prefix, inputs, acts, rest, logits)
 
 
 def run_rows(
@@ -92,15 +104,14 @@ def run_rows(
             stack.enter_context(_forward_of(block, partial(_run_entered, block.forward, clean, layer, entered, new)))
             entered += new
         for site in (site for site in lm.sites if site.layer in edits):
-            hook = partial(_edit_input, edits[site.layer], tokens)
-            stack.callback(lm.model.get_submodule(site.path).register_forward_pre_hook(hook).remove)
+            stack.enter_context(_edited(lm, site, tokens, edits[site.layer]))
         return _forward(lm, clean.ids.expand(rows, -1), clean.prefix, len(clean.targets))
 
 
 @torch.no_grad()
-def check_rows(lm: LM, clean: Clean) -> None:
+def check_rows(lm: LM, example: Batch, position: int | None) -> None:
     """Raise InputError unless rows that nothing changes, entering at every layer, give the clean logits."""
-    kind = type(lm.model).__name__
+    kind, clean = type(lm.model).__name__, clean_run(lm, example, position)
     try:
         found = run_rows(lm, clean, {site.layer: 2 for site in lm.sites}, {})
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
@@ -109,8 +120,8 @@ def check_rows(lm: LM, clean: Clean) -> None:
     gap = float((found - clean.logits).abs().max() / clean.logits.abs().max().clamp_min(1e-30))
     if not gap < torch.finfo(clean.logits.dtype).eps ** 0.5:
         raise InputError(
-            f"{kind} cannot be run from a block upward: unchanged rows give other logits (by {gap:.1g} of the largest); "
-            "its blocks hand each other more than hidden states, use a first-order score such as grad_x_act"
+            f"{kind} cannot be run from a block upward: unchanged rows give other logits (by {gap:.1g} of the "
+            "largest): its blocks hand each other more than hidden states; use a first-order score such as grad_x_act"
         )
 
 
@@ -118,8 +129,13 @@ def _prefix(lm: LM, ids: Tensor) -> Any:
     """Return the keys and values of the shared tokens; a row's own are appended for its pass and never kept."""
     from transformers import DynamicCache
 
-    cache = DynamicCache(config=lm.model.config)
+    cache: Any = DynamicCache(config=lm.model.config)
     lm.model(input_ids=ids, use_cache=True, **{_cache_name(lm): cache})
+    if any(getattr(layer, "keys", None) is None for layer in cache.layers):
+        raise InputError(
+            f"{type(lm.model).__name__} has layers without keys and values of their own: their prompt cannot be shared "
+            "between rows; use exact with position=None, or a first-order score such as grad_x_act"
+        )
     for layer in cache.layers:
         layer.update = partial(_appended, layer.keys, layer.values)
     return cache
@@ -157,10 +173,7 @@ def _run_entered(
     states = torch.cat([hidden[:before], clean.inputs[layer].expand(new, -1, -1)]) if new else hidden[:inside]
     if inside < rows:  # masks and positions go with their rows; ALiBi's come as [row * head, ...]
         args, kwargs = tree_map(partial(_narrowed, rows, inside), (args, kwargs))
-    if args:
-        out = forward(states, *args[1:], **kwargs)
-    else:
-        out = forward(**{**kwargs, "hidden_states": states})
+    out = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
     whole = torch.cat([out[0] if isinstance(out, tuple) else out, hidden[inside:]])
     return (whole, *out[1:]) if isinstance(out, tuple) else whole
 
@@ -171,9 +184,19 @@ def _narrowed(rows: int, inside: int, value: Any) -> Any:
     return value
 
 
-def _edit_input(edit: Edit, tokens: int, _module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    act = inputs[0]
-    return (edit(act.view(-1, tokens, act.shape[-1])).view(act.shape), *inputs[1:])
+@contextmanager
+def _edited(lm: LM, site: Site, tokens: int, edit: Edit) -> Iterator[None]:
+    """Within the block the layer's neurons are what `edit` makes of them."""
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        act = inputs[0]
+        return (edit(act.view(-1, tokens, act.shape[-1])).view(act.shape), *inputs[1:])
+
+    handle = lm.model.get_submodule(site.path).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
