@@ -2,11 +2,16 @@
 
 from neuronforget.scores.ablation import exact
 from neuronforget.scores.activation import activation_gap, activation_ratio, wanda
+from neuronforget.scores.ghost import value_fisher
 from neuronforget.scores.gradient import fisher, grad_x_act, mean_patch, snip
 from neuronforget.scores.path import integrated
+from neuronforget.scores.relevance import relp
+from neuronforget.scores.residual import direct, gradient_drop
 from neuronforget.scores.scores import Scores, reads_examples, runs_model
+from neuronforget.scores.vocabulary import TopTokens, lens
 
 __all__ = [
-    "Scores", "activation_gap", "activation_ratio", "exact", "fisher", "grad_x_act", "integrated", "mean_patch",
-    "reads_examples", "runs_model", "snip", "wanda",
+    "Scores", "TopTokens", "activation_gap", "activation_ratio", "direct", "exact", "fisher", "grad_x_act",
+    "gradient_drop", "integrated", "lens", "mean_patch", "reads_examples", "relp", "runs_model", "snip", "value_fisher",
+    "wanda",
 ]  # fmt: skip

@@ -79,7 +79,7 @@ def clean_run(lm: LM, example: Batch, position: int | None) -> Clean:
     rest: dict[int, tuple[Any, ...] | None] = {}
 
     def keep(layer: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
-        inputs[layer] = _hidden(args, kwargs)
+        inputs[layer] = hidden_of(args, kwargs)
         rest[layer] = tuple(out[1:]) if isinstance(out, tuple) else None
 
     with ExitStack() as stack:
@@ -165,7 +165,7 @@ def _run_entered(
     forward: Callable[..., Any], clean: Clean, layer: int, before: int, new: int, *args: Any, **kwargs: Any
 ) -> Any:
     """Stand in for a block's forward: run the rows that are in, hand the others on as they are."""
-    hidden = _hidden(args, kwargs)
+    hidden = hidden_of(args, kwargs)
     rows, inside = len(hidden), before + new
     if not inside:
         rest = clean.rest[layer]
@@ -199,7 +199,8 @@ def _edited(lm: LM, site: Site, tokens: int, edit: Edit) -> Iterator[None]:
         handle.remove()
 
 
-def _hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden states among a block's arguments."""
     return args[0] if args else kwargs["hidden_states"]
 
 
