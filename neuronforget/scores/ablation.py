@@ -1,8 +1,8 @@
 """exact: what the loss does when one neuron is switched off, for every neuron: the yardstick of the other scores.
 
 Neurons are stacked as rows: row j is the example with neuron j at zero, run from its layer upward only. At one
-position (`position=-1`) a row is a single token over the shared keys and values of the prompt: on the testbed's
-scale one to two orders of magnitude less work, and the same numbers.
+position (`position=-1`) a row is a single token over the shared keys and values of the prompt: the same
+numbers for a small part of the work.
 """
 
 from __future__ import annotations
