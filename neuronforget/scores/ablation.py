@@ -1,0 +1,116 @@
+"""exact: what the loss does when one neuron is switched off, for every neuron: the yardstick of the other scores.
+
+Neurons are stacked as rows: row j is the example with neuron j at zero, run from its layer upward only. At one
+position (`position=-1`) a row is a single token over the shared keys and values of the prompt: the same
+numbers for a small part of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from neuronforget.corpora import Batch, Corpus
+from neuronforget.errors import InputError
+from neuronforget.models import LM, frozen
+from neuronforget.scores.cost import check_memory, check_operations, rows_per_pass
+from neuronforget.scores.per_example import encoded, longest, over_examples
+from neuronforget.scores.rows import Clean, check_rows, clean_run, run_rows
+from neuronforget.scores.scores import Contrast, Scores, runs_model
+
+
+@runs_model
+def exact(
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus | None = None,
+    *,
+    position: Literal[-1] | None = None,
+    neurons: Iterable[tuple[int, int]] | None = None,
+    contrast: Contrast = "difference",
+    limit: float | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> Scores:
+    """Score the loss change when the neuron is set to zero, mean over examples, nats per answer token.
+
+    `position=None` zeroes it at every position; -1 at the last prompt position alone, and the loss is then that
+    of the token predicted there, the first of the answer. `neurons` measures only those (a shortlist of a
+    first-order score); all others get 0. A pass holds `batch_size` rows, more where they fit in 256 MiB. Single
+    effects do not add up to that of a set. Raises InputError for a model that cannot be run from a block upward,
+    and, before the work, where memory is short or more than `limit` floating-point operations are needed
+    (default 1e15 on a CPU, 1e18 elsewhere).
+    """
+    if position not in (None, -1):
+        raise InputError(f"position is None (everywhere) or -1 (the last prompt token), not {position!r}")
+    chosen = _chosen(lm, neurons)
+    rows = encoded(lm, forget, retain)
+    every = [row for part in rows for row in part]
+    counts = {layer: len(found) for layer, found in chosen.items()}
+    check_memory("exact", lm, every, position, batch_size)
+    check_operations("exact", lm, every, position, counts, limit)
+
+    def measure(example: Batch) -> Tensor:
+        return _loss_changes(lm, clean_run(lm, example, position), chosen, batch_size, progress)[None]
+
+    name = "exact" if position is None else "exact:-1"
+    sign = "positive: ablating it raises the forget loss"
+    info = {"measured neurons": sum(counts.values())}
+    with frozen(lm), torch.no_grad():
+        check_rows(lm, longest(lm, rows), position)
+        return over_examples(
+            lm, rows, measure, name=name, sign=sign, contrast=contrast, batch_size=1, progress=progress, info=info
+        )
+
+
+def row_nll(logits: Float[Tensor, "row target vocab"], targets: Int[Tensor, "target"]) -> Float[Tensor, "row"]:
+    """Return each row's mean negative log-likelihood of the targets, nats, in fp32 or better."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    every = torch.nn.functional.cross_entropy(
+        wide.flatten(0, 1), targets.expand(len(logits), -1).flatten(), reduction="none"
+    )
+    return every.view(len(logits), -1).mean(1)
+
+
+def _loss_changes(
+    lm: LM, clean: Clean, chosen: dict[int, Tensor], batch_size: int, progress: bool
+) -> Float[Tensor, "layer neuron"]:
+    before = row_nll(clean.logits, clean.targets).double().cpu()
+    changes = torch.zeros(lm.shape, dtype=torch.float64)
+    length = rows_per_pass(lm, clean.size, batch_size)
+    with tqdm(total=sum(map(len, chosen.values())), desc="neurons", leave=False, disable=not progress) as bar:
+        for i, site in enumerate(lm.sites):
+            for part in chosen[site.layer].split(length) if site.layer in chosen else ():
+                logits = run_rows(lm, clean, {site.layer: len(part)}, {site.layer: partial(_zeroed, part)})
+                changes[i, part] = row_nll(logits, clean.targets).double().cpu() - before
+                bar.update(len(part))
+    return changes
+
+
+def _zeroed(neurons: Tensor, act: Tensor) -> Tensor:
+    """Row i without neuron `neurons[i]`."""
+    act = act.clone()
+    act[torch.arange(len(neurons)), :, neurons] = 0
+    return act
+
+
+def _chosen(lm: LM, neurons: Iterable[tuple[int, int]] | None) -> dict[int, Tensor]:
+    """Return the neurons to measure, by layer. Raises InputError for one that the model has not."""
+    depth, width = lm.shape
+    if neurons is None:
+        return {site.layer: torch.arange(width) for site in lm.sites}
+    found: dict[int, set[int]] = {}
+    known = {site.layer for site in lm.sites}
+    for layer, j in neurons:
+        if layer not in known or not 0 <= j < width:
+            raise InputError(f"no neuron {j} in layer {layer}: the model has {depth} layers of {width}")
+        found.setdefault(layer, set()).add(j)
+    if not found:
+        raise InputError("neurons is empty: give the neurons to measure, or None for all")
+    return {layer: torch.tensor(sorted(members)) for layer, members in found.items()}

@@ -1,0 +1,70 @@
+"""From one number per example and neuron to a score: mean, standard error and contrast, streamed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from neuronforget.corpora import Batch, Corpus, Encoded, batches, encode
+from neuronforget.corpora.tokens import collate
+from neuronforget.models import LM
+from neuronforget.scores.scores import Contrast, Scores, contrasted
+
+#: Measures a batch: `[example, layer, neuron]`.
+Measure = Callable[[Batch], Tensor]
+
+
+def encoded(lm: LM, *corpora: Corpus | None) -> list[list[Encoded]]:
+    """Tokenise the corpora that are given, all of them before any work. Raises InputError for one that does not fit."""
+    return [encode(corpus, lm.tokenizer, lm.max_length) for corpus in corpora if corpus is not None]
+
+
+def longest(lm: LM, rows: list[list[Encoded]]) -> Batch:
+    """Return the example with the longest prompt, alone: what a check of the model is made on."""
+    return collate(
+        [max((row for part in rows for row in part), key=lambda row: row.answer_start)], lm.pad_id, lm.device
+    )
+
+
+def over_examples(
+    lm: LM,
+    rows: list[list[Encoded]],
+    measure: Measure,
+    *,
+    name: str,
+    sign: str,
+    contrast: Contrast,
+    batch_size: int,
+    progress: bool,
+    info: dict[str, Any] | None = None,
+) -> Scores:
+    """Score every neuron by the mean of `measure` over the forget examples (against the retain examples)."""
+    found = []
+    for which, examples in zip(("forget", "retain"), rows, strict=False):
+        with tqdm(total=len(examples), desc=f"{name} {which}", disable=not progress) as bar:
+            parts = batches(examples, batch_size, lm.pad_id, lm.device)
+            found.append(_mean_and_error(measure, parts, bar))
+    (forget, error), (retain, error_r) = (*found, (None, None))[:2]
+    assert forget is not None  # a corpus is never empty
+    values, error = contrasted((forget, retain), contrast, (error, error_r))
+    return Scores(values, name, sign, tuple(site.layer for site in lm.sites), error, info or {})
+
+
+def _mean_and_error(
+    measure: Measure, parts: Iterable[Batch], bar: Any
+) -> tuple[Float[Tensor, "layer neuron"], Float[Tensor, "layer neuron"] | None]:
+    """Mean over examples and its standard error (None for one example), by Chan's rule in fp64."""
+    n, mean, m2 = 0, torch.zeros(()), torch.zeros(())
+    for batch in parts:
+        values = measure(batch).detach().double().cpu()
+        k, part = len(values), values.mean(0)
+        delta = part - mean
+        m2 = m2 + ((values - part) ** 2).sum(0) + delta**2 * (n * k / (n + k))
+        mean, n = mean + delta * (k / (n + k)), n + k
+        bar.update(k)
+    return mean, (m2 / (n - 1) / n).sqrt() if n > 1 else None

@@ -1,0 +1,54 @@
+"""lens: what a neuron writes, read in the vocabulary: the top tokens of `w_j @ W_U` (Geva et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from neuronforget.errors import InputError
+from neuronforget.models import LM
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """The tokens that one neuron promotes and suppresses most, strongest first, each with its logit per unit of a.
+
+    A neuron whose activation is negative promotes what stands under `suppressed`.
+    """
+
+    layer: int
+    neuron: int
+    promoted: tuple[tuple[str, float], ...]
+    suppressed: tuple[tuple[str, float], ...]
+
+    def __repr__(self) -> str:
+        up, down = (" ".join(repr(token) for token, _ in part) for part in (self.promoted, self.suppressed))
+        return f"layer {self.layer}, neuron {self.neuron}: + {up} | - {down}"
+
+
+@torch.no_grad()
+def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[TopTokens]:
+    """Return the `k` tokens that each neuron's write weights promote and suppress most: no data is needed.
+
+    The final norm is left out, as in `w_j @ W_U` (arXiv:2203.14680), so logits compare within a neuron, not between
+    layers. Raises InputError for a neuron that the model has not, and where the unembedding has another width.
+    """
+    head, sites = lm.model.get_output_embeddings(), {site.layer: site for site in lm.sites}
+    if head is None or head.weight.shape[1] != lm.sites[0].d_model:
+        raise InputError(f"{lm.name}: the unembedding does not read the width that its neurons write")
+    if not 1 <= k <= len(head.weight):
+        raise InputError(f"k is the number of tokens: 1 to {len(head.weight)}, found {k}")
+    found = []
+    for layer, j in neurons:
+        if layer not in sites or not 0 <= j < lm.shape[1]:
+            raise InputError(f"no neuron {j} in layer {layer}: the model has layers {tuple(sites)} of {lm.shape[1]}")
+        write = sites[layer].write
+        vector = lm.parameters[write.name].select(write.dim, j + write.offset)
+        logits = head.weight.float() @ vector.to(head.weight.device).float()
+        up, down = logits.topk(k), (-logits).topk(k)
+        promoted = [(lm.tokenizer.decode([i]), v) for i, v in zip(up.indices.tolist(), up.values.tolist(), strict=True)]
+        ends = zip(down.indices.tolist(), down.values.tolist(), strict=True)
+        found.append(TopTokens(layer, j, tuple(promoted), tuple((lm.tokenizer.decode([i]), -v) for i, v in ends)))
+    return found

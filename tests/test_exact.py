@@ -1,0 +1,182 @@
+"""Exact ablation against the whole model run with plain hooks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, lm_of
+from torch import Tensor
+
+import neuronforget as nf
+from neuronforget import scores
+from neuronforget.corpora import Batch, Corpus
+from neuronforget.corpora.tokens import Encoded, collate, encode
+from neuronforget.errors import InputError
+from neuronforget.models import LM
+from neuronforget.scores import cost, rows
+from neuronforget.scores.ablation import row_nll
+
+#: (tokens, where the answer starts): answers of one and of several tokens, plain text, a prompt of one token.
+EXAMPLES = ((3, 9, 21, 40, 7, 33), 5), ((11, 4, 4, 50, 18, 60, 22, 35, 9), 4), ((8, 13, 29), 0), ((5, 6), 1)
+POSITIONS = pytest.mark.parametrize("position", [None, -1], ids=["everywhere", "last"])
+
+
+def single(ids: tuple[int, ...], start: int) -> Batch:
+    return collate([Encoded(0, ids, start, 0)], 0)
+
+
+def brute(lm: LM, example: Batch, position: int | None, layer: int, neurons: list[int | None]) -> list[float]:
+    """The losses with one neuron (or none) at zero each: whole copies of the example through the whole model."""
+    ids, copies = example.input_ids, len(neurons)
+    start = int(example.answer_mask[0].nonzero()[0])
+
+    def hook(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        act = inputs[0].clone().view(copies, ids.shape[1], -1)
+        for row, j in enumerate(neurons):
+            if j is not None:
+                act[row, slice(None) if position is None else start - 1, j] = 0
+        return (act.view(inputs[0].shape),)
+
+    handle = lm.model.get_submodule(lm.sites[layer].path).register_forward_pre_hook(hook)
+    with torch.no_grad():
+        logp = lm.model(input_ids=ids.expand(copies, -1), use_cache=False).logits.double().log_softmax(-1)
+    handle.remove()
+    answer = range(start, ids.shape[1] if position is None else start + 1)
+    return [-sum(float(row[t - 1, ids[0, t]]) for t in answer) / len(answer) for row in logp]
+
+
+def ablated(lm: LM, clean: rows.Clean, layer: int, neurons: list[int]) -> list[float]:
+    """The same losses by rows."""
+
+    def off(act: Tensor) -> Tensor:
+        act = act.clone()
+        act[range(len(neurons)), :, neurons] = 0
+        return act
+
+    return row_nll(rows.run_rows(lm, clean, {layer: len(neurons)}, {layer: off}), clean.targets).tolist()
+
+
+@POSITIONS
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_row_is_the_model_with_one_neuron_off(family: str, position: int | None) -> None:
+    lm, spread = lm_of(family), 0.0
+    for ids, start in EXAMPLES:
+        example = single(ids, start)
+        clean = rows.clean_run(lm, example, position)
+        rows.check_rows(lm, example, position)
+        for layer in (0, 1):
+            found = ablated(lm, clean, layer, [1, 25, 39])
+            expected = brute(lm, example, position, layer, [1, 25, 39])
+            assert found == pytest.approx(expected, abs=1e-5)
+            spread = max(spread, float(np.ptp(found)))
+    assert spread > 1e-3
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
+def test_rows_see_the_same_window_of_the_prompt(family: str) -> None:
+    lm = lm_of(family, sliding_window=4)
+    example = single((11, 4, 4, 50, 18, 60, 22, 35, 9, 7), 9)
+    clean = rows.clean_run(lm, example, -1)
+    for layer in (0, 1):
+        assert ablated(lm, clean, layer, [1, 25]) == pytest.approx(brute(lm, example, -1, layer, [1, 25]), abs=1e-5)
+
+
+@POSITIONS
+def test_exact_is_the_mean_loss_change_over_examples_with_its_error(
+    lm: LM, corpus: Corpus, position: int | None
+) -> None:
+    pair = replace(corpus, examples=corpus.examples[2:5]), replace(corpus, examples=corpus.examples[5:])
+    changes = []
+    for part in pair:
+        losses = np.array(
+            [
+                [brute(lm, collate([row], 0), position, layer, [None, *range(40)]) for layer in (0, 1)]
+                for row in encode(part, lm.tokenizer)
+            ]
+        )
+        changes.append(losses[..., 1:] - losses[..., :1])
+    forget, retain = changes
+    score = nf.attribute(lm, *pair, score=scores.exact, position=position, progress=False)
+    np.testing.assert_allclose(score.values.numpy(), forget.mean(0) - retain.mean(0), atol=1e-5)
+    errors = [x.std(0, ddof=1) / np.sqrt(len(x)) for x in (forget, retain)]
+    assert score.error is not None
+    np.testing.assert_allclose(score.error.numpy(), np.hypot(*errors), atol=1e-5)
+    alone = nf.attribute(lm, pair[0], score=scores.exact, position=position, progress=False, batch_size=1)
+    np.testing.assert_allclose(alone.values.numpy(), forget.mean(0), atol=1e-5)
+
+
+def test_only_a_shortlist_may_be_measured(lm: LM, corpus: Corpus) -> None:
+    whole = nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
+    few = nf.attribute(lm, corpus, score=scores.exact, position=-1, neurons=[(1, 3), (0, 39)], progress=False)
+    assert few.values.nonzero().tolist() == [[0, 39], [1, 3]] and few.info["measured neurons"] == 2
+    assert few.values[1, 3] == pytest.approx(float(whole.values[1, 3]), abs=1e-6)
+    for wrong, message in (([(0, 40)], "no neuron 40"), ([(2, 0)], "layer 2"), ([], "empty")):
+        with pytest.raises(InputError, match=message):
+            nf.attribute(lm, corpus, score=scores.exact, neurons=wrong, progress=False)
+
+
+@POSITIONS
+def test_the_model_is_left_as_it_was(lm: LM, corpus: Corpus, position: int | None) -> None:
+    lm.model.train()
+    before = {name: p.detach().clone() for name, p in lm.parameters.items()}
+    nf.attribute(lm, corpus, score=scores.exact, position=position, neurons=[(0, 1), (1, 1)], progress=False)
+    assert_untouched(lm, before)
+
+
+def assert_untouched(lm: LM, before: dict[str, Tensor]) -> None:
+    assert all(m.training for m in lm.model.modules()) and all(p.requires_grad for p in lm.parameters.values())
+    assert all(torch.equal(before[name], p) and p.grad is None for name, p in lm.parameters.items())
+    for module in lm.model.modules():
+        assert "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
+
+
+def test_a_model_whose_blocks_pass_on_more_than_hidden_states_is_refused(lm: LM, corpus: Corpus) -> None:
+    """A second block that reads what the first computed, behind the back of the hidden states."""
+    first, second = rows.blocks_of(lm)
+    seen: list[Tensor] = []
+    first.mlp.register_forward_hook(lambda _m, _i, out: seen.append(out))
+    second.mlp.register_forward_hook(lambda _m, _i, out: out + seen[-1].sum())
+    with pytest.raises(InputError, match="cannot be run from a block upward: unchanged rows give other logits"):
+        nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
+    second.mlp.register_forward_hook(lambda _m, _i, out: out + seen[-1][:3, :1].expand_as(out))
+    with pytest.raises(InputError, match=r"cannot be run from a block upward .RuntimeError"):
+        nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_what_would_take_too_long_or_too_much_memory_is_said_before_the_work(
+    lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lm.model, "forward", None)  # any work would fail
+    with pytest.raises(InputError, match="position is None"):
+        scores.exact(lm, corpus, position=0, progress=False)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=f"{len(corpus) * 80} rows.*limit 1e\\+03"):
+        nf.attribute(lm, corpus, score=scores.exact, limit=1e3, progress=False)
+    monkeypatch.setattr(cost, "free_bytes", lambda _device: 1000)
+    with pytest.raises(InputError, match=r"too little memory for exact: .*lower batch_size"):
+        nf.attribute(lm, corpus, score=scores.exact, progress=False)
+
+
+def test_the_cost_is_two_operations_per_weight_and_token_from_the_layer_upward() -> None:
+    lm = lm_of("llama")
+    block = sum(p.numel() for p in rows.blocks_of(lm)[0].parameters())
+    head = 2 * 16 * 64
+    per_row = {0: 2 * 2 * block * 5 + 3 * head, 1: 2 * block * 5 + 3 * head}  # five tokens, three of them predicted
+    operations = 7 * per_row[0] + 2 * per_row[1]
+    example = [Encoded(0, tuple(range(6)), 3, 0)]
+    cost.check_operations("x", lm, example, None, {0: 7, 1: 2}, operations)
+    with pytest.raises(InputError, match="9 rows"):
+        cost.check_operations("x", lm, example, None, {0: 7, 1: 2}, operations - 1)
+
+
+def test_a_comparison_runs_with_a_score_that_runs_the_model(lm: LM, corpus: Corpus) -> None:
+    forget, retain = (replace(corpus, examples=part) for part in (corpus.examples[:3], corpus.examples[3:]))
+    score = partial(scores.exact, position=-1)
+    found = nf.compare(lm, forget, retain, score=score, steps=1, controls=0, progress=False)
+    assert found.scores.name == found.results.info["score"] == "exact:-1"
+    assert {"ablate", "npo@neurons"} <= set(found.edits) and len(found.neurons) == 4
