@@ -1,0 +1,62 @@
+"""Train some neurons' weights so that nothing about them, seen without data, tells them from the others.
+
+A penalty draws each property that a detector reads to where the other neurons of the layer have it: the squared
+distance between the trained neurons' sorted values and as many quantiles of the others' (optimal transport in
+one dimension), in units of the others' standard deviation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from neuronforget.models import LM
+from neuronforget.neurons import Neurons
+from neuronforget.slices import Slices
+from neuronforget.testbed.detectors import Layer, reads_of, roles
+
+REFRESH = 10  # steps for which a layer's main directions and the other neurons' values are taken as constant
+
+
+class Disguise:
+    """The distance of the neurons in `slices` from the other neurons of their layers."""
+
+    def __init__(self, lm: LM, neurons: Neurons, slices: Slices) -> None:
+        chosen = neurons.by_layer()
+        self.sites = [site for site in lm.sites if site.layer in chosen]
+        self.index = [chosen[site.layer] for site in self.sites]
+        self.layers = [Layer.of(lm, site) for site in self.sites]
+        self.own = []
+        for site in self.sites:
+            parts = {"write": slices.writes[site.path]}
+            modules = [part.name.removesuffix(".weight") for part in reads_of(site)]
+            reads = [slices.reads[module][0] for module in modules if module in slices.reads]
+            self.own.append(parts | dict(zip(roles(len(reads)), reads, strict=True) if reads else ()))
+        self.wanted: list[dict[str, tuple[Tensor, Tensor]]] = []
+
+    def distance(self, step: int) -> Tensor:
+        """Return the mean squared distance over layers and properties, in standard deviations; differentiable."""
+        if step % REFRESH == 0 or not self.wanted:
+            self._look_around()
+        terms = []
+        for i, wanted in enumerate(self.wanted):
+            now = self._now(i).properties(self.index[i])
+            terms += [
+                ((now[name].sort().values - at) / spread).square().mean() for name, (at, spread) in wanted.items()
+            ]
+        return torch.stack(terms).mean().float()
+
+    def _now(self, i: int) -> Layer:
+        return self.layers[i].replaced(self.index[i], {role: p.rows(p.values) for role, p in self.own[i].items()})
+
+    @torch.no_grad()
+    def _look_around(self) -> None:
+        """Take the main directions as they are now, and each property's quantiles among the other neurons."""
+        self.wanted = []
+        for i, index in enumerate(self.index):
+            self.layers[i] = self._now(i).turned()
+            others = torch.ones(self.sites[i].d_mlp, dtype=torch.bool)
+            others[index] = False
+            points = (torch.arange(len(index), dtype=torch.float64) + 0.5) / len(index)
+            values = {name: column[others] for name, column in self.layers[i].properties().items()}
+            self.wanted.append({n: (v.quantile(points), v.std().clamp_min(1e-12)) for n, v in values.items()})
