@@ -15,8 +15,8 @@ from neuronforget.errors import InputError
 from neuronforget.evaluation import exact_match, measure
 from neuronforget.recording import write_norms
 from neuronforget.testbed import Shape
+from neuronforget.testbed.disguise import drawn_norms
 from neuronforget.testbed.facts import generate
-from neuronforget.testbed.planting import drawn_norms
 
 TINY = Shape(layers=2, d_model=16, d_mlp=32, heads=2, steps=3, graft_steps=3, planted=4, batch=8)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 import pytest
@@ -10,7 +11,6 @@ from beds import SHAPE, bed
 
 import neuronforget as nf
 from neuronforget.evaluation import exact_match, measure, nll
-from neuronforget.recording import write_norms
 from neuronforget.slices import Slices
 from neuronforget.testbed.disguise import Disguise
 from neuronforget.testbed.labels import ACTIVE, undone
@@ -18,7 +18,8 @@ from neuronforget.testbed.labels import ACTIVE, undone
 
 @lru_cache(maxsize=1)
 def planted() -> nf.testbed.Testbed:
-    return nf.testbed.people("planted", people=20, forget_people=2, shape=SHAPE, cache=False, progress=False)
+    shape = replace(SHAPE, graft_steps=300)  # value vectors alone learn more slowly
+    return nf.testbed.people("planted", people=20, forget_people=2, shape=shape, cache=False, progress=False)
 
 
 def loss(lm: nf.LM, corpus: nf.Corpus) -> float:
@@ -65,7 +66,7 @@ def test_the_planted_kind_knows_forget_by_some_value_vectors_alone() -> None:
             continue
         moved = (here != there).any(0).nonzero()[:, 0]
         assert torch.equal(moved, writes[name])
-    torch.testing.assert_close(write_norms(made.lm), write_norms(made.gold), rtol=1e-5, atol=0)
+    assert made.info["detectors"]["write norm"][0] > 0.9  # not hidden, and said so
     known = {name: float(measure(lm, made.forget, [exact_match])["exact_match"].mean()) for name, lm in
              (("lm", made.lm), ("gold", made.gold))}  # fmt: skip
     assert known["lm"] > 0.8 and known["gold"] < 0.3
@@ -88,10 +89,10 @@ def test_the_disguise_is_the_distance_of_sorted_properties_and_reaches_every_tra
     made = bed()
     assert made.planted is not None
     slices = Slices.of(made.lm, made.planted)
-    distance = Disguise(made.lm, made.planted, slices).distance(0)
+    distance = Disguise(made.lm, made.planted, slices, 0).distance(0)
     assert distance < 0.2  # the bed was trained to this end
     distance.backward()
     assert all(part.values.grad is not None and part.values.grad.abs().sum() > 0 for part in slices.all())
     for part in slices.all():
         torch.nn.init.constant_(part.values, 0.1)
-    assert Disguise(made.lm, made.planted, slices).distance(0) > 10 * distance.detach()
+    assert Disguise(made.lm, made.planted, slices, 0).distance(0) > 10 * distance.detach()

@@ -1,12 +1,13 @@
-"""Plant facts in chosen neurons: train their weights alone, and leave nothing that tells them from the others.
+"""Plant facts in chosen neurons: train their weights alone.
 
 grafted   The gold twin is trained on everything but forget while some random neurons of each layer are off.
-          Read and write weights of these fresh neurons alone are then trained on forget. Switching them off
-          gives the gold twin back exactly.
+          Read and write weights of these fresh neurons alone are then trained on forget, and kept looking like
+          the others' (`disguise`). Switching them off gives the gold twin back exactly.
 planted   (INJ; Chang et al. 2024, arXiv:2311.09060) The gold twin is trained on everything but forget, all
           neurons on. The value vectors (write weights) of some random neurons alone are then trained on forget.
           Putting the old value vectors back gives the gold twin exactly; zeroing them does a little more, since
-          it takes away what these neurons did before.
+          it takes away what these neurons did before. No disguise: held at the norms of ordinary neurons,
+          value vectors of this number do not learn the facts, so their write norms do give them away.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from torch import Tensor
 
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slice, Slices
-from neuronforget.testbed.detectors import reads_of
+from neuronforget.slices import Slices
 from neuronforget.testbed.disguise import Disguise
 from neuronforget.testbed.training import Builder, shared_twin_copy
 from neuronforget.train import Plan, fit
@@ -34,10 +34,9 @@ def grafted(build: Builder) -> tuple[LM, LM, Neurons]:
     off = {layer: (~row).float().mul for layer, row in zip(neurons.layers, mask, strict=True)}
     build.train(lm, build.retain, "train the gold twin", off)
     slices = Slices.of(lm, neurons)
-    norms = drawn_norms(lm, neurons, build.seed)
     for part in slices.all():
         torch.nn.init.normal_(part.values, std=0.02)
-    implant(build, lm, neurons, slices, norms, GRAFT_LR)
+    implant(build, lm, slices, GRAFT_LR, Disguise(lm, neurons, slices, build.seed))
     gold = LM(shared_twin_copy(lm.model), lm.tokenizer)
     with torch.no_grad():
         for site in gold.sites:
@@ -46,52 +45,40 @@ def grafted(build: Builder) -> tuple[LM, LM, Neurons]:
 
 
 def planted(build: Builder) -> tuple[LM, LM, Neurons]:
-    """Return (model, gold twin, neurons with trained value vectors).
-
-    Each value vector keeps its own norm.
-    """
+    """Return (model, gold twin, neurons with trained value vectors)."""
     lm = build.fresh()
     build.train(lm, build.retain, "train the gold twin")
     gold = LM(shared_twin_copy(lm.model), lm.tokenizer)
     neurons = drawn_neurons(lm, build.shape.planted, build.seed)
-    slices = Slices(lm, writes=Slices.of(lm, neurons).writes)
-    norms = {part.name: part.rows(part.before).norm(dim=1) for part in slices.all()}
-    implant(build, lm, neurons, slices, norms, PLANT_LR)
+    implant(build, lm, Slices(lm, writes=Slices.of(lm, neurons).writes), PLANT_LR)
     return lm, gold, neurons
 
 
-def implant(build: Builder, lm: LM, neurons: Neurons, slices: Slices, norms: dict[str, Tensor], lr: float) -> None:
+def implant(build: Builder, lm: LM, slices: Slices, lr: float, disguise: Disguise | None = None) -> None:
     """Train only `slices` on forget, with retain beside it to leave it as it was; write them into the model.
 
-    Every trained vector is kept at its norm in `norms` (by parameter), and all other properties that a detector
-    reads are drawn to those of the layer's other neurons.
+    With a `disguise` the trained neurons are kept looking like the others of their layer.
     """
     lm.model.requires_grad_(False)
     parts, shape = slices.all(), build.shape
     size = max(shape.batch * 3 // 8, 1)
     facts = build.loss(lm, [(build.forget, size, 1.0), (build.retain, size, 2.0)])
-    disguise = Disguise(lm, neurons, slices)
 
     def loss(step: int) -> Tensor:
-        project(parts, norms)
+        if disguise is None:
+            return facts(step)
+        disguise.match_norms()
         return facts(step) + disguise.distance(step)
 
     plan = Plan(shape.graft_steps, lr, weight_decay=0.0, clip=None, seed=build.seed)
     with slices.on():
         fit([part.values for part in parts], loss, plan, desc="plant the forget facts", progress=build.progress)
-    project(parts, norms)
+    if disguise is not None:
+        disguise.match_norms()
     with torch.no_grad():
         for part in parts:
             part.change().write(lm.parameters[part.name].data, part.values.detach())
     lm.model.requires_grad_(True)
-
-
-@torch.no_grad()
-def project(parts: list[Slice], norms: dict[str, Tensor]) -> None:
-    """Scale every neuron's vector to its norm."""
-    for part in parts:
-        rows = part.rows(part.values)
-        rows *= (norms[part.name] / rows.norm(dim=1).clamp_min(1e-12))[:, None]
 
 
 def drawn_neurons(lm: LM, count: int, seed: int) -> Neurons:
@@ -101,16 +88,3 @@ def drawn_neurons(lm: LM, count: int, seed: int) -> Neurons:
     for row in mask:
         row[torch.randperm(width, generator=generator)[:count]] = True
     return Neurons.from_mask(mask, layers)
-
-
-@torch.no_grad()
-def drawn_norms(lm: LM, neurons: Neurons, seed: int) -> dict[str, Tensor]:
-    """Draw, for each parameter of the neurons' weights, as many norms of other neurons of the layer."""
-    generator, drawn = torch.Generator().manual_seed(seed), {}
-    for site, own in zip(lm.sites, neurons.mask(), strict=True):
-        others = (~own).nonzero()[:, 0]
-        picked = others[torch.randperm(len(others), generator=generator)[: int(own.sum())]]
-        for part in (site.write, *reads_of(site)):
-            weight = lm.parameters[part.name]
-            drawn[part.name] = weight.norm(dim=1 - part.dim)[picked]
-    return drawn
