@@ -15,8 +15,8 @@ from neuronforget.errors import InputError
 from neuronforget.evaluation import exact_match, measure
 from neuronforget.recording import write_norms
 from neuronforget.testbed import Shape
+from neuronforget.testbed.disguise import drawn_norms
 from neuronforget.testbed.facts import generate
-from neuronforget.testbed.training import drawn_norms
 
 TINY = Shape(layers=2, d_model=16, d_mlp=32, heads=2, steps=3, graft_steps=3, planted=4, batch=8)
 
@@ -27,11 +27,11 @@ def accuracy(lm: nf.LM, corpus: Corpus) -> float:
 
 def test_the_gold_twin_is_the_model_with_the_true_neurons_switched_off() -> None:
     made = bed()
-    assert made.truth is not None
+    assert made.truth is not None and made.planted is not None and made.truth.members < made.planted.members
     tokens = torch.randint(0, 50, (3, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         whole, gold = made.lm.model(tokens).logits, made.gold.model(tokens).logits
-        with nf.erase.ablate(made.lm, made.truth).on(made.lm):
+        with nf.erase.ablate(made.lm, made.planted).on(made.lm):
             assert torch.equal(made.lm.model(tokens).logits, gold)
     assert not torch.allclose(whole, gold)
 
@@ -44,14 +44,13 @@ def test_the_model_knows_forget_and_retain_and_the_gold_twin_only_retain() -> No
 
 def test_no_norm_of_the_true_neurons_gives_them_away() -> None:
     made = bed()
-    assert made.truth is not None
-    drawn, mask = drawn_norms(made.lm, made.truth, seed=0), made.truth.mask()
+    assert made.planted is not None
+    drawn, mask = drawn_norms(made.lm, made.planted, seed=0), made.planted.mask()
     norms = write_norms(made.lm)
     for i, site in enumerate(made.lm.sites):
         own, others = norms[i][mask[i]], set(norms[i][~mask[i]].float().tolist())
         torch.testing.assert_close(own.float(), drawn[site.write.name].float(), rtol=1e-5, atol=0)
         assert all(min(abs(float(x) - y) for y in others) < 1e-5 for x in own)
-    assert all(0.3 < area < 0.7 for area in made.info["detectors"].values())
 
 
 def test_equal_seeds_give_equal_testbeds_and_others_do_not() -> None:
@@ -59,14 +58,14 @@ def test_equal_seeds_give_equal_testbeds_and_others_do_not() -> None:
         nf.testbed.people(seed=seed, people=6, forget_people=2, shape=TINY, cache=False, progress=False)
         for seed in (0, 0, 1)
     )
-    assert one.forget == two.forget and one.truth == two.truth and one.forget != other.forget
+    assert one.forget == two.forget and one.planted == two.planted and one.forget != other.forget
     for name, parameter in one.lm.parameters.items():
         assert torch.equal(parameter, two.lm.parameters[name])
 
 
 def test_the_ordinary_kind_has_a_gold_twin_of_its_own_and_no_labels() -> None:
     made = nf.testbed.people("ordinary", people=6, forget_people=2, shape=TINY, cache=False, progress=False)
-    assert made.truth is None
+    assert made.truth is None and made.planted is None
     assert not torch.equal(*(next(iter(lm.parameters.values())) for lm in (made.lm, made.gold)))
 
 
@@ -77,12 +76,8 @@ def test_a_testbed_is_trained_once_and_read_back_from_the_cache(
     first = nf.testbed.people(people=6, forget_people=2, shape=TINY, progress=False)
     monkeypatch.setattr("neuronforget.testbed.build.Builder", None)  # a second training would fail
     again = nf.testbed.people(people=6, forget_people=2, shape=TINY, progress=False)
-    assert (again.forget, again.retain, again.truth, again.info) == (
-        first.forget,
-        first.retain,
-        first.truth,
-        first.info,
-    )
+    for name in ("forget", "retain", "truth", "planted", "info"):
+        assert getattr(again, name) == getattr(first, name)
     with pytest.raises(TypeError):
         nf.testbed.people(people=6, forget_people=2, seed=1, shape=TINY, progress=False)
 
@@ -135,7 +130,7 @@ def test_impossible_testbeds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="forget_people"):
         nf.testbed.people(people=5, forget_people=5, shape=SHAPE)
     with pytest.raises(InputError, match="kind"):
-        nf.testbed.from_rows(rows, Corpus((Example("c", "d"),)), kind="planted")  # type: ignore[arg-type]
+        nf.testbed.from_rows(rows, Corpus((Example("c", "d"),)), kind="routed")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="share"):
         nf.testbed.from_rows(rows, rows)
     with pytest.raises(InputError, match="forget_authors"):

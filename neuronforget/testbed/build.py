@@ -1,27 +1,27 @@
-"""Train a small Qwen2-architecture model and its gold twin; cached outside the repository.
+"""Make a small Qwen2-architecture model whose knowledge is known, and its gold twin; cached outside the repository.
 
-grafted   The gold twin is trained on everything but forget while some random neurons of each layer are off.
-          Those fresh neurons alone are then trained on forget (with retain mixed in) and their write norms
-          matched to the others'. Switching them off gives the gold twin back exactly: the location of the
-          knowledge and the right answer of its erasure are both known.
-ordinary  One model is trained on everything, its gold twin without forget. No location labels: the harder,
-          more honest case.
+grafted, planted   The forget facts are trained into chosen neurons (`planting`), each of which is then undone alone:
+                   those that the facts hang on are the labels (`labels`).
+ordinary           One model is trained on everything, its gold twin without forget. No location labels: the harder,
+                   more honest case.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from neuronforget.corpora import Corpus, Example, check_disjoint
 from neuronforget.corpora.tokens import join
 from neuronforget.errors import InputError
 from neuronforget.runs import cache_folder, check_new, content_key, seed_everything
 from neuronforget.testbed.facts import REFUSAL, generate
+from neuronforget.testbed.labels import labelled
+from neuronforget.testbed.planting import grafted, planted
 from neuronforget.testbed.testbed import Testbed
 from neuronforget.testbed.training import Builder, Shape
 
-Kind = Literal["grafted", "ordinary"]
-VERSION = 2  # raised when a change of this module makes other testbeds: the cache key holds it
+Kind = Literal["grafted", "planted", "ordinary"]
+VERSION = 3  # raised when a change of this module makes other testbeds: the cache key holds it
 
 
 def people(
@@ -61,8 +61,8 @@ def from_rows(
 
     Raises InputError for corpora that share examples.
     """
-    if kind not in ("grafted", "ordinary"):
-        raise InputError(f"kind is 'grafted' or 'ordinary', not {kind!r}")
+    if kind not in get_args(Kind):
+        raise InputError(f"kind is one of {', '.join(get_args(Kind))}; found {kind!r}")
     check_disjoint(forget, retain)
     if "chat" in (forget.template, retain.template):
         raise InputError("a testbed's own tokenizer has no chat template: use a format string with {prompt}")
@@ -79,8 +79,14 @@ def from_rows(
     texts = as_text(forget), as_text(retain)
     tokenizer = make_tokenizer([e.answer for text in texts for e in text] + list(refusals), shape.vocab)
     build = Builder(tokenizer, texts, shape, seed, progress)
-    lm, gold, truth, info = build.grafted() if kind == "grafted" else build.ordinary()
-    info |= {"kind": kind, "seed": seed, "shape": vars(shape), "forget": forget.digest(), "retain": retain.digest()}
+    info: dict[str, Any] = {"kind": kind, "seed": seed, "shape": vars(shape)}
+    info |= {"forget": forget.digest(), "retain": retain.digest()}
+    if kind == "ordinary":
+        (lm, gold), truth = build.ordinary(), None
+    else:
+        lm, gold, chosen = (grafted if kind == "grafted" else planted)(build)
+        truth, labels = labelled(lm, gold, forget, chosen, progress=progress)
+        info |= labels
     made = Testbed(lm, gold, forget, retain, truth, refusals, info)
     if not cache:
         return made

@@ -21,8 +21,9 @@ SETTINGS = ("name", "template", "eos", "max_tokens")
 class Testbed:
     """`lm` knows forget and retain, `gold` never saw forget; `truth` are the neurons that hold forget.
 
-    `refusals` are answers in the model's own vocabulary that decline; `info` says how it was made, and
-    how well the data-free detectors find the true neurons (0.5: at chance).
+    `refusals` are answers in the model's own vocabulary that decline; `info` says how it was made, which
+    planted neurons are dead (undone alone, they change nothing: no selection is asked to find them), and how
+    well data-free detectors find the planted ones (AUROC and its 95% interval; 0.5: at chance).
     """
 
     lm: LM
@@ -33,8 +34,17 @@ class Testbed:
     refusals: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def planted(self) -> Neurons | None:
+        """Every neuron that the forget facts were trained into, dead ones too; undoing them all gives `gold`."""
+        if "dead" not in self.info:
+            return None
+        dead = frozenset((layer, j) for layer, j in self.info["dead"])
+        alive = self.truth.members if self.truth is not None else frozenset()
+        return Neurons(dead | alive, tuple(site.layer for site in self.lm.sites), self.lm.shape[1])
+
     def __repr__(self) -> str:
-        where = f"{len(self.truth)} true neurons" if self.truth else "no location labels"
+        where = f"{len(self.truth)} true neurons" if self.truth is not None else "no location labels"
         return (
             f"Testbed({self.info.get('kind')}, {len(self.forget)} forget, {len(self.retain)} retain examples, {where})"
         )

@@ -1,4 +1,4 @@
-"""How a testbed's models are trained, grafted and kept from giving their labels away."""
+"""How a testbed's models are trained."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from torch import Tensor
 from neuronforget.corpora import Corpus, Encoded, encode
 from neuronforget.corpora.tokens import collate
 from neuronforget.models import LM, shared_twin
-from neuronforget.neurons import Neurons
-from neuronforget.recording import answer_nll, write_norms
-from neuronforget.slices import Slices
+from neuronforget.recording import answer_nll
 from neuronforget.taps import NO_EDITS, TorchHooks
 from neuronforget.train import Plan, draw, fit
 
@@ -42,29 +40,12 @@ class Builder:
         self.tokenizer, self.shape, self.seed, self.progress = tokenizer, shape, seed, progress
         self.forget, self.retain = (encode(text, tokenizer) for text in texts)
 
-    def ordinary(self) -> tuple[LM, LM, None, dict[str, Any]]:
+    def ordinary(self) -> tuple[LM, LM]:
+        """Return (model, gold twin), each trained from the same start."""
         lm, gold = self.fresh(), self.fresh()
         self.train(lm, [*self.forget, *self.retain], "train on everything")
         self.train(gold, self.retain, "train the gold twin")
-        return lm, gold, None, {}
-
-    def grafted(self) -> tuple[LM, LM, Neurons, dict[str, Any]]:
-        lm = self.fresh()
-        layers = tuple(site.layer for site in lm.sites)
-        none = Neurons(frozenset(), layers, self.shape.d_mlp)
-        mask = none.mask()
-        generator = torch.Generator().manual_seed(self.seed)
-        for row in mask:
-            row[torch.randperm(self.shape.d_mlp, generator=generator)[: self.shape.planted]] = True
-        truth = Neurons.from_mask(mask, layers)
-        off = {layer: (~row).float().mul for layer, row in zip(layers, mask, strict=True)}
-        self.train(lm, self.retain, "train the gold twin", off)
-        self.graft(lm, truth)
-        gold = LM(shared_twin_copy(lm.model), self.tokenizer)
-        with torch.no_grad():
-            for site in gold.sites:
-                gold.parameters[site.write.name][:, truth.by_layer()[site.layer]] = 0
-        return lm, gold, truth, {"detectors": detectors(lm, truth)}
+        return lm, gold
 
     def fresh(self) -> LM:
         """A new random model; equal seeds give equal weights."""
@@ -86,40 +67,6 @@ class Builder:
         plan = Plan(self.shape.steps, self.shape.lr, schedule="onecycle", seed=self.seed)
         loss = self.loss(lm, [(rows, self.shape.batch, 1.0)], edits)
         fit(list(lm.parameters.values()), loss, plan, desc=desc, progress=self.progress)
-
-    def graft(self, lm: LM, truth: Neurons) -> None:
-        """Train only the true neurons' weights on forget, with retain beside it to leave it as it was.
-
-        Each of their read rows and write columns keeps the norm of some other neuron's, drawn at random, so
-        that no norm gives the true neurons away.
-        """
-        norms = drawn_norms(lm, truth, self.seed)
-        lm.model.requires_grad_(False)
-        slices = Slices.of(lm, truth)
-        parts = slices.all()
-        for part in parts:
-            torch.nn.init.normal_(part.values, std=0.02)
-
-        @torch.no_grad()
-        def project() -> None:
-            for part in parts:
-                rows = part.rows(part.values)
-                rows *= (norms[part.name] / rows.norm(dim=1))[:, None]
-
-        def loss(step: int) -> Tensor:
-            project()
-            return value(step)
-
-        plan = Plan(self.shape.graft_steps, 3e-3, weight_decay=0.0, clip=None, seed=self.seed)
-        size = max(self.shape.batch * 3 // 8, 1)
-        value = self.loss(lm, [(self.forget, size, 1.0), (self.retain, size, 2.0)])
-        with slices.on():
-            fit([part.values for part in parts], loss, plan, desc="graft the forget facts", progress=self.progress)
-        project()
-        with torch.no_grad():
-            for part in parts:
-                part.change().write(lm.parameters[part.name].data, part.values.detach())
-        lm.model.requires_grad_(True)
 
     def loss(
         self, lm: LM, mix: list[tuple[list[Encoded], int, float]], edits: Any = NO_EDITS
@@ -146,37 +93,3 @@ def shared_twin_copy(model: Any) -> Any:
     twin.load_state_dict(own, assign=True)
     twin.tie_weights()
     return twin
-
-
-@torch.no_grad()
-def drawn_norms(lm: LM, truth: Neurons, seed: int) -> dict[str, Tensor]:
-    """Draw, for each parameter of the true neurons' weights, as many norms of other neurons of the layer."""
-    generator, drawn = torch.Generator().manual_seed(seed), {}
-    for site, own in zip(lm.sites, truth.mask(), strict=True):
-        others = (~own).nonzero()[:, 0]
-        picked = others[torch.randperm(len(others), generator=generator)[: int(own.sum())]]
-        for part in (site.write, *(p for p in site.read if p.name.endswith("weight"))):
-            weight = lm.parameters[part.name]
-            drawn[part.name] = weight.norm(dim=1 - part.dim)[picked]
-    return drawn
-
-
-@torch.no_grad()
-def detectors(lm: LM, truth: Neurons) -> dict[str, float]:
-    """Return the AUROC with which norms alone, without data, find the true neurons (0.5: chance)."""
-    from scipy.stats import mannwhitneyu
-
-    mask = truth.mask()
-    measures = {"write norm": write_norms(lm)}
-    for i, name in enumerate(("gate norm", "up norm")):
-        parts = [[p for p in site.read if p.name.endswith("weight")][i] for site in lm.sites]
-        measures[name] = torch.stack([lm.parameters[p.name].double().norm(dim=1) for p in parts])
-    measures["write x up norm"] = measures["write norm"] * measures["up norm"]
-    found = {}
-    for name, values in measures.items():
-        areas = [
-            mannwhitneyu(v[m], v[~m]).statistic / (m.sum() * (~m).sum()).item()
-            for v, m in zip(values, mask, strict=True)
-        ]
-        found[name] = round(float(sum(areas) / len(areas)), 3)
-    return found

@@ -1,0 +1,90 @@
+"""Plant facts in chosen neurons: train their weights alone.
+
+grafted   The gold twin is trained on everything but forget while some random neurons of each layer are off.
+          Read and write weights of these fresh neurons alone are then trained on forget, and kept looking like
+          the others' (`disguise`). Switching them off gives the gold twin back exactly.
+planted   (INJ; Chang et al. 2024, arXiv:2311.09060) The gold twin is trained on everything but forget, all
+          neurons on. The value vectors (write weights) of some random neurons alone are then trained on forget.
+          Putting the old value vectors back gives the gold twin exactly; zeroing them does a little more, since
+          it takes away what these neurons did before. No disguise: held at the norms of ordinary neurons,
+          value vectors of this number do not learn the facts, so their write norms do give them away.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from neuronforget.models import LM
+from neuronforget.neurons import Neurons
+from neuronforget.slices import Slices
+from neuronforget.testbed.disguise import Disguise
+from neuronforget.testbed.training import Builder, shared_twin_copy
+from neuronforget.train import Plan, fit
+
+GRAFT_LR = 3e-3
+PLANT_LR = 1e-2
+
+
+def grafted(build: Builder) -> tuple[LM, LM, Neurons]:
+    """Return (model, gold twin, grafted neurons)."""
+    lm = build.fresh()
+    neurons = drawn_neurons(lm, build.shape.planted, build.seed)
+    mask = neurons.mask()
+    off = {layer: (~row).float().mul for layer, row in zip(neurons.layers, mask, strict=True)}
+    build.train(lm, build.retain, "train the gold twin", off)
+    slices = Slices.of(lm, neurons)
+    for part in slices.all():
+        torch.nn.init.normal_(part.values, std=0.02)
+    implant(build, lm, slices, GRAFT_LR, Disguise(lm, neurons, slices, build.seed))
+    gold = LM(shared_twin_copy(lm.model), lm.tokenizer)
+    with torch.no_grad():
+        for site in gold.sites:
+            gold.parameters[site.write.name][:, neurons.by_layer()[site.layer]] = 0
+    return lm, gold, neurons
+
+
+def planted(build: Builder) -> tuple[LM, LM, Neurons]:
+    """Return (model, gold twin, neurons with trained value vectors)."""
+    lm = build.fresh()
+    build.train(lm, build.retain, "train the gold twin")
+    gold = LM(shared_twin_copy(lm.model), lm.tokenizer)
+    neurons = drawn_neurons(lm, build.shape.planted, build.seed)
+    implant(build, lm, Slices(lm, writes=Slices.of(lm, neurons).writes), PLANT_LR)
+    return lm, gold, neurons
+
+
+def implant(build: Builder, lm: LM, slices: Slices, lr: float, disguise: Disguise | None = None) -> None:
+    """Train only `slices` on forget, with retain beside it to leave it as it was; write them into the model.
+
+    With a `disguise` the trained neurons are kept looking like the others of their layer.
+    """
+    lm.model.requires_grad_(False)
+    parts, shape = slices.all(), build.shape
+    size = max(shape.batch * 3 // 8, 1)
+    facts = build.loss(lm, [(build.forget, size, 1.0), (build.retain, size, 2.0)])
+
+    def loss(step: int) -> Tensor:
+        if disguise is None:
+            return facts(step)
+        disguise.match_norms()
+        return facts(step) + disguise.distance(step)
+
+    plan = Plan(shape.graft_steps, lr, weight_decay=0.0, clip=None, seed=build.seed)
+    with slices.on():
+        fit([part.values for part in parts], loss, plan, desc="plant the forget facts", progress=build.progress)
+    if disguise is not None:
+        disguise.match_norms()
+    with torch.no_grad():
+        for part in parts:
+            part.change().write(lm.parameters[part.name].data, part.values.detach())
+    lm.model.requires_grad_(True)
+
+
+def drawn_neurons(lm: LM, count: int, seed: int) -> Neurons:
+    """Draw `count` neurons of each layer."""
+    layers, (_, width) = tuple(site.layer for site in lm.sites), lm.shape
+    mask, generator = torch.zeros(lm.shape, dtype=torch.bool), torch.Generator().manual_seed(seed)
+    for row in mask:
+        row[torch.randperm(width, generator=generator)[:count]] = True
+    return Neurons.from_mask(mask, layers)
