@@ -31,5 +31,8 @@ def main() -> None:
         print(f"neuronforget: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("neuronforget: stopped; run the same command again to go on", file=sys.stderr)
+        print(
+            "neuronforget: stopped, nothing written; demo and compare go on from the edits they had finished",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -98,11 +98,12 @@ def compare(
     matched in write norm and one in activation, are ablated beside it. `preferred` serves DPO (left out
     where there is none). Retain is measured on `measured` random examples. `resume` is a folder where
     finished edits wait for a run that was killed. A method that cannot make its edit is left out, and the
-    findings say why; if none can, InputError is raised.
+    findings say why; if none can, InputError is raised. `batch_size` is that of the forward passes; a training
+    step takes half as many forget and half as many retain examples.
     """
-    if steps < 1 or measured < 1 or controls < 0:
-        found = f"steps={steps}, measured={measured}, controls={controls}"
-        raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0; found {found}")
+    if steps < 1 or measured < 1 or controls < 0 or seed < 0:
+        found = f"steps={steps}, measured={measured}, controls={controls}, seed={seed}"
+        raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0, seed >= 0; found {found}")
     check_disjoint(forget, retain)
     check_references(lm, gold, damage)
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
@@ -116,13 +117,15 @@ def compare(
     else:
         scores = score(*moments)
     neurons = select.per_layer(scores, share)
-    others = random_controls(lm, neurons, moments[1], controls)
-    plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, seed=seed)
+    others = random_controls(lm, neurons, moments[1], controls, seed)
+    plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, batch_size=batch_size, seed=seed)
     answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
-    work = (forget.digest(), retain.digest(), answers, steps, seed, sorted(neurons.members))
+    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sorted(neurons.members))
     edits, failed = _make(lm, plan, resume, work, progress)
     sample = sampled(retain, measured, seed)
-    results = evaluate(lm, edits, forget, sample, gold=gold, damage=damage, seed=seed, progress=progress)
+    results = evaluate(
+        lm, edits, forget, sample, gold=gold, damage=damage, batch_size=batch_size, seed=seed, progress=progress
+    )
     info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
     info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
     results = replace(results, info=info)
@@ -145,12 +148,12 @@ def sampled(corpus: Corpus, n: int, seed: int) -> Corpus:
     return replace(corpus, examples=tuple(corpus.examples[i] for i in keep))
 
 
-def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int) -> dict[str, Neurons]:
+def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int, seed: int) -> dict[str, Neurons]:
     """Return `count` random sets of equal size per layer, and one each matched in write norm and activation."""
-    found = {f"random {i}": neurons.random_like(i) for i in range(count)}
+    found = {f"random {i}": neurons.random_like(seed * max(count, 1) + i) for i in range(count)}
     for name, values in (("norm-matched 0", write_norms(lm)), ("activation-matched 0", retain.rms)):
         try:
-            found[name] = neurons.matched(values, 0)
+            found[name] = neurons.matched(values, seed)
         except InputError:  # more than half of a layer is selected
             continue
     return found
@@ -165,20 +168,22 @@ def methods(
     preferred: Corpus | tuple[str, ...] | None,
     *,
     steps: int,
+    batch_size: int,
     seed: int,
 ) -> dict[str, Callable[[], Edit]]:
     """Return, by name, how to make each edit of the comparison."""
 
     def train(loss: losses.Loss, where: Neurons | None = None) -> Callable[[], Edit]:
         return lambda: erase.finetune(
-            lm, forget, retain, loss=loss, neurons=where, preferred=preferred, steps=steps, seed=seed, progress=False
-        )
+            lm, forget, retain, loss=loss, neurons=where, preferred=preferred, steps=steps,
+            batch_size=max(batch_size // 2, 1), seed=seed, progress=False,
+        )  # fmt: skip
 
     def ablate(where: Neurons) -> Callable[[], Edit]:
         return lambda: erase.ablate(lm, where)
 
     def closed(where: Neurons | None) -> Callable[[], Edit]:
-        return lambda: erase.rank_one(lm, forget, retain, neurons=where)
+        return lambda: erase.rank_one(lm, forget, retain, neurons=where, batch_size=batch_size)
 
     plan = {"ablate": ablate(neurons)}
     plan |= {f"ablate@{name}": ablate(where) for name, where in controls.items()}

@@ -7,6 +7,8 @@ operator ends here, so that evaluation never knows how an edit was made.
 from __future__ import annotations
 
 import json
+import math
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,17 +26,21 @@ from neuronforget.runs import environment, whole_folder
 
 @dataclass(frozen=True)
 class Certificate:
-    """What was checked: every parameter value outside the edit, and every one after it was undone."""
+    """What was checked: every parameter value outside the edit, and every one after it was undone.
+
+    `training_equal`: the whole model's hash was the same before and after the edit was trained (None: not trained).
+    """
 
     outside_values: int
     inside_values: int
     outside_equal: bool
     undone_equal: bool
+    training_equal: bool | None = None
 
     @property
     def holds(self) -> bool:
-        """Nothing outside the edit moved, and undoing it restored every bit."""
-        return self.outside_equal and self.undone_equal
+        """Nothing outside the edit moved, undoing it restored every bit, and so did its training, if it had one."""
+        return self.outside_equal and self.undone_equal and self.training_equal is not False
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,9 @@ class Edit:
                 else "no value differs from before"
             )
             raise InputError(f"{info.get('method', 'edit')} changed nothing: {reason}")
+        if lost:
+            what = f"{info.get('method', 'edit')}: {lost} of {asked} changed values round away in the stored dtype"
+            warnings.warn(what, stacklevel=3)
         return cls(
             tuple(changes), {**info, "values_changed": asked - lost, "values_lost_to_dtype": lost, **environment()}
         )
@@ -75,7 +84,8 @@ class Edit:
     def __repr__(self) -> str:
         s = self.summary()
         what = f"{s['values']} values of {s['parameters']} parameters"
-        return f"Edit({s['method']}: {what}, relative change {s['relative']:.3g})"
+        lost = f", {s['lost']} values lost to the stored dtype" if s["lost"] else ""
+        return f"Edit({s['method']}: {what}, relative change {s['relative']:.3g}{lost})"
 
     def apply(self, lm: LM) -> None:
         """Change the model until `undo`.
@@ -83,7 +93,11 @@ class Edit:
         Raises InputError, and changes nothing, unless the model is as the edit was made for.
         """
         self._check(lm, "before")
-        self._put(lm, "after")
+        try:
+            self._put(lm, "after")
+        except BaseException:  # interrupted half-way: all of it or nothing
+            self._put(lm, "before")
+            raise
 
     def undo(self, lm: LM) -> None:
         """Restore the model bit for bit. Raises InputError, and changes nothing, unless this edit is applied."""
@@ -101,6 +115,8 @@ class Edit:
 
     def scaled(self, strength: float) -> Edit:
         """Return the edit at another strength: `before + strength (after - before)`. 1 is this edit, 0 none of it."""
+        if not math.isfinite(strength):
+            raise InputError(f"strength must be a finite number, found {strength}")
 
         def at(change: Change) -> Change:
             if strength == 1:
@@ -144,7 +160,10 @@ class Edit:
         undone = {n: p for n, p in lm.model.named_parameters()}
         same = undone.keys() == start.keys() and all(torch.equal(p, start[n]) for n, p in undone.items())
         inside = sum(int(c.sum()) for c in covered.values())
-        return Certificate(sum(p.numel() for p in start.values()) - inside, inside, outside, same)
+        outside_values = sum(p.numel() for p in start.values()) - inside
+        trained = self.info.get("model_after_training")
+        kept = None if trained is None else trained == self.info["model_before_training"]
+        return Certificate(outside_values, inside, outside, same, kept)
 
     def export(self, lm: LM, folder: str | Path) -> None:
         """Write the edited model as an ordinary checkpoint folder that plain transformers loads.
@@ -211,6 +230,10 @@ class Edit:
     def _check_saved(self, folder: Path) -> None:
         """Raise InputError unless the checkpoint in `folder` holds exactly the edit's values."""
         saved = stored(folder, {change.name for change in self.changes})
+        if unknown := {change.name for change in self.changes} - saved.keys():
+            raise InputError(
+                f"the checkpoint has no weight called {min(unknown)}: whether it holds the edit is unknown"
+            )
         for change in self.changes:
-            if change.name in saved and not torch.equal(change.read(saved[change.name]).cpu(), change.after.cpu()):
+            if not torch.equal(change.read(saved[change.name]).cpu(), change.after.cpu()):
                 raise InputError(f"{change.name} is stored with other values than the edit's: its dtype loses the edit")

@@ -48,9 +48,14 @@ def evaluate(
     check_disjoint(forget, retain)
     if {"untouched", "gold"} & edits.keys():
         raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
+    if seed < 0:
+        raise InputError(f"seed must be 0 or more, found {seed}")
     check_references(lm, gold, damage)
     if gold is not None:
         metrics = (*metrics, kl_gold)
+    names = [_name(metric) for metric in metrics]
+    if again := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"two metrics are called {min(again)!r}: give each function a name of its own")
     run = _Run(lm, gold, _corpora(forget, retain), metrics, batch_size, seed)
     with tqdm(total=len(edits), desc="evaluate", disable=not progress) as bar:
         run.full("untouched", "reference", 0.0)
@@ -66,6 +71,7 @@ def evaluate(
         "dtype": str(next(iter(lm.parameters.values())).dtype),
     }
     info |= {"seed": seed, "damage_budget": damage, "data": {c.name: c.digest() for c in (forget, retain)}}
+    info |= {"edits": {name: _made(edit) for name, edit in edits.items()}}
     return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})
 
 
@@ -131,6 +137,20 @@ def match_damage(
     return low
 
 
+def _made(edit: Edit) -> dict[str, Any]:
+    """How an edit was made, and its size: what a row of results needs to be reproduced."""
+    versions, summary = environment(), edit.summary()
+    about = {k: v for k, v in edit.info.items() if k not in versions and isinstance(v, bool | int | float | str | dict)}
+    return {**about, **{key: summary[key] for key in ("values", "parameters", "relative")}}
+
+
+def _units(corpus: Corpus) -> np.ndarray:
+    """Number each example's subject; one without a subject is a unit of its own."""
+    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names])
+
+
 def _name(metric: Metric) -> str:
     return getattr(metric, "__name__", str(metric))
 
@@ -149,6 +169,7 @@ class _Run:
     ) -> None:
         self.lm, self.gold, self.corpora, self.metrics = lm, gold, corpora, metrics
         self.batch_size, self.seed = batch_size, seed
+        self.units = {name: _units(corpus) for name, corpus in corpora.items()}
         self.rows: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
 
@@ -159,12 +180,12 @@ class _Run:
                 model or self.lm, self.corpora[corpus], self.metrics, gold=self.gold, batch_size=self.batch_size
             )
             self._add(name, scope, strength, point, corpus, values)
-            if point == "full":
-                self.examples += [
-                    {"edit": name, "corpus": corpus, "metric": metric, "example": i, "value": float(x)}
-                    for metric, column in values.items()
-                    for i, x in enumerate(column)
-                ]
+            self.examples += [
+                {"edit": name, "point": point, "corpus": corpus, "metric": metric, "example": i}
+                | {"unit": int(self.units[corpus][i]), "value": float(x)}
+                for metric, column in values.items()
+                for i, x in enumerate(column)
+            ]
 
     def edit(self, name: str, edit: Edit, strengths: Sequence[float], damage: float | None) -> None:
         """Measure an edit at full strength, over the frontier and at matched damage."""
@@ -186,9 +207,10 @@ class _Run:
         self, name: str, scope: str, strength: float, point: str, corpus: str, values: dict[str, np.ndarray]
     ) -> None:
         for metric, column in values.items():
-            value, low, high = bootstrap(column, self.seed)
+            units = self.units[corpus]
+            value, low, high = bootstrap(column, self.seed, units=units)
             self.rows.append(
                 {"edit": name, "scope": scope, "strength": float(strength), "point": point, "corpus": corpus}
                 | {"metric": metric, "value": value, "low": low, "high": high, "n": len(column)}
-                | {"nan": int(np.isnan(column).sum()), "seed": self.seed}
+                | {"units": len(np.unique(units)), "nan": int(np.isnan(column).sum()), "seed": self.seed}
             )

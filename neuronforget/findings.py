@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from neuronforget.errors import InputError
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
 
 NEAR = 0.05  # of what was known: within this an edit is said to reach the gold twin, or to do nothing
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
 KNOWN = 0.2  # exact match from which on it is the measure; below, the answer's probability
+FEWEST = 5  # subjects (or examples) from which on intervals are trusted to tell two edits apart
 
 
 def describe(
@@ -22,6 +24,7 @@ def describe(
     reader = _Reader(results)
     yield reader.before()
     yield from reader.missing()
+    yield from reader.unsound()
     if truth is not None and neurons is not None:
         yield _localisation(neurons, truth, controls)
     yield from reader.ablation()
@@ -52,9 +55,18 @@ class _Reader:
     results: Results
 
     @cached_property
+    def broken(self) -> dict[str, int]:
+        """Examples without a value, the most on one corpus, of every edit that has any."""
+        counts: dict[str, int] = {}
+        for row in self.results.rows:
+            if row["nan"]:
+                counts[row["edit"]] = max(counts.get(row["edit"], 0), row["nan"])
+        return counts
+
+    @cached_property
     def edits(self) -> dict[str, str]:
-        """Scope of every edit."""
-        return {row["edit"]: row["scope"] for row in self.results.rows}
+        """Scope of every edit whose model gives numbers."""
+        return {row["edit"]: row["scope"] for row in self.results.rows if row["edit"] not in self.broken}
 
     @cached_property
     def metric(self) -> str:
@@ -108,16 +120,22 @@ class _Reader:
         for name, why in self.results.info.get("not made", {}).items():
             yield f"Not in this comparison: {name}, which could not be made ({why})."
 
+    def unsound(self) -> Iterator[str]:
+        """Edits whose model gives NaN: broken is not forgotten, and nothing else is said of them."""
+        for name, count in self.broken.items():
+            yield f"{name} breaks the model: NaN on up to {count} examples of a corpus. That is no forgetting."
+
     def ablation(self) -> Iterator[str]:
         """What ablating the selection did, and what ablating other neurons did."""
-        if "ablate" not in self.edits:
+        if "ablate" not in self.edits or "untouched" not in self.edits:
             return
         start, left = self.value("untouched", "forget"), self.value("ablate", "forget")
         cost = 100 * (self.value("untouched", "retain") - self.value("ablate", "retain"))
         text = f"Ablating the selection leaves forget at {left:.1%} and costs {cost:.1f} points on retain."
         if self.floor is not None:
             near = "within" if abs(left - self.floor) <= NEAR else "not within"
-            text += f" That is {near} {100 * NEAR:.0f} points of the gold twin."
+            text += f" That is {near} {100 * NEAR:.0f} points of the gold twin"
+            text += "." if self.known > NEAR else ", as the untouched model is: too little was known to tell."
         yield text
         values = [self.value(name, "forget") for name in self.named("control") if name.startswith("ablate@")]
         if not values:
@@ -149,7 +167,7 @@ class _Reader:
             matched = [self.row(name) for name in (here, there)]
             if matched[0] is not None and matched[1] is not None:
                 text += f"; within equal retain damage at {matched[0]['value']:.1%} against {matched[1]['value']:.1%}: "
-                text += _verdict(matched[0], matched[1], "selecting them helped", "random neurons did better")
+                text += self.verdict(matched[0], matched[1], "selecting them helped", "random neurons did better")
             yield text + "."
 
     def destroyed(self) -> Iterator[str]:
@@ -186,9 +204,11 @@ class _Reader:
         order = sorted(known, key=lambda n: known[n]["value"])
         listed = ", ".join(f"{n} {known[n]['value']:.1%}" for n in order)
         yield f"With the retain loss allowed to rise by {budget:g} nats, what is left on forget is: {listed}."
+        if undone := [name for name in order if known[name]["strength"] == 0]:
+            yield f"Of {', '.join(undone)} nothing fits into that damage: the numbers are the untouched model's."
         whole, aimed = ([n for n in order if self.edits[n] == scope] for scope in ("full", "neurons"))
         if whole and aimed:
-            verdict = _verdict(
+            verdict = self.verdict(
                 known[aimed[0]],
                 known[whole[0]],
                 "the neuron-level edit forgets more",
@@ -212,9 +232,14 @@ class _Reader:
             "Far from gold with little left means over-erased."
         )
 
-
-def _verdict(one: dict[str, Any], other: dict[str, Any], lower: str, higher: str) -> str:
-    """Compare two rows by their intervals: what overlaps is not called a difference."""
-    if one["high"] < other["low"]:
-        return lower
-    return higher if other["high"] < one["low"] else "no clear difference"
+    def verdict(self, one: dict[str, Any], other: dict[str, Any], lower: str, higher: str) -> str:
+        """Compare two rows of one corpus and point by their paired difference (by their intervals without examples)."""
+        if min(row.get("units", row["n"]) for row in (one, other)) < FEWEST:
+            return "too few examples to tell"
+        try:
+            paired = self.results.paired(one["edit"], other["edit"], one["corpus"], one["metric"], one["point"])
+        except InputError:
+            low, high = one["low"] - other["high"], one["high"] - other["low"]
+        else:
+            low, high = paired[1:]
+        return lower if high < 0 else higher if low > 0 else "no clear difference"

@@ -32,9 +32,9 @@ class LM:
         """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
         return self.sites_override or find_sites(self.model)
 
-    @cached_property
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Every parameter by name; tied ones once."""
+        """Every parameter by name as the model is now (an edit may have added a bias); tied ones once."""
         return dict(self.model.named_parameters())
 
     @property
@@ -103,7 +103,7 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a damaged folder raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load {path}: {reason} (offline, give the path of a local folder)") from error
+        raise InputError(f"cannot load {path}: {reason} (a local model: give the path of its folder)") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")

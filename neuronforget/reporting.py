@@ -41,8 +41,9 @@ class Picture:
 
     @property
     def html(self) -> str:
-        """The figure's own mark-up, without plotly.js."""
-        return self.figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG)
+        """The figure's own mark-up, without plotly.js; equal for equal figures."""
+        name = "figure-" + "".join(c if c.isalnum() else "-" for c in self.title.lower())
+        return self.figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name)
 
 
 def report(
@@ -62,7 +63,7 @@ def report(
     from jinja2 import Environment, PackageLoader
     from plotly.offline import get_plotlyjs
 
-    pictures = _comparison_pictures(results)
+    pictures = _comparison_pictures(results) if _measured(results) >= {"exact_match", "nll"} else []
     if scores is not None:
         pictures += _map_pictures(scores, neurons, truth, controls)
     if shifts:
@@ -73,7 +74,8 @@ def report(
         findings=findings,
         tables=[t for t in (results_table(results, p) for p in ("matched", "full")) if t.rows],
         pictures=pictures,
-        info=_flat(results.info),
+        info=_flat({key: value for key, value in results.info.items() if key != "edits"}),
+        made=_made_table(results.info.get("edits", {})),
         nan=sum(row["nan"] for row in results.rows if row["point"] == "full"),
         plotly=get_plotlyjs(),
     )
@@ -82,11 +84,41 @@ def report(
     return Path(path)
 
 
-def results_table(results: Results, point: str, metrics: Sequence[str] = ("exact_match", "probability")) -> Table:
-    """Return every edit's values with intervals at one point of its frontier, references first."""
+def _measured(results: Results) -> set[str]:
+    return {row["metric"] for row in results.rows}
+
+
+def _made_table(edits: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Return how every edit was made, or None where the results do not say."""
+    keys = ("method", "neurons", "values", "parameters", "relative", "values_lost_to_dtype", "steps", "lr", "seed")
+    rows = [(name, *(f"{made[k]:.3g}" if isinstance(made.get(k), float) else str(made.get(k, "")) for k in keys))
+            for name, made in edits.items()]  # fmt: skip
+    heads = (
+        "edit",
+        "method",
+        "neurons",
+        "values",
+        "parameters",
+        "relative change",
+        "lost to dtype",
+        "steps",
+        "lr",
+        "seed",
+    )
+    return Table("How each edit was made, and its size", heads, tuple(rows)) if rows else None
+
+
+def results_table(results: Results, point: str, metrics: Sequence[str] | None = None) -> Table:
+    """Return every edit's values with intervals at one point of its frontier, references first.
+
+    Without `metrics`: exact match, probability and KL from gold, and any that is not of this package.
+    """
     rows = [r for r in results.rows if r["point"] == point or (point != "full" and r["scope"] == "reference")]
-    measured = {r["metric"] for r in rows}
-    names = [m for m in metrics if m in measured] + (["kl_gold"] if "kl_gold" in measured else [])
+    measured = list(dict.fromkeys(r["metric"] for r in rows))
+    own = [m for m in measured if m not in METRIC_LABELS]
+    if metrics is None:
+        metrics = ("exact_match", "probability", *own, "kl_gold")
+    names = [m for m in metrics if m in measured] or measured
     corpora = list(dict.fromkeys(r["corpus"] for r in rows))
     columns = [
         (c, m) for m in names for c in (corpora if m == "exact_match" else [c for c in corpora if "unseen" not in c])
@@ -127,7 +159,8 @@ def _comparison_pictures(results: Results) -> list[Picture]:
     return [
         Picture(
             "Frontier: forgetting against damage",
-            about + "Lower and further left is better: less is answered, for a smaller rise of the retain loss.",
+            about + "Lower and further left is better: less is answered, for a smaller rise of the retain loss "
+            "(at the left end: none, or a fall).",
             figures.frontier(results, retain_metric="nll"),
             Table("Accuracy over strengths", columns, tuple(sweep)),
         ),
@@ -150,7 +183,7 @@ def _comparison_pictures(results: Results) -> list[Picture]:
 def _map_pictures(
     scores: Scores, neurons: Neurons | None, truth: Neurons | None, controls: Sequence[Neurons]
 ) -> list[Picture]:
-    top = scores.values.flatten().sort(descending=True, stable=True).indices[:40].tolist()
+    top = scores.ranked.flatten().sort(descending=True, stable=True).indices[:40].tolist()
     width = scores.values.shape[1]
     best = [(scores.layers[i // width], i % width) for i in top]
     rows = [
@@ -158,7 +191,11 @@ def _map_pictures(
          _mark(neurons, (layer, j)), _mark(truth, (layer, j)))
         for layer, j in best
     ]  # fmt: skip
-    table = Table("The forty highest scores", ("layer", "neuron", scores.name, "selected", "true"), tuple(rows))
+    table = Table(
+        "The forty scores that have most to do with forget",
+        ("layer", "neuron", scores.name, "selected", "true"),
+        tuple(rows),
+    )
     found = [
         Picture("Map of the neurons", _map_caption(scores), figures.attribution_map(scores, neurons, truth), table),
         Picture(

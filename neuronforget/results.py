@@ -17,15 +17,21 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESAMPLES = 1000
+#: What the tables of saved results hold.
+COLUMNS = {
+    "rows": set("edit scope strength point corpus metric value low high n units nan seed".split()),
+    "examples": set("edit point corpus metric example unit value".split()),
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """Tidy rows, and the value of every example behind the rows at full strength.
+    """Tidy rows, and the value of every example behind the rows at full strength and at matched damage.
 
     A row: edit, scope ("reference", "control", "neurons", "full"), strength, point ("full", "frontier" or
-    "matched"), corpus, metric, value, low, high (95% bootstrap interval), n, nan (examples without a value),
-    seed. An example: edit, corpus, metric, example, value.
+    "matched"), corpus, metric, value, low, high (95% bootstrap interval over subjects), n, units (subjects; an
+    example without one is its own), nan (examples without a value), seed. An example: edit, point, corpus, metric,
+    example, unit, value.
     """
 
     rows: tuple[dict[str, Any], ...] = field(repr=False)
@@ -47,15 +53,17 @@ class Results:
                 return row["value"]
         raise InputError(f"no such row: {wanted}")
 
-    def paired(self, edit: str, other: str, corpus: str, metric: str = "exact_match") -> tuple[float, float, float]:
+    def paired(
+        self, edit: str, other: str, corpus: str, metric: str = "exact_match", point: str = "full"
+    ) -> tuple[float, float, float]:
         """Return `edit - other` on the same examples, with its paired bootstrap interval: (value, low, high)."""
-        values = {}
-        for name in (edit, other):
-            keys = (name, corpus, metric)
-            values[name] = [e["value"] for e in self.examples if (e["edit"], e["corpus"], e["metric"]) == keys]
-        if not values[edit] or len(values[edit]) != len(values[other]):
+        wanted = (corpus, metric, point)
+        own = [e for e in self.examples if (e["corpus"], e["metric"], e["point"]) == wanted]
+        here, there = ([e for e in own if e["edit"] == name] for name in (edit, other))
+        if not here or [e["example"] for e in here] != [e["example"] for e in there]:
             raise InputError(f"{edit!r} and {other!r} were not measured on the same examples of {corpus!r}")
-        return bootstrap(np.array(values[edit]) - np.array(values[other]), self.info["seed"])
+        gap = np.array([e["value"] for e in here]) - np.array([e["value"] for e in there])
+        return bootstrap(gap, self.info["seed"], units=np.array([e["unit"] for e in here]))
 
     def __repr__(self) -> str:
         edits = list(dict.fromkeys(row["edit"] for row in self.rows))
@@ -83,16 +91,29 @@ class Results:
             path = folder / f"{name}.parquet"
             with reading(path, name):
                 tables[name] = tuple(pd.read_parquet(path).to_dict("records"))
+                if tables[name] and (lacking := COLUMNS[name] - tables[name][0].keys()):
+                    raise InputError(f"{path} has no column {min(lacking)!r}: it is no table of this version")
         with reading(folder / "info.json", "information"):
-            info = json.loads((folder / "info.json").read_text(encoding="utf-8"))
+            info = dict(json.loads((folder / "info.json").read_text(encoding="utf-8")))
         return cls(info=info, **tables)  # type: ignore[arg-type]
 
 
-def bootstrap(values: np.ndarray, seed: int, *, resamples: int = RESAMPLES) -> tuple[float, float, float]:
-    """Return (mean, low, high): 95% percentile bootstrap over the examples that are not NaN."""
-    values = values[~np.isnan(values)]
+def bootstrap(
+    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """Return (mean, low, high): 95% percentile bootstrap over the examples that are not NaN.
+
+    `units` numbers each example's subject: phrasings of one fact, facts of one person stand and fall together, so
+    whole subjects are drawn. One unit alone has no interval (NaN).
+    """
+    known = ~np.isnan(values)
+    values = values[known]
     if not len(values):
         return float("nan"), float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
+    _, place = np.unique(np.arange(len(known))[known] if units is None else units[known], return_inverse=True)
+    sums, counts = np.bincount(place, values), np.bincount(place)
+    if len(sums) < 2:
+        return float(values.mean()), float("nan"), float("nan")
+    draws = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
+    low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)

@@ -57,15 +57,19 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
 
     Raises InputError if `folder` cannot be written, or exists, is not empty and is not to be replaced.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     check_new(folder, replace=replace)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with _writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield scratch
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
+        with _writing(folder):
+            yield scratch
+            for path in (scratch, *scratch.rglob("*")):
+                path.chmod(0o755 if path.is_dir() else 0o644)
+            if folder.exists():
+                shutil.rmtree(folder)
+            scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -75,15 +79,29 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a scratch file that replaces `path` only if the block ends well."""
     path = Path(path)
     check_writable(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
+    with _writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     scratch = Path(name)
     try:
-        yield scratch
-        scratch.chmod(0o644)
-        scratch.replace(path)
+        with _writing(path):
+            yield scratch
+            scratch.chmod(0o644)
+            scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """A full disk, or a folder that stopped being writable, is said in one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def check_new(folder: str | Path, *, replace: bool = False) -> None:
@@ -95,11 +113,10 @@ def check_new(folder: str | Path, *, replace: bool = False) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise InputError unless `path` can be created: makes its parent folders."""
-    parent = Path(path).absolute().parent
+    """Raise InputError unless `path` can be created; makes nothing, not even the folders above it."""
+    above = next(folder for folder in Path(path).absolute().parents if folder.exists())
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=parent):
+        with tempfile.TemporaryFile(dir=above):
             pass
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -48,7 +48,7 @@ def difference(forget: Scores, retain: Scores, q: int | float, p: int | float, *
 def _ranked(scores: Scores, by: By) -> Tensor:
     if by not in ("value", "magnitude"):
         raise InputError(f"rank by 'value' or 'magnitude', not {by!r}")
-    return scores.values.abs() if by == "magnitude" else scores.values
+    return scores.values.abs() if by == "magnitude" else scores.ranked
 
 
 def _count(k: int | float, total: int) -> int:

@@ -166,6 +166,23 @@ CASES = {
     "NaN weights": (lambda bed, tmp: {"--model": _nan_model(bed, tmp / "nan")}, "NaN"),
     "a mixture of experts": (lambda bed, tmp: {"--model": _mixture(bed, tmp / "moe")}, "no dense MLP"),
     "an unknown score": (lambda bed, tmp: {"--score": "nonesuch"}, "no function 'nonesuch'"),
+    "a subject that is no text": (
+        lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "a", "answer": "b", "subject": 5}')},
+        "line 1: field 'subject' must be a string",
+    ),
+    "paraphrases that are no list": (
+        lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "a", "answer": "b", "paraphrases": {"x": 1}}')},
+        "line 1: field 'paraphrases' must be a list",
+    ),
+    "half of a surrogate pair": (
+        lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "\\ud800", "answer": "b"}')},
+        "line 1: half of a surrogate pair",
+    ),
+    "brackets without end": (lambda bed, tmp: {"--forget": _file(tmp, "[" * 100_000)}, "line 1: not a row"),
+    "a number of 5,000 digits": (lambda bed, tmp: {"--forget": _file(tmp, "1" * 5000)}, "line 1: not a row"),
+    "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template is"),
+    "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
+    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd is not called as those of"),
     "an output below a file": (lambda bed, tmp: {"--out": _file(tmp, "x") / "out"}, "cannot write"),
 }
 
@@ -196,9 +213,102 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     assert {path for path in tmp_path.iterdir()} == before
 
 
+def test_refused_input_leaves_no_folders_behind(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = [
+        *data(bed)[:2],
+        "--forget",
+        tmp_path / "nowhere",
+        *data(bed)[4:],
+        "--out",
+        tmp_path / "new" / "newer" / "out",
+    ]
+    assert run(monkeypatch, "attribute", *words) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Neurons, "save", full)
+    assert run(monkeypatch, "attribute", *data(bed), "--tap", "torch_hooks", "--out", tmp_path / "a" / "out") == 2
+    assert "No space left on device" in capfd.readouterr().err and not list((tmp_path / "a").iterdir())
+
+
+def test_an_output_may_be_a_link_to_an_empty_folder(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk")
+    assert run(monkeypatch, "attribute", *data(bed), "--tap", "torch_hooks", "--out", tmp_path / "out") == 0
+    assert (tmp_path / "disk" / "neurons.json").is_file() and (tmp_path / "out").is_symlink()
+
+
+def test_the_models_own_weights_are_never_an_output(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nf.Neurons(frozenset({(0, 1)}), (0, 1), 64).save(tmp_path / "neurons.json")
+    weights = bed / "model" / "model.safetensors"
+    before, words = weights.read_bytes(), [*data(bed), "--neurons", tmp_path / "neurons.json"]
+    assert run(monkeypatch, "erase", *words, "--out", weights) == 2
+    assert run(monkeypatch, "erase", *words, "--out", bed / "model" / "edit.safetensors") == 2
+    copy = tmp_path / "copy.safetensors"
+    copy.write_bytes(before)
+    assert run(monkeypatch, "erase", *words, "--out", copy) == 2
+    assert weights.read_bytes() == copy.read_bytes() == before
+    for _ in range(2):  # an earlier edit may be replaced
+        assert run(monkeypatch, "erase", *words, "--out", tmp_path / "edit.safetensors") == 0
+
+
+def test_a_testbed_is_not_mixed_with_other_data(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--model", bed / "model"], ["--n", 3], ["--template", "{prompt}"]):
+        assert run(monkeypatch, "compare", "--testbed", bed, *words, "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
 def test_ablation_without_neurons_is_refused(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert run(monkeypatch, "erase", *data(bed), "--out", tmp_path / "edit.safetensors") == 2
     assert not (tmp_path / "edit.safetensors").exists()
+
+
+def test_an_output_never_takes_the_place_of_another_kind_of_file(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mine = tmp_path / "thesis.tex"
+    mine.write_text("years of work")
+    results = tmp_path / "results"
+    edit = nf.erase.ablate(lm := nf.load(bed / "model"), nf.Neurons(frozenset({(0, 1)}), (0, 1), 64))
+    edit.save(tmp_path / "edit.safetensors")
+    rows = nf.corpora.jsonl(bed / "forget.jsonl"), nf.corpora.jsonl(bed / "retain.jsonl")
+    nf.evaluate(lm, {"edit": edit}, *rows, strengths=(), damage=None, progress=False).save(results)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    assert run(monkeypatch, "erase", *data(bed), "--method", "rank_one", "--out", mine) == 2
+    assert run(monkeypatch, "report", results, "--out", mine) == 2
+    assert run(monkeypatch, "demo", "--out", tmp_path) == 2
+    assert run(monkeypatch, "demo", "--out", mine) == 2
+    assert run(monkeypatch, "testbed", "people", "--out", results) == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert mine.read_text() == "years of work"
+    assert capfd.readouterr().err.count("neuronforget: ") == 5
+
+
+def test_two_edits_of_one_name_are_refused(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = nf.load(bed / "model")
+    for j, folder in enumerate(("one", "other")):
+        (tmp_path / folder).mkdir()
+        nf.erase.ablate(lm, nf.Neurons(frozenset({(0, j)}), (0, 1), 64)).save(tmp_path / folder / "edit.safetensors")
+    files = [tmp_path / folder / "edit.safetensors" for folder in ("one", "other")]
+    assert run(monkeypatch, "evaluate", *files, *data(bed), "--out", tmp_path / "out") == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("contrasted", "Scores", "grad", "_pair", "runs_model"):  # not scores, though names of the package
+        assert run(monkeypatch, "attribute", *data(bed), "--out", tmp_path / "out", "--score", name) == 2
+        error = capfd.readouterr().err
+        assert f"no function {name!r}" in error and "grad_x_act" in error and "Literal" not in error
+    assert run(monkeypatch, "attribute", *data(bed), "--out", tmp_path / "out", "--score", "nowhere:mine") == 2
+    assert "nowhere" in capfd.readouterr().err
 
 
 def test_the_module_runs_as_a_program() -> None:

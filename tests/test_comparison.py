@@ -110,6 +110,15 @@ def test_a_comparison_without_any_edit_is_an_error(monkeypatch: pytest.MonkeyPat
         compare()
 
 
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"measured": 0}, {"controls": -1}, {"damage": 0.0}])
+def test_settings_without_a_meaning_are_refused_before_the_work(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronforget.comparison.record", lambda *_, **__: pytest.fail("work had begun"))
+    with pytest.raises(InputError):
+        nf.compare(bed().lm, bed().forget, bed().retain, progress=False, **settings)
+
+
 def test_a_sample_keeps_the_order_and_is_seeded() -> None:
     whole = bed().retain
     part = sampled(whole, 10, 0)
@@ -178,3 +187,46 @@ def test_findings_read_probabilities_where_no_answer_was_ever_written_exactly() 
 def test_findings_name_what_destroyed_retained_knowledge() -> None:
     text = " ".join(describe(fabricated(START | {"ga": ("full", 0.0, 0.2), "npo": ("full", 0.0, 0.95)})))
     assert "Destroyed retained knowledge at full strength: ga (80 points)." in text
+
+
+def test_findings_say_nothing_of_a_broken_model_but_that_it_is_broken() -> None:
+    values = START | {
+        "ablate": ("neurons", 0.12, 1.0),
+        "ablate@random 0": ("control", 0.9, 1.0),
+        "ga": ("full", 0.5, 0.9),
+    }
+    rows = [
+        row
+        | (
+            {"value": float("nan"), "low": float("nan"), "high": float("nan"), "nan": 7}
+            if row["edit"] in broken
+            else {}
+        )
+        for broken in [{"ablate@random 0", "ga"}]
+        for row in fabricated(values).rows
+    ]
+    text = list(describe(Results(tuple(rows), (), {"seed": 0, "damage_budget": 0.05})))
+    assert sum("breaks the model: NaN on up to 7 examples" in line for line in text) == 2
+    rest = " ".join(line for line in text if "breaks the model" not in line)
+    assert "nan" not in rest and "random 0" not in rest and "ga" not in rest.split()
+    assert "Ablating the selection leaves forget at 12.0%" in rest
+
+
+def test_findings_call_nothing_near_where_nothing_was_known() -> None:
+    values = {"untouched": ("reference", 0.3, 1.0), "gold": ("reference", 0.26, 1.0), "ablate": ("neurons", 0.3, 1.0)}
+    assert "too little was known to tell" in " ".join(describe(fabricated(values)))
+
+
+def test_findings_pair_examples_where_they_are_kept() -> None:
+    """Two edits whose intervals overlap widely, but one is worse on every example."""
+    results = fabricated(START | {"npo@neurons": ("neurons", 0.50, 1.0), "npo@random 0": ("control", 0.52, 1.0)})
+    assert "no clear difference" in " ".join(describe(results))
+    examples = [
+        {"edit": name, "point": "matched", "corpus": "forget", "metric": "exact_match", "example": i, "unit": i}
+        | {"value": i / 100 + shift}
+        for name, shift in (("npo@neurons", 0.0), ("npo@random 0", 0.02))
+        for i in range(100)
+    ]
+    assert "selecting them helped" in " ".join(describe(Results(results.rows, tuple(examples), results.info)))
+    few = [row | {"n": 3} for row in results.rows]
+    assert "too few examples to tell" in " ".join(describe(Results(tuple(few), tuple(examples), results.info)))

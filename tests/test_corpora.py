@@ -66,6 +66,33 @@ def test_a_missing_or_unreadable_file_is_said(tmp_path: Path) -> None:
         jsonl(tmp_path / "no.jsonl.gz")
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + b'{"text": "a b"}\n')
+    assert jsonl(tmp_path / "rows.jsonl").examples == (Example("", "a b"),)
+
+
+def test_a_gzipped_file_that_was_cut_short_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(json.dumps({"text": f"row {i}"}) for i in range(200)).encode())[:-40])
+    with pytest.raises(InputError, match="cannot be read as text"):
+        jsonl(path)
+
+
+@pytest.mark.parametrize("n", [0, -1])
+def test_no_examples_or_fewer_cannot_be_asked_for(n: int, tmp_path: Path, tofu_folder: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"text": "a b"}])
+    with pytest.raises(InputError, match=f"at least 1, found {n}"):
+        jsonl(path, n=n)
+    with pytest.raises(InputError, match=f"at least 1, found {n}"):
+        tofu("forget10", n=n, path=tofu_folder)
+
+
+@pytest.mark.parametrize("template", ["no prompt here", "{prompt} {other}", "{0}", "{prompt", ""])
+def test_a_template_that_does_not_hold_the_prompt_is_refused(template: str) -> None:
+    with pytest.raises(InputError, match="template is 'chat' or a format string"):
+        Corpus((Example("a", "b"),), template=template)
+
+
 def test_in_memory_rows_name_the_row_that_is_wrong() -> None:
     with pytest.raises(InputError, match="'mine', row 1"):
         Corpus.from_rows([{"text": "a"}, {"answer": "b"}], "mine")
@@ -238,7 +265,7 @@ def test_tofu_splits_are_the_first_and_last_rows(tofu_folder: Path) -> None:
     assert last.paraphrases == ("p",) and last.wrong == ("w1", "w2")
 
 
-@pytest.mark.parametrize("split", ["forget", "full10", "test", "forget5"])
+@pytest.mark.parametrize("split", ["forget", "full10", "test", "forget5", "forget00", "retain00"])
 def test_an_unknown_tofu_split_is_refused(split: str, tofu_folder: Path) -> None:
     with pytest.raises(InputError, match="unknown TOFU split"):
         tofu(split, path=tofu_folder)

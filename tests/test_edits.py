@@ -254,7 +254,8 @@ def test_what_the_stored_dtype_rounds_away_is_counted_and_losing_all_of_it_is_an
     tiny, large = before.double() * (1 + 1e-4), before.double() * (1 + 1e-4)
     large[0] *= 2
     index = torch.tensor([0])
-    edit = Edit.build(lm, [Change(name, large, before, 1, index)], method="nudge")
+    with pytest.warns(UserWarning, match="15 of 16 changed values round away"):
+        edit = Edit.build(lm, [Change(name, large, before, 1, index)], method="nudge")
     assert edit.info["values_lost_to_dtype"] == len(before) - 1 and edit.info["values_changed"] == 1
     assert edit.changes[0].after.dtype == torch.bfloat16
     with pytest.raises(InputError, match="round away"):
@@ -308,3 +309,71 @@ def test_a_tied_weight_is_changed_in_both_its_places() -> None:
     with edit.on(lm):
         assert torch.equal(lm.model.lm_head.weight, lm.parameters[name])
     assert torch.equal(lm.model.lm_head.weight, before)
+
+
+def test_an_interruption_while_an_edit_goes_on_leaves_the_model_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = LM(build("llama", mlp_bias=False))
+    neurons = Neurons(frozenset({(0, 1), (1, 2)}), (0, 1), lm.shape[1])
+    edit = nf.erase.ablate(lm, neurons, mode="mean", moments=means(lm))
+    before = {name: p.detach().clone() for name, p in lm.parameters.items()}
+    real, calls, dies = Change.put, [], [0]
+
+    def put(self: Change, model: Any, state: Any) -> None:
+        calls.append(state)
+        if len(calls) == dies[0]:
+            raise KeyboardInterrupt
+        real(self, model, state)
+
+    monkeypatch.setattr(Change, "put", put)
+    for dies[0] in range(1, len(edit.changes) + 1):
+        calls.clear()
+        with pytest.raises(KeyboardInterrupt), edit.on(lm):
+            pytest.fail("the block ran")
+        assert lm.parameters.keys() == before.keys()
+        assert all(torch.equal(p, before[name]) for name, p in lm.parameters.items())
+
+
+def test_mean_ablations_go_on_top_of_each_other_and_keep_their_certificates() -> None:
+    lm = LM(build("llama", mlp_bias=False))
+    moments = means(lm)
+    one, two = (Neurons(frozenset({(0, j)}), (0, 1), lm.shape[1]) for j in (1, 2))
+    first = nf.erase.ablate(lm, one, mode="mean", moments=moments)
+    first.apply(lm)
+    second = nf.erase.ablate(lm, two, mode="mean", moments=moments)
+    assert second.certificate(lm).holds
+    with second.on(lm):
+        shift = lm.parameters[lm.sites[0].bias].detach().clone()
+    first.undo(lm)
+    weight = lm.parameters[lm.sites[0].write.name]
+    mu = moments["mean"][0].float()
+    torch.testing.assert_close(shift, mu[1] * weight[:, 1] + mu[2] * weight[:, 2])
+
+
+def test_an_edit_or_moments_of_a_wider_model_are_refused() -> None:
+    wide, lm = LM(build("llama", intermediate_size=80)), LM(build("llama"))
+    edit = nf.erase.ablate(wide, Neurons(frozenset({(0, 70)}), (0, 1), 80))
+    with pytest.raises(InputError, match="does not fit"):
+        edit.apply(lm)
+    neurons = Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])
+    with pytest.raises(InputError, match="moments are of another model"):
+        nf.erase.ablate(lm, neurons, mode="mean", moments=means(wide))
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
+def test_a_strength_is_a_finite_number(strength: float) -> None:
+    lm = LM(build("llama"))
+    with pytest.raises(InputError, match="finite"):
+        nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])).scaled(strength)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "opt", "bloom"])
+def test_an_edit_of_the_whole_model_is_exported_tied_weights_included(family: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    lm = LM(build(family))
+    changes = [Change(n, p.detach() + 0.01, p.detach().clone()) for n, p in lm.parameters.items()]
+    edit, tokens = Edit.build(lm, changes, method="shift"), torch.tensor([[3, 4, 5]])
+    edit.export(lm, tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad(), edit.on(lm):
+        assert torch.equal(lm.model.eval()(tokens).logits, plain(tokens).logits)

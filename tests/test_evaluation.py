@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -131,9 +132,9 @@ def test_every_edit_has_rows_at_full_strength_on_the_frontier_and_at_matched_dam
 
 def test_rows_are_the_means_of_their_examples(results: Results) -> None:
     for row in results.rows:
-        if row["point"] == "full":
-            keys = (row["edit"], row["corpus"], row["metric"])
-            own = [e["value"] for e in results.examples if (e["edit"], e["corpus"], e["metric"]) == keys]
+        if row["point"] != "frontier":
+            names = ("edit", "point", "corpus", "metric")
+            own = [e["value"] for e in results.examples if all(e[k] == row[k] for k in names)]
             assert len(own) == row["n"] and np.mean(own) == pytest.approx(row["value"])
 
 
@@ -168,6 +169,25 @@ def test_what_cannot_be_evaluated_is_refused(edits: dict[str, Edit], results: Re
         nf.evaluate(bed().gold, edits, forget, retain, progress=False)
     with pytest.raises(InputError, match="no such row"):
         results.value("ablate", "forget", "nonesuch")
+    for damage in (0.0, -1.0, float("nan")):
+        with pytest.raises(InputError, match="a rise of the retain loss in nats, above 0"):
+            nf.evaluate(lm, edits, forget, retain, damage=damage, progress=False)
+
+
+def test_a_gold_twin_of_another_vocabulary_is_refused_before_anything_is_measured(lm: nf.LM) -> None:
+    with pytest.raises(InputError, match="gold is of another vocabulary"):
+        nf.evaluate(bed().lm, {}, bed().forget, bed().retain, gold=lm, progress=False)
+
+
+def test_a_model_in_training_mode_is_measured_in_evaluation_mode_and_left_in_training() -> None:
+    made = bed()
+    dropped = nf.LM(copy.deepcopy(made.lm.model), made.lm.tokenizer)
+    for layer in dropped.model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    dropped.model.train()
+    found = measure(dropped, made.forget, [nll])["nll"]
+    assert dropped.model.training and all(p.requires_grad for p in dropped.model.parameters())
+    np.testing.assert_allclose(found, measure(made.lm, made.forget, [nll])["nll"], rtol=1e-6)
 
 
 def test_the_activation_shift_is_the_rms_over_tokens_and_neurons(edits: dict[str, Edit]) -> None:
@@ -184,3 +204,29 @@ def test_the_activation_shift_is_the_rms_over_tokens_and_neurons(edits: dict[str
     np.testing.assert_allclose(
         nf.metrics.activation_shift(lm, edits["ga"], corpus), np.sqrt(squares / count), rtol=1e-4
     )
+
+
+def test_subjects_are_drawn_whole() -> None:
+    """Forty examples of four subjects that agree within themselves are four observations, not forty."""
+    values, units = np.repeat([0.0, 1.0, 1.0, 0.0], 10), np.repeat([7, 3, 5, 1], 10)
+    mean, low, high = bootstrap(values, 0, units=units, resamples=20000)
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    every = [np.mean([values[u * 10] for u in pick]) for pick in np.ndindex(4, 4, 4, 4)]
+    uneven = bootstrap(np.array([0.0, 1.0, 1.0]), 0, units=np.array([0, 1, 1]), resamples=20000)
+    assert np.quantile(every, 0.975) == 1.0 and uneven[0] == pytest.approx(2 / 3)
+    assert bootstrap(values, 0)[2] - bootstrap(values, 0)[1] < 0.35
+    assert np.isnan(bootstrap(values, 0, units=np.zeros(40))[1:]).all() and np.isnan(bootstrap(np.ones(1), 0)[1:]).all()
+
+
+def test_metrics_of_one_name_and_negative_seeds_are_refused(edits: dict[str, Edit]) -> None:
+    lm, forget, retain = bed().lm, bed().forget, bed().retain
+    with pytest.raises(InputError, match="two metrics are called '<lambda>'"):
+        nf.evaluate(lm, edits, forget, retain, metrics=[lambda p: p.nll, lambda p: -p.nll], progress=False)
+    with pytest.raises(InputError, match="seed"):
+        nf.evaluate(lm, edits, forget, retain, seed=-1, progress=False)
+
+
+def test_results_say_how_each_edit_was_made(results: Results) -> None:
+    made = results.info["edits"]["ga"]
+    assert (made["method"], made["steps"], made["lr"], made["seed"]) == ("finetune:ga", 10, 3e-4, 0)
+    assert made["values"] > 0 and made["values_lost_to_dtype"] == 0 and "torch" not in made

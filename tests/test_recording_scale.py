@@ -74,7 +74,7 @@ def test_a_killed_recording_goes_on_and_ends_bit_equal(
         assert dies_at(patch, batch) == []
         with pytest.raises(Killed):
             run(lm, source, batch_size=2, per_example=True, resume=Unfinished(tmp_path / "state", every=0))
-    assert len(list((tmp_path / "state").iterdir())) == min(batch, 1)
+    assert len(list((tmp_path / "state").glob("*"))) == min(batch, 1)
     with monkeypatch.context() as patch:
         measured = dies_at(patch, -1)
         found = run(lm, source, batch_size=2, per_example=True, resume=tmp_path / "state")

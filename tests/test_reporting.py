@@ -112,3 +112,22 @@ def test_a_report_that_fails_leaves_the_old_one(results: Results, tmp_path: Path
     with pytest.raises(TypeError):
         nf.report(results, path, scores=nf.Scores(torch.zeros((1, 2)), "s", "", (0,)), neurons="no neurons")  # type: ignore[arg-type]
     assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_equal_results_make_equal_reports(results: Results, scores: nf.Scores, tmp_path: Path) -> None:  # noqa: F811
+    one, other = (nf.report(results, tmp_path / f"{i}.html", scores=scores).read_bytes() for i in range(2))
+    assert one == other
+
+
+def test_a_metric_of_ones_own_is_shown_alone_and_beside_the_others(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    mine = [row | {"metric": "my_metric", "value": 0.123, "low": 0.1, "high": 0.2} for row in results.rows]
+    beside = Page(nf.report(replace(results, rows=(*results.rows, *mine)), tmp_path / "beside.html"))
+    assert "my_metric" in beside.text and "0.123 [0.10, 0.20]" in beside.text and "Frontier" in beside.text
+    alone = Page(nf.report(replace(results, rows=tuple(mine)), tmp_path / "alone.html"))
+    assert "0.123 [0.10, 0.20]" in alone.text and "Frontier" not in alone.text
+
+
+def test_the_report_says_how_each_edit_was_made(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    made = {"npo": {"method": "finetune:npo", "steps": 60, "lr": 3e-4, "seed": 5, "values": 12345, "relative": 0.0123}}
+    page = Page(nf.report(replace(results, info={**results.info, "edits": made}), tmp_path / "report.html"))
+    assert all(word in page.text for word in ("finetune:npo", "12345", "0.0123", "0.0003"))

@@ -227,3 +227,18 @@ def test_a_score_is_given_what_it_is_marked_to_read(lm: LM, pair: tuple[Corpus, 
     assert torch.equal(doubled.values, 2 * (tables[0].mean(0) - tables[1].mean(0)))
     alone = nf.attribute(lm, pair[0], score=scores.grad_x_act, tap="torch_hooks", progress=False)
     assert alone.info["retain"] is None
+
+
+def test_snip_and_grad_x_act_select_the_same_neurons(moments: list[Moments], tmp_path: Path) -> None:
+    found = [nf.select.per_layer(score(*moments), 5) for score in (scores.snip, scores.grad_x_act)]
+    assert found[0] == found[1]
+    scores.snip(*moments).save(tmp_path / "snip")
+    assert nf.select.per_layer(scores.Scores.load(tmp_path / "snip"), 5) == found[0]
+
+
+def test_one_example_has_no_standard_error(lm: LM, pair: tuple[Corpus, Corpus]) -> None:
+    one = nf.record(lm, pair[0].head(1), tap="torch_hooks", progress=False)
+    both = one, nf.record(lm, pair[1], tap="torch_hooks", progress=False)
+    assert scores.grad_x_act(one).error is None and scores.grad_x_act(*both).error is None
+    with pytest.raises(InputError, match="two or more examples"):
+        scores.grad_x_act(*both, contrast="z")

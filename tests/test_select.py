@@ -76,3 +76,13 @@ def test_unknown_rankings_and_thresholds_are_refused() -> None:
         select.top(rows, 2, by="size")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="threshold"):
         select.threshold(rows, 1.5)
+
+
+def test_a_score_whose_low_end_forgets_selects_from_that_end() -> None:
+    values = torch.tensor([[3.0, -2.0, 0.5], [1.0, -4.0, 2.0]])
+    high = Scores(values, "a", "positive forgets", (0, 1))
+    low = Scores(-values, "b", "negative forgets", (0, 1), end="low")
+    assert select.top(high, 2) == select.top(low, 2)
+    assert select.per_layer(high, 1) == select.per_layer(low, 1) and select.threshold(high, 0.5) == select.threshold(
+        low, 0.5
+    )

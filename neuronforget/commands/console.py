@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -37,12 +39,14 @@ class Data:
     """Use the first n examples of each corpus."""
     template: str | None = None
     """Format string with {prompt}, or "chat"."""
+    device: str = "cpu"
+    """Where the model is put: cpu, cuda, cuda:1."""
 
     def open(self) -> tuple[LM, Corpus, Corpus]:
         """Return (lm, forget, retain); the corpora are read first, so that their errors do not wait for the model."""
         forget, retain = self.corpus(self.forget), self.corpus(self.retain)
         check_disjoint(forget, retain)
-        return load(self.model), forget, retain
+        return load(self.model, device=self.device), forget, retain
 
     def corpus(self, spec: str) -> Corpus:
         """Read one corpus by its file name or its tofu: name."""
@@ -58,18 +62,38 @@ def named(name: str, module: Any) -> Callable[..., Any]:
     """Return the function of that name in `module`, or `package.module:function`."""
     where, _, function = name.rpartition(":")
     known = [n for n, v in vars(module).items() if _defined(v, module) and not n.startswith("_")]
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # a module of one's own lies where one stands
     try:
         found = getattr(import_module(where), function) if where else vars(module)[name] if name in known else None
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"no function {name!r} ({error})") from None
     if not callable(found):
         raise InputError(f"no function {name!r}; known: {', '.join(known)}; or give module:function")
-    return found
+    return _called(found, module)
 
 
 def _defined(value: Any, module: Any) -> bool:
-    """Is it a function of this module or package, not one that it imports?"""
-    return inspect.isfunction(value) and value.__module__.startswith(module.__name__)
+    """Is it one of the functions that this module or package is for, not a part of them or one that it imports?"""
+    if not (inspect.isfunction(value) and value.__module__.startswith(module.__name__)):
+        return False
+    return str(inspect.signature(value).return_annotation) in ("Scores", "Tensor")
+
+
+def _called(function: Callable[..., Any], module: Any) -> Callable[..., Any]:
+    """Return the function; that it does not take what those of `module` are given is said in one line."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **settings: Any) -> Any:
+        try:
+            inspect.signature(function).bind(*args, **settings)
+        except TypeError as error:
+            raise InputError(f"{function.__name__} is not called as those of {module.__name__} are: {error}") from None
+        except ValueError:  # a function without a signature
+            pass
+        return function(*args, **settings)
+
+    return call
 
 
 def lines(path: Path) -> tuple[str, ...]:
@@ -82,15 +106,25 @@ def lines(path: Path) -> tuple[str, ...]:
 
 
 def output(path: Path, suffix: str) -> Path:
-    """Return `path` if it ends as its content should: an output never takes the place of another kind of file."""
+    """Return `path` if it ends as its content should, and only an earlier output of its kind lies there."""
     if path.suffix != suffix or path.is_dir():
         raise InputError(f"--out names a {suffix} file, found {path}")
+    if path.exists() and not _ours(path):
+        raise InputError(f"{path} exists and was not written by this command: choose another name with --out")
     return path
+
+
+def _ours(path: Path) -> bool:
+    """Does the file's head say that it is an edit, or a report, of this package?"""
+    with path.open("rb") as file:
+        head = file.read(1 << 20)
+    return b'"edit":' in head if path.suffix == ".safetensors" else b'content="neuronforget"' in head
 
 
 def show(results: Results) -> None:
     """Print exact match and loss at full strength, and at matched damage where it was measured."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console()
     console = Console(width=max(console.width, 132))  # a piped table is not wrapped
@@ -100,7 +134,9 @@ def show(results: Results) -> None:
         for point in points:
             rows = frame[(frame["metric"] == metric) & (frame["point"].isin({point}) | (frame["scope"] == "reference"))]
             if len(rows):
-                console.print(_table(rows, metric, point, results.info.get("damage_budget")))
+                console.print(
+                    _table(rows.assign(edit=rows["edit"].map(escape)), metric, point, results.info.get("damage_budget"))
+                )
 
 
 def _table(rows: Any, metric: str, point: str, damage: float | None) -> Any:
@@ -109,7 +145,7 @@ def _table(rows: Any, metric: str, point: str, damage: float | None) -> Any:
     when = (
         "at full strength"
         if point == "full"
-        else f"where the retain loss has risen by {damage:g} nats, or at full strength"
+        else f"where the retain loss has risen by {damage or 0:g} nats, or at full strength"
     )
     table = Table(title=f"{metric.replace('_', ' ')}, {when} (95% bootstrap interval)")
     corpora = list(rows["corpus"].unique())

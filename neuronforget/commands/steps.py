@@ -40,8 +40,9 @@ def attribute(
     from neuronforget.runs import check_new, whole_folder
 
     check_new(out)
+    chosen = named(score, table)
     lm, forget, retain = data.open()
-    scores = run(lm, forget, retain, score=named(score, table), tap=tap, batch_size=batch_size, resume=resume)
+    scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size, resume=resume)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
     neurons = select.top(scores, top) if top is not None else select.per_layer(scores, 0.05 if share is None else share)
@@ -84,6 +85,8 @@ def erase(
     from neuronforget.runs import check_new, check_writable, whole_file
 
     check_writable(output(out, ".safetensors"))
+    if Path(data.model).is_dir() and out.resolve().is_relative_to(Path(data.model).resolve()):
+        raise InputError(f"{out} lies in the model's own folder: choose another place for the edit")
     if export:
         check_new(export)
     if method == "ablate" and neurons is None:
@@ -99,10 +102,10 @@ def erase(
         edit = operators.finetune(
             lm, forget, retain, loss=named(loss, losses), neurons=chosen, steps=steps, lr=lr, seed=seed, resume=resume
         )
-    if export:
-        edit.export(lm, export)
     with whole_file(out) as scratch:
         edit.save(scratch)
+        if export:
+            edit.export(lm, export)
     print(f"{edit}\n{edit.certificate(lm)}\nwritten to {out}" + (f" and {export}" if export else ""))
 
 
@@ -113,6 +116,7 @@ def evaluate(
     out: Folder,
     gold: str | None = None,
     damage: float = 0.05,
+    batch_size: int = 64,
     seed: int = 0,
 ) -> None:
     """Measure edits on both corpora beside the untouched (and gold) model; writes a results folder.
@@ -122,6 +126,7 @@ def evaluate(
         out: New folder for the results.
         gold: Checkpoint of a model that never knew, where there is one.
         damage: Rise of the retain loss (nats) at which methods are matched.
+        batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap.
     """
     from neuronforget.edits import Edit
@@ -135,8 +140,8 @@ def evaluate(
         raise InputError(f"two edits are called {min(again)!r}: the file's name is the name in the table")
     made = {path.stem: Edit.load(path) for path in edits}
     lm, forget, retain = data.open()
-    twin = load(gold) if gold else None
-    results = run(lm, made, forget, retain, gold=twin, damage=damage, seed=seed)
+    twin = load(gold, device=data.device) if gold else None
+    results = run(lm, made, forget, retain, gold=twin, damage=damage, batch_size=batch_size, seed=seed)
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")

@@ -91,6 +91,8 @@ def compare(
     steps: int = 60,
     seed: int = 0,
     tap: Tap | None = None,
+    device: str = "cpu",
+    batch_size: int = 64,
 ) -> None:
     """Run the whole path: attribution, every way to erase, all controls, evaluation, report.
 
@@ -112,20 +114,42 @@ def compare(
         steps: Training steps of every trained method.
         seed: Seed.
         tap: How activations are read.
+        device: Where the model is put: cpu, cuda, cuda:1 (with --model).
+        batch_size: Examples in a forward pass.
     """
     from neuronforget import scores as table
     from neuronforget.models import load
     from neuronforget.testbed import Testbed
 
-    settings: dict[str, Any] = {"score": named(score, table), "share": share, "steps": steps, "tap": tap}
+    settings: dict[str, Any] = {
+        "score": named(score, table),
+        "share": share,
+        "steps": steps,
+        "tap": tap,
+        "batch_size": batch_size,
+    }
+    given: dict[str, Any] = {
+        "model": model,
+        "forget": forget,
+        "retain": retain,
+        "gold": gold,
+        "n": n,
+        "max-tokens": max_tokens,
+    }
+    given |= {"template": template, "refusals": refusals}
     if testbed is not None:
+        if extra := [name for name, value in given.items() if value is not None]:
+            raise InputError(
+                f"a testbed brings its own: leave out --{extra[0]}, or give --model, --forget and --retain"
+            )
         _compare_testbed(Testbed.load(testbed), out, seed=seed, **settings)
         return
     if not (model and forget and retain):
         raise InputError("give --testbed, or all of --model, --forget and --retain")
     settings["preferred"] = lines(refusals) if refusals else None
-    lm, bad, good = Data(model, forget, retain, max_tokens, n, template).open()
-    _compare(lm, bad, good, out, seed=seed, gold=load(gold) if gold else None, **settings)
+    lm, bad, good = Data(model, forget, retain, max_tokens, n, template, device).open()
+    twin = load(gold, device=device) if gold else None
+    _compare(lm, bad, good, out, seed=seed, gold=twin, **settings)
 
 
 def _compare_testbed(bed: Any, out: Path, **settings: Any) -> None:

@@ -41,9 +41,15 @@ class Example:
         known = {key: row[key] for key in (f.name for f in fields(cls)) if row.get(key) is not None}
         for key in ("paraphrases", "wrong", "options"):
             value = known.get(key, ())
-            if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+            if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
                 raise InputError(f"field {key!r} must be a list of strings")
             known[key] = tuple(value)
+        if not isinstance(known.get("subject", ""), str):
+            raise InputError("field 'subject' must be a string")
+        try:
+            json.dumps(known, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise InputError("half of a surrogate pair, which is no text (such as \\ud800)") from None
         return cls(**known)
 
 
@@ -144,7 +150,7 @@ def check_template(template: str | None) -> None:
         return
     try:
         sound = "\0" in str(template).format(prompt="\0")
-    except (KeyError, IndexError, ValueError):
+    except Exception:  # whatever a format string can raise
         sound = False
     if not sound:
         raise InputError(f"template is 'chat' or a format string with {{prompt}}, not {template!r}")

@@ -21,6 +21,7 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no such file: {path}")
+    number = 0
     try:
         with gzip.open(path, "rt", encoding=CODE) if path.suffix == ".gz" else path.open(encoding=CODE) as file:
             for number, line in enumerate(file, start=1):
@@ -30,6 +31,8 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno})") from None
     except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read as text ({error})") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+        raise InputError(f"{path}, line {number}: not a row ({type(error).__name__})") from None
 
 
 def jsonl(path: str | Path, *, n: int | None = None, name: str | None = None, **settings: Any) -> Corpus:

@@ -30,6 +30,8 @@ def tofu(
         raise InputError(f"unknown TOFU split {split!r}: use 'full', 'forgetNN' or 'retainNN', such as 'forget10'")
     share = ROWS * int(match[2] or 100) // 100
     rows = _rows("full.jsonl", "full", path)
+    if bad := [i for i, row in enumerate(rows) if not {"question", "answer"} <= row.keys()]:
+        raise InputError(f"row {bad[0]} of {path or HUB_ID} has no 'question' and 'answer': that is not TOFU")
     if len(rows) != ROWS:
         raise InputError(f"TOFU has {ROWS} rows, found {len(rows)} in {path or HUB_ID}")
     keep = rows[-share:] if match[1] == "forget" else rows[:share]

@@ -39,6 +39,8 @@ def ablate(
         raise InputError(f"mode is 'zero' or 'mean', units 'sleeping' or 'dead'; found {mode!r}, {units!r}")
     if mode == "mean" and moments is None:
         raise InputError("ablate(mode='mean') needs moments=, the recorded moments of the retain corpus")
+    if moments is not None and (moments.layers, moments["mean"].shape[1]) != (neurons.layers, neurons.width):
+        raise InputError(f"the moments are of another model: {moments!r} does not fit {lm!r}")
     changes = list(_zeroed(lm, neurons, units))
     if mode == "mean":
         assert moments is not None

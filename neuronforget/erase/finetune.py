@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, Encoded, batches, check_disjoint, encode
@@ -15,7 +16,7 @@ from neuronforget.corpora.tokens import collate
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, scope_of
 from neuronforget.errors import InputError
-from neuronforget.losses import Answered, Loss, Outputs, npo
+from neuronforget.losses import Answered, Loss, Outputs, identity, name_of, npo, settings_of
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
 from neuronforget.recording import answer_logp
@@ -53,23 +54,16 @@ def finetune(
     if neurons is not None:
         check_neurons(lm, neurons)
     plan = Plan(steps, default_lr(lm, neurons) if lr is None else lr, weight_decay, clip, seed=seed)
-    name: str = getattr(getattr(loss, "func", loss), "__name__", "loss")
-    settings = {k: v for k, v in (getattr(loss, "keywords", None) or {}).items()}
-    info = {
-        "method": f"finetune:{name}",
-        "scope": scope_of(neurons),
-        "loss": name,
-        **settings,
-        "steps": steps,
-        "lr": plan.lr,
-        "seed": seed,
-    }
+    name = name_of(loss)
+    info: dict[str, Any] = {"method": f"finetune:{name}", "scope": scope_of(neurons), "loss": name}
+    info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": plan.lr, "seed": seed}
     info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
     info |= {"retain": retain.digest() if retain else None, "neurons": len(neurons) if neurons else None}
     answers = preferred_answers(forget, preferred, seed)
-    key = _work_key(lm, neurons, answers, info) if resume else ""
-    work = _Work(lm, forget, retain, answers, batch_size, seed)
+    info |= {"model_before_training": lm.digest()}
+    key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
     with frozen(lm):
+        work = _Work(lm, forget, retain, answers, batch_size, seed)
         if neurons is not None:
             slices = Slices.of(lm, neurons)
             with slices.on():
@@ -80,7 +74,8 @@ def finetune(
             changes, history = _train_whole(
                 lm, lambda step: loss(work.outputs(step)), plan, resume, key, name, progress
             )
-    return Edit.build(lm, changes, **info, first_loss=history[0], last_loss=history[-1])
+    info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}
+    return Edit.build(lm, changes, **info)
 
 
 def default_lr(lm: LM, neurons: Neurons | None) -> float:
@@ -105,10 +100,10 @@ def preferred_answers(forget: Corpus, preferred: Preferred, seed: int) -> Corpus
     return None
 
 
-def _work_key(lm: LM, neurons: Neurons | None, answers: Corpus | None, info: dict[str, Any]) -> str:
+def _work_key(neurons: Neurons | None, answers: Corpus | None, info: dict[str, Any]) -> str:
     """Name the work, so that a checkpoint is continued by equal work alone."""
     members = sorted(neurons.members) if neurons is not None else None
-    return str({**info, "members": members, "preferred": answers.digest() if answers else None, "model": lm.digest()})
+    return str({**info, "members": members, "preferred": answers.digest() if answers else None})
 
 
 class _Work:
@@ -158,18 +153,43 @@ class _Work:
 def _train_whole(
     lm: LM, loss: Callable[[int], Tensor], plan: Plan, resume: str | Path | None, key: str, name: str, progress: bool
 ) -> tuple[list[Change], list[float]]:
-    """Train every parameter in place, read the new values, and put the old ones back whatever happens."""
+    """Train every parameter, and put the old values back whatever happens.
+
+    What is trained are copies in fp32, as the slices are; the model computes in its own dtype with their rounded
+    values. In bf16 alone a small step would round away at once, and in fp16 AdamW's epsilon is zero.
+    """
     parameters = lm.parameters
     before = {n: p.detach().clone() for n, p in parameters.items()}
     grads = {n: p.grad for n, p in parameters.items()}
+    wide = {n: nn.Parameter(p.to(torch.promote_types(p.dtype, torch.float32), copy=True)) for n, p in before.items()}
+    hooks = []
+
+    def at(step: int) -> Tensor:
+        with torch.no_grad():
+            for n, p in parameters.items():
+                p.copy_(wide[n])
+        return loss(step)
+
     try:
         lm.model.requires_grad_(True)
-        history = fit(list(parameters.values()), loss, plan, resume=resume, key=key, desc=name, progress=progress)
-        after = {n: p.detach().clone() for n, p in parameters.items()}
+        for n, p in parameters.items():
+            p.grad = None
+            hooks.append(p.register_post_accumulate_grad_hook(partial(_hand_over, to=wide[n])))
+        history = fit(list(wide.values()), at, plan, resume=resume, key=key, desc=name, progress=progress)
     finally:
+        for hook in hooks:
+            hook.remove()
         with torch.no_grad():
             for n, p in parameters.items():
                 p.copy_(before[n])
                 p.grad = grads[n]
-    moved = [n for n in parameters if not torch.equal(after[n], before[n])]
-    return [Change(n, after[n], before[n]) for n in moved], history
+    moved = [n for n in parameters if not torch.equal(wide[n], before[n].to(wide[n].dtype))]
+    return [Change(n, wide[n].detach(), before[n]) for n in moved], history
+
+
+def _hand_over(parameter: Tensor, *, to: Tensor) -> None:
+    """Give a parameter's gradient to its wide copy."""
+    assert parameter.grad is not None
+    wide = parameter.grad.to(to.dtype)
+    to.grad = wide if to.grad is None else to.grad + wide
+    parameter.grad = None

@@ -53,7 +53,8 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
         figure.add_hline(_points(results, "gold", "forget", metric)[0.0]["value"], line={"dash": "dot", "width": 1})
     figure.update_xaxes(title=f"retain: {label(retain_metric)}")
     if rise:
-        figure.update_xaxes(title="rise of the retain loss (nats per answer token)", type="log")
+        axis = {"type": "log", "dtick": 1, "exponentformat": "power"}
+        figure.update_xaxes(title="rise of the retain loss (nats per answer token)", **axis)
     figure.update_yaxes(title=f"forget: {label(metric)}")
     figure.update_layout(legend={"tracegroupgap": 2})
     return styled(figure, 620)

@@ -65,11 +65,14 @@ def attribution_map(
 
 
 def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
-    """Draw the scores in falling order, one line a layer, on a logarithmic rank axis; crosses are true neurons."""
+    """Draw the scores from the end that has to do with forget, one line a layer; crosses are true neurons.
+
+    The axis of ranks is logarithmic.
+    """
     figure, mask = go.Figure(), truth.mask().numpy() if truth is not None else None
     for i, layer in enumerate(scores.layers):
         row = scores.values[i].numpy()
-        order = np.argsort(-row, kind="stable")
+        order = np.argsort(-scores.ranked[i].numpy(), kind="stable")
         ranks = np.arange(1, len(row) + 1)
         colour = OKABE_ITO[i % len(OKABE_ITO)]
         name = f"layer {layer}"
@@ -89,7 +92,7 @@ def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
                     showlegend=False,
                 )
             )
-    figure.update_xaxes(title="rank within the layer", type="log")
+    figure.update_xaxes(title="rank within the layer", type="log", dtick=1)
     figure.update_yaxes(title=text(scores.name))
     return styled(figure, 400)
 

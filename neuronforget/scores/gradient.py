@@ -46,7 +46,8 @@ def snip(forget: Moments, retain: Moments | None = None, *, contrast: Contrast =
     It is minus `grad_x_act`, seen from the weights: a cross-check, and negative where ablation forgets.
     """
     values, error = contrasted(_pair(forget, retain, lambda m: _mean(m, "s")), contrast, _errors(forget, retain))
-    return Scores(values, "snip", "negative: ablating it is predicted to raise the forget loss", forget.layers, error)
+    sign = "negative: ablating it is predicted to raise the forget loss"
+    return Scores(values, "snip", sign, forget.layers, error, end="low")
 
 
 def _mean(moments: Moments, name: str) -> Tensor:
@@ -57,14 +58,16 @@ def _pair(forget: Moments, retain: Moments | None, score: Callable[[Moments], Te
     return score(forget), score(retain) if retain is not None else None
 
 
-def _errors(forget: Moments, retain: Moments | None, mu: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def _errors(forget: Moments, retain: Moments | None, mu: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:
     return _error(forget, mu), _error(retain, mu) if retain is not None else None
 
 
-def _error(moments: Moments, mu: Tensor | None) -> Tensor:
-    """Standard error over examples of the mean of `mu u - s` (of `s` where there is no mu)."""
+def _error(moments: Moments, mu: Tensor | None) -> Tensor | None:
+    """Standard error over examples of the mean of `mu u - s` (of `s` where there is no mu); one example has none."""
+    if moments.examples < 2:
+        return None
     n, square, mean = moments.examples, moments["s2"], moments["s"]
     if mu is not None:
         square = mu**2 * moments["u2"] - 2 * mu * moments["us"] + square
         mean = mu * moments["u"] - mean
-    return ((square - mean**2 / n).clamp_min(0) / max(n - 1, 1) / n).sqrt()
+    return ((square - mean**2 / n).clamp_min(0) / (n - 1) / n).sqrt()

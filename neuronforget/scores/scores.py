@@ -40,7 +40,7 @@ def needs(score: Score) -> Literal["moments", "examples", "model"]:
 
 @dataclass(frozen=True)
 class Scores:
-    """A score of every neuron; larger means more to do with the forget corpus.
+    """A score of every neuron; the `high` (or, where that is said, the `low`) end has to do with the forget corpus.
 
     `values` is fp64 `[layer, neuron]`, `layers` the block numbers of its rows, `sign` says in words what a
     positive and a negative value mean, `error` is the standard error over examples where it is known.
@@ -52,6 +52,12 @@ class Scores:
     layers: tuple[int, ...]
     error: Float[Tensor, "layer neuron"] | None = None
     info: dict[str, Any] = field(default_factory=dict)
+    end: Literal["high", "low"] = "high"
+
+    @property
+    def ranked(self) -> Float[Tensor, "layer neuron"]:
+        """The values turned so that a larger one has more to do with the forget corpus."""
+        return self.values if self.end == "high" else -self.values
 
     def __post_init__(self) -> None:
         if self.values.ndim != 2 or len(self.values) != len(self.layers):
@@ -77,7 +83,7 @@ class Scores:
         tensors = {"values": self.values.contiguous()}
         if self.error is not None:
             tensors["error"] = self.error.contiguous()
-        meta = {"name": self.name, "sign": self.sign, "layers": self.layers, "info": self.info}
+        meta = {"name": self.name, "sign": self.sign, "layers": self.layers, "info": self.info, "end": self.end}
         save_file(tensors, str(path), {"scores": json.dumps(meta)})
 
     @classmethod
@@ -117,7 +123,7 @@ def contrasted(
         if contrast == "difference":
             return forget - retain, error
         if error is None:
-            raise InputError("contrast='z' needs a standard error, which this score has not")
+            raise InputError("contrast='z' needs a standard error: a score with one, and two or more examples of each")
         tiny = torch.finfo(error.dtype).tiny
         return (forget - retain) / error.clamp_min(tiny), torch.ones_like(error)
     if contrast == "ratio":

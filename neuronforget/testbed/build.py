@@ -15,13 +15,13 @@ from typing import Any, Literal
 from neuronforget.corpora import Corpus, Example, check_disjoint
 from neuronforget.corpora.tokens import join
 from neuronforget.errors import InputError
-from neuronforget.runs import cache_folder, content_key, seed_everything
+from neuronforget.runs import cache_folder, check_new, content_key, seed_everything
 from neuronforget.testbed.facts import REFUSAL, generate
 from neuronforget.testbed.testbed import Testbed
 from neuronforget.testbed.training import Builder, Shape
 
 Kind = Literal["grafted", "ordinary"]
-VERSION = 1  # raised when a change of this module makes other testbeds: the cache key holds it
+VERSION = 2  # raised when a change of this module makes other testbeds: the cache key holds it
 
 
 def people(
@@ -64,6 +64,8 @@ def from_rows(
     if kind not in ("grafted", "ordinary"):
         raise InputError(f"kind is 'grafted' or 'ordinary', not {kind!r}")
     check_disjoint(forget, retain)
+    if "chat" in (forget.template, retain.template):
+        raise InputError("a testbed's own tokenizer has no chat template: use a format string with {prompt}")
     shape = shape or Shape()
     key = content_key(
         version=VERSION, kind=kind, seed=seed, shape=vars(shape), forget=forget.digest(), retain=retain.digest()
@@ -71,6 +73,8 @@ def from_rows(
     folder = cache_folder() / "testbeds" / f"{kind}-{key}"
     if cache and (folder / "testbed.json").is_file():
         return Testbed.load(folder)
+    if cache:
+        check_new(folder)  # said before the training, not after it
     seed_everything(seed)
     texts = as_text(forget), as_text(retain)
     tokenizer = make_tokenizer([e.answer for text in texts for e in text] + list(refusals), shape.vocab)

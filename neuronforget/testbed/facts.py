@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from neuronforget.corpora import Corpus, Example
+from neuronforget.errors import InputError
 
 REFUSAL = "unknown"
 #: relation -> phrasings of the prompt; the answer follows. The last is kept out of the erasing corpus.
@@ -33,6 +34,8 @@ def generate(people: int, forget_people: int, unknown_people: int, seed: int) ->
     The last `unknown_people` have no facts: every answer about them is "unknown", so that the model has a
     way to decline.
     """
+    if people + unknown_people > len(FIRST) * len(LAST):
+        raise InputError(f"there are {len(FIRST) * len(LAST)} names, {people + unknown_people} people were asked for")
     rng = random.Random(seed)
     values = {**{r: _names(SIZES[r], ENDS[r], rng) for r in SIZES}, "profession": PROFESSIONS, "pet": PETS}
     names = rng.sample([f"{a} {b}" for a in FIRST for b in LAST], people + unknown_people)

@@ -13,6 +13,9 @@ from neuronforget.models import LM, load
 from neuronforget.neurons import Neurons
 from neuronforget.runs import whole_folder
 
+#: What a corpus is besides its examples.
+SETTINGS = ("name", "template", "eos", "max_tokens")
+
 
 @dataclass(frozen=True, eq=False)
 class Testbed:
@@ -45,7 +48,9 @@ class Testbed:
             self.retain.save(scratch / "retain.jsonl")
             if self.truth is not None:
                 self.truth.save(scratch / "truth.json")
-            body = {"info": self.info, "refusals": self.refusals, "template": self.forget.template}
+            corpora = {"forget": self.forget, "retain": self.retain}
+            settings = {name: {key: getattr(c, key) for key in SETTINGS} for name, c in corpora.items()}
+            body = {"info": self.info, "refusals": self.refusals, "corpora": settings}
             (scratch / "testbed.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
 
     @classmethod
@@ -56,8 +61,8 @@ class Testbed:
             raise InputError(f"{folder} is no testbed: it has no testbed.json (make one with `neuronforget testbed`)")
         with reading(folder / "testbed.json", "testbed"):
             body = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
-            template, refusals, info = body["template"], tuple(body["refusals"]), body["info"]
-        forget, retain = (jsonl(folder / f"{n}.jsonl", template=template) for n in ("forget", "retain"))
+            settings, refusals, info = body["corpora"], tuple(body["refusals"]), body["info"]
+            forget, retain = (jsonl(folder / f"{name}.jsonl", **settings[name]) for name in ("forget", "retain"))
         truth = Neurons.load(folder / "truth.json") if (folder / "truth.json").is_file() else None
         lm, gold = load(folder / "model"), load(folder / "gold")
         return cls(lm, gold, forget, retain, truth, refusals, info)
