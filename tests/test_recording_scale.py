@@ -21,7 +21,7 @@ import neuronforget as nf
 from neuronforget import attribution, recording
 from neuronforget.corpora import Corpus, encode, stream
 from neuronforget.errors import InputError
-from neuronforget.models import LM
+from neuronforget.models import LM, activations_only
 from neuronforget.moments import Moments, merge
 from neuronforget.ranks import Ranks
 from neuronforget.unfinished import Unfinished
@@ -74,7 +74,7 @@ def test_a_killed_recording_goes_on_and_ends_bit_equal(
         assert dies_at(patch, batch) == []
         with pytest.raises(Killed):
             run(lm, source, batch_size=2, per_example=True, resume=Unfinished(tmp_path / "state", every=0))
-    assert len(list((tmp_path / "state").iterdir())) == min(batch, 1)
+    assert len(list((tmp_path / "state").glob("*"))) == min(batch, 1)
     with monkeypatch.context() as patch:
         measured = dies_at(patch, -1)
         found = run(lm, source, batch_size=2, per_example=True, resume=tmp_path / "state")
@@ -232,11 +232,14 @@ def test_a_process_killed_outright_leaves_a_state_that_goes_on(lm: LM, corpus: C
     assert not state.exists()
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("batch", [1, 2, 3])
 def test_an_attribution_killed_in_either_corpus_goes_on(
-    batch: int, lm: LM, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch: int, streamed: bool, lm: LM, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forget, retain = corpus.head(3), Corpus(corpus.examples[3:], "rest")
+    if streamed:  # of one name: only their parts in the attribution tell them apart
+        forget, retain = (stream(rows_of(c)) for c in (forget, retain))
     settings: dict[str, Any] = {"tap": "torch_hooks", "batch_size": 2, "progress": False}
     whole = nf.attribute(lm, forget, retain, **settings)
     monkeypatch.setattr(attribution, "Unfinished", partial(Unfinished, every=0))
@@ -469,6 +472,8 @@ def test_a_model_offloaded_to_cpu_or_disk_is_refused(where: str, lm: LM, corpus:
         disk_offload(lm.model, str(tmp_path), execution_device=torch.device("cpu"))
     with pytest.raises(InputError, match="offloaded to CPU or disk: load it whole"):
         run(lm, corpus)
+    with pytest.raises(InputError, match="offloaded to CPU or disk"), activations_only(lm):
+        raise AssertionError("not reached")
 
 
 @pytest.fixture
