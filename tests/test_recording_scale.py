@@ -8,12 +8,14 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from neuronforget_kernels import Layout
 from test_recording import assert_same_moments, run
 from torch import nn
 
@@ -449,17 +451,23 @@ def test_a_model_dispatched_by_accelerate_is_recorded_as_it_was(tap: str, lm: LM
 def test_a_layers_statistics_are_reduced_where_the_layer_lies(monkeypatch: pytest.MonkeyPatch) -> None:
     places: list[set[str]] = []
 
-    def piece(a: torch.Tensor, g: torch.Tensor, segments: torch.Tensor, examples: int) -> Any:
-        places.append({x.device.type for x in (a, g, segments)})
-        return {"s": a.sum(0)}, {"s": a}, segments
+    def piece(a: torch.Tensor, g: torch.Tensor, layout: Layout, *, table: tuple[str, ...]) -> Any:
+        places.append({x.device.type for x in (a, g, layout)})
+        return {"s": a.sum(0)}, {"s": a}, layout.counts
 
     monkeypatch.setattr(recording, "neuron_moments", piece)
     low = torch.ones(1, 2, 3, device="meta", requires_grad=True)
     high = (low * 2).tanh()
-    got = recording._reduce_backwards({0: low, 1: high}, high.sum(), torch.zeros(2, dtype=torch.long), 1)
-    assert set(got) == {0, 1} and places == [{"meta"}, {"meta"}]
-    stacked = recording._stacked([{"s": low[0]}, {"s": torch.ones(2, 3)}], 1)
-    assert stacked["s"].shape == (2, 2, 3) and stacked["s"].device.type == "meta"
+    asked: list[torch.device] = []
+
+    def layout(device: torch.device) -> Layout:
+        asked.append(device)
+        return replace(Layout.of(torch.zeros(2, dtype=torch.long), 1), device=device)
+
+    got = recording._reduce_backwards({0: low, 1: high}, high.sum(), layout, ())
+    assert set(got) == {0, 1} and places == [{"meta"}, {"meta"}] and [d.type for d in asked] == ["meta", "meta"]
+    stacked = recording._stacked([{"s": torch.zeros(2, 3)}, {"s": torch.ones(2, 3)}], ("s",), 1)
+    assert stacked["s"].shape == (2, 2, 3) and stacked["s"].device.type == "cpu"
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])

@@ -18,7 +18,7 @@ from neuronforget.testbed.labels import ACTIVE, undone
 
 @lru_cache(maxsize=1)
 def planted() -> nf.testbed.Testbed:
-    shape = replace(SHAPE, graft_steps=300)  # value vectors alone learn more slowly
+    shape = replace(SHAPE, graft_steps=300, planted=32)  # value vectors alone learn more slowly, and hold less
     return nf.testbed.people("planted", people=20, forget_people=2, shape=shape, cache=False, progress=False)
 
 
@@ -56,8 +56,8 @@ def test_a_bed_whose_neurons_all_do_nothing_has_no_labels() -> None:
 
 def test_the_planted_kind_knows_forget_by_some_value_vectors_alone() -> None:
     made = planted()
-    assert made.planted is not None and len(made.planted) == made.info["planted"] == 24
-    assert made.info["planted share"] == 24 / 256
+    assert made.planted is not None and len(made.planted) == made.info["planted"] == 64
+    assert made.info["planted share"] == 64 / 256
     writes = {site.write.name: made.planted.by_layer()[site.layer] for site in made.lm.sites}
     for name, here in made.lm.parameters.items():
         there = made.gold.parameters[name]
