@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 
 from neuronforget import figures
-from neuronforget.figures.style import METRIC_LABELS, scopes_of
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
 from neuronforget.runs import whole_file
 from neuronforget.scores import Scores
+from neuronforget.tables import Table, flat, interval, made_table, results_table
 
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text, first column the row's name."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -74,8 +63,8 @@ def report(
         findings=findings,
         tables=[t for t in (results_table(results, p) for p in ("matched", "full")) if t.rows],
         pictures=pictures,
-        info=_flat({key: value for key, value in results.info.items() if key != "edits"}),
-        made=_made_table(results.info.get("edits", {})),
+        info=flat({key: value for key, value in results.info.items() if key != "edits"}),
+        made=made_table(results.info.get("edits", {})),
         nan=sum(row["nan"] for row in results.rows if row["point"] == "full"),
         plotly=get_plotlyjs(),
     )
@@ -88,66 +77,10 @@ def _measured(results: Results) -> set[str]:
     return {row["metric"] for row in results.rows}
 
 
-def _made_table(edits: Mapping[str, Mapping[str, Any]]) -> Table | None:
-    """Return how every edit was made, or None where the results do not say."""
-    keys = ("method", "neurons", "values", "parameters", "relative", "values_lost_to_dtype", "steps", "lr", "seed")
-    rows = [(name, *(f"{made[k]:.3g}" if isinstance(made.get(k), float) else str(made.get(k, "")) for k in keys))
-            for name, made in edits.items()]  # fmt: skip
-    heads = (
-        "edit",
-        "method",
-        "neurons",
-        "values",
-        "parameters",
-        "relative change",
-        "lost to dtype",
-        "steps",
-        "lr",
-        "seed",
-    )
-    return Table("How each edit was made, and its size", heads, tuple(rows)) if rows else None
-
-
-def results_table(results: Results, point: str, metrics: Sequence[str] | None = None) -> Table:
-    """Return every edit's values with intervals at one point of its frontier, references first.
-
-    Without `metrics`: exact match, probability and KL from gold, and any that is not of this package.
-    """
-    rows = [r for r in results.rows if r["point"] == point or (point != "full" and r["scope"] == "reference")]
-    measured = list(dict.fromkeys(r["metric"] for r in rows))
-    own = [m for m in measured if m not in METRIC_LABELS]
-    if metrics is None:
-        metrics = ("exact_match", "probability", *own, "kl_gold")
-    names = [m for m in metrics if m in measured] or measured
-    corpora = list(dict.fromkeys(r["corpus"] for r in rows))
-    columns = [
-        (c, m) for m in names for c in (corpora if m == "exact_match" else [c for c in corpora if "unseen" not in c])
-    ]
-    cells = {(r["edit"], r["corpus"], r["metric"]): r for r in rows}
-    strengths = {r["edit"]: r["strength"] for r in rows}
-    body = []
-    for name, scope in scopes_of(rows).items():
-        start = () if point == "full" else ("" if scope == "reference" else f"{strengths[name]:.2f}",)
-        body.append((name, *start, *(_interval(cells.get((name, c, m))) for c, m in columns)))
-    budget = results.info.get("damage_budget")
-    caption = "Every edit at full strength" if point == "full" else (
-        f"At matched damage: each edit weakened until the retain loss has risen by {budget:g} nats per answer token "
-        "(strength 1 where it never does)"
-        if budget is not None
-        else "At matched damage"
-    )  # fmt: skip
-    heads = [f"{c}: {METRIC_LABELS.get(m, m)}" for c, m in columns]
-    return Table(
-        caption,
-        ("edit", *(() if point == "full" else ("strength",)), *heads),
-        tuple(body) if len(body) > 2 or point == "full" else (),
-    )
-
-
 def _comparison_pictures(results: Results) -> list[Picture]:
     accuracy = results_table(results, "full", ("exact_match",))
     sweep = [
-        (r["edit"], f"{r['strength']:.2f}", r["corpus"], _interval(r))
+        (r["edit"], f"{r['strength']:.2f}", r["corpus"], interval(r))
         for r in results.rows
         if r["metric"] == "exact_match" and r["corpus"] in ("forget", "retain")
     ]
@@ -248,21 +181,5 @@ def _shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: 
     )
 
 
-def _interval(row: dict[str, Any] | None) -> str:
-    if row is None:
-        return ""
-    if math.isnan(row["value"]):
-        return f"NaN ({row['nan']} of {row['n']})"
-    return f"{row['value']:.3f} [{row['low']:.2f}, {row['high']:.2f}]"
-
-
 def _mark(neurons: Neurons | None, neuron: tuple[int, int]) -> str:
     return "" if neurons is None else "yes" if neuron in neurons else "no"
-
-
-def _flat(info: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in info.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        rows += _flat(value, f"{name}: ") if isinstance(value, Mapping) else [(name, str(value))]
-    return rows

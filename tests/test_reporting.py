@@ -14,8 +14,8 @@ from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
 
 import neuronforget as nf
 from neuronforget.errors import InputError
-from neuronforget.reporting import results_table
 from neuronforget.results import Results
+from neuronforget.tables import results_table
 
 
 class Page(HTMLParser):

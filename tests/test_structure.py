@@ -14,7 +14,7 @@ LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
     "corpora", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "train", "scores",
     "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "results", "metrics", "evaluation",
-    "testbed", "findings", "figures", "reporting", "comparison", "commands", "cli",
+    "testbed", "findings", "figures", "tables", "reporting", "comparison", "commands", "cli",
 ]  # fmt: skip
 
 
