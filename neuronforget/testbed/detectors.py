@@ -1,7 +1,7 @@
 """Do the weights alone give the true neurons away? A testbed is only as good as its labels are hidden.
 
 A score that finds true neurons by a property of their weights finds the way they were planted, not the
-knowledge. So every property that an adversary would try without data is measured by its AUROC: the chance
+knowledge. So properties that an adversary would try without data are measured by their AUROC: the chance
 that a true neuron exceeds another of its layer (0.5: no information), with the 95% interval of DeLong et al.
 (1988). "combined" is a logistic regression on all of them, fitted on the other layers.
 """
