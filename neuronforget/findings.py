@@ -196,12 +196,12 @@ class _Reader:
             yield f"No method leaves more than 5 points more in phrasings that the erasure never saw, {when}."
 
     def matched(self) -> Iterator[str]:
-        """What is left where every method has cost the same."""
+        """What is left where every method has cost the same; of equal ones the first answers more of retain."""
         budget = self.results.info.get("damage_budget")
         known = {n: row for n in self.named("full", "neurons") if (row := self.row(n)) is not None}
         if budget is None or not known:
             return
-        order = sorted(known, key=lambda n: known[n]["value"])
+        order = sorted(known, key=lambda n: (known[n]["value"], -self.value(n, "retain", "matched")))
         listed = ", ".join(f"{n} {known[n]['value']:.1%}" for n in order)
         yield f"With the retain loss allowed to rise by {budget:g} nats, what is left on forget is: {listed}."
         if undone := [name for name in order if known[name]["strength"] == 0]:

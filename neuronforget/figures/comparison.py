@@ -54,10 +54,10 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
     figure.update_xaxes(title=f"retain: {label(retain_metric)}")
     if rise:
         axis = {"type": "log", "dtick": 1, "exponentformat": "power"}
-        figure.update_xaxes(title="rise of the retain loss (nats per answer token)", **axis)
+        figure.update_xaxes(title="rise of the retain loss (nats/token)", **axis)
     figure.update_yaxes(title=f"forget: {label(metric)}")
-    figure.update_layout(legend={"tracegroupgap": 2})
-    return styled(figure, 620)
+    figure.update_layout(legend={"tracegroupgap": 2, "orientation": "h", "y": -0.3})
+    return styled(figure, 760)
 
 
 LEAST = 1e-4  # nats: the left end of a logarithmic axis of damage
@@ -95,7 +95,7 @@ def dots(results: Results, metric: str = "exact_match", point: str = "full") -> 
         )
         if "gold" in by_name:
             figure.add_vline(by_name["gold"]["value"], line={"dash": "dot", "width": 1}, row=1, col=column)
-    figure.update_xaxes(title=label(metric), title_font_size=11)
+    figure.update_xaxes(title=label(metric), title_font_size=11, col=(len(corpora) + 1) // 2)
     figure.update_yaxes(type="category", tickfont_size=12)
     styled(figure, 130 + 22 * len(order))
     return figure.update_layout(margin={"l": 170, "t": 72})
