@@ -206,3 +206,13 @@ def test_intervals_are_finite_at_the_ends() -> None:
     assert all(math.isfinite(x) for x in localisation.spearman(scores, scores))
     worst: Tensor = -scores.values
     assert localisation.auroc(Scores(worst, "worst", "", scores.layers), truth)[0] == 0
+
+
+def test_a_score_whose_low_end_means_forget_ranks_by_that_end() -> None:
+    high = scored((2, 20))
+    low = Scores(-high.values, "turned", "", high.layers, end="low")
+    truth, exact = truth_of(high), scored((2, 20), 3)
+    assert localisation.recall_curve(low, truth) == localisation.recall_curve(high, truth)
+    assert localisation.auroc(low, truth) == localisation.auroc(high, truth)
+    assert localisation.spearman(low, exact) == localisation.spearman(high, exact)
+    assert localisation.captured_effect(low, exact) == localisation.captured_effect(high, exact)

@@ -38,7 +38,7 @@ def recall_curve(scores: Scores, truth: Neurons, ks: Sequence[int | float] | Non
 
     _check_truth(scores, truth)
     total, true = scores.values.numel(), len(truth)
-    order = scores.values.flatten().sort(descending=True, stable=True).indices
+    order = scores.ranked.flatten().sort(descending=True, stable=True).indices
     hits = truth.mask().flatten()[order].cumsum(0)
     rows = []
     for k in counts(ks, total):
@@ -52,7 +52,7 @@ def recall_curve(scores: Scores, truth: Neurons, ks: Sequence[int | float] | Non
 def auroc(scores: Scores, truth: Neurons) -> Interval:
     """Return (AUROC, low, high): the chance that a true neuron scores above another; DeLong's interval over neurons."""
     _check_truth(scores, truth)
-    return _auroc(scores.values, truth)
+    return _auroc(scores.ranked, truth)
 
 
 def spearman(scores: Scores, exact: Scores) -> Interval:
@@ -65,7 +65,7 @@ def spearman(scores: Scores, exact: Scores) -> Interval:
     check_same((scores.layers, scores.values), (exact.layers, exact.values))
     if scores.values.numel() < 4:
         raise InputError("a rank correlation with an interval needs four or more neurons")
-    x, y = (s.values.flatten().numpy() for s in (scores, exact))
+    x, y = (s.ranked.flatten().numpy() for s in (scores, exact))
     if min(np.ptp(x), np.ptp(y)) == 0:
         raise InputError("all neurons have one and the same score: their ranks have no correlation")
     r = float(spearmanr(x, y).statistic)
@@ -82,7 +82,7 @@ def captured_effect(scores: Scores, exact: Scores, ks: Sequence[int | float] | N
     """
     check_same((scores.layers, scores.values), (exact.layers, exact.values))
     total, effects = exact.values.numel(), exact.values.flatten()
-    order = scores.values.flatten().sort(descending=True, stable=True).indices
+    order = scores.ranked.flatten().sort(descending=True, stable=True).indices
     found, best = effects[order].cumsum(0), effects.sort(descending=True).values.cumsum(0)
     if not best[0] > 0:
         raise InputError("no neuron has a positive exact effect: there is nothing to capture")
