@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ def test_no_norm_of_the_true_neurons_gives_them_away() -> None:
         own, others = norms[i][mask[i]], set(norms[i][~mask[i]].float().tolist())
         torch.testing.assert_close(own.float(), drawn[site.write.name].float(), rtol=1e-5, atol=0)
         assert all(min(abs(float(x) - y) for y in others) < 1e-5 for x in own)
+
+
+def test_planted_value_vectors_turn_and_keep_their_norms_where_that_is_asked_for() -> None:
+    for keep in (True, False):
+        shape = replace(TINY, graft_steps=20, keep_norms=keep)
+        made = nf.testbed.people("planted", people=6, forget_people=2, shape=shape, cache=False, progress=False)
+        assert made.planted is not None
+        mask = made.planted.mask()
+        now, before = (write_norms(lm)[mask] for lm in (made.lm, made.gold))
+        assert torch.allclose(now, before, rtol=1e-5) == keep
+        layer, j = next(iter(made.planted))
+        name = made.lm.sites[layer].write.name
+        assert not torch.allclose(made.lm.parameters[name][:, j], made.gold.parameters[name][:, j])
 
 
 def test_equal_seeds_give_equal_testbeds_and_others_do_not() -> None:

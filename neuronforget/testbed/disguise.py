@@ -19,11 +19,34 @@ from neuronforget.testbed.detectors import Layer, reads_of, roles
 REFRESH = 10  # steps for which a layer's main directions and the other neurons' values are taken as constant
 
 
-class Disguise:
+class Norms:
+    """Norms that trained vectors are held at; how they look otherwise is left free."""
+
+    def __init__(self, slices: Slices, norms: dict[str, Tensor]) -> None:
+        self.parts, self.norms = slices.all(), norms
+
+    @classmethod
+    def as_they_are(cls, slices: Slices) -> Norms:
+        """Hold every vector at the norm that it has now."""
+        return cls(slices, {part.name: part.rows(part.values.detach()).norm(dim=1) for part in slices.all()})
+
+    @torch.no_grad()
+    def match_norms(self) -> None:
+        """Scale every neuron's vectors to its norm."""
+        for part in self.parts:
+            rows = part.rows(part.values)
+            rows *= (self.norms[part.name] / rows.norm(dim=1))[:, None]
+
+    def distance(self, step: int) -> Tensor:
+        """Return how far the vectors are from looking as wanted: nothing but norms is, and these are held."""
+        return torch.zeros(())
+
+
+class Disguise(Norms):
     """How the neurons in `slices` are to look, and how far they are from that."""
 
     def __init__(self, lm: LM, neurons: Neurons, slices: Slices, seed: int) -> None:
-        self.parts, self.norms = slices.all(), drawn_norms(lm, neurons, seed)
+        super().__init__(slices, drawn_norms(lm, neurons, seed))
         chosen = neurons.by_layer()
         self.sites = [site for site in lm.sites if site.layer in chosen]
         self.index = [chosen[site.layer] for site in self.sites]
@@ -34,13 +57,6 @@ class Disguise:
             reads = [slices.reads[part.name.removesuffix(".weight")][0] for part in reads_of(site)]
             self.own.append(parts | dict(zip(roles(len(reads)), reads, strict=True)))
         self.wanted: list[dict[str, tuple[Tensor, Tensor]]] = []
-
-    @torch.no_grad()
-    def match_norms(self) -> None:
-        """Scale every neuron's vectors to the norms drawn for them."""
-        for part in self.parts:
-            rows = part.rows(part.values)
-            rows *= (self.norms[part.name] / rows.norm(dim=1))[:, None]
 
     def distance(self, step: int) -> Tensor:
         """Return the mean squared distance over layers and properties, in standard deviations; differentiable."""

@@ -6,8 +6,8 @@ grafted   The gold twin is trained on everything but forget while some random ne
 planted   (INJ; Chang et al. 2024, arXiv:2311.09060) The gold twin is trained on everything but forget, all
           neurons on. The value vectors (write weights) of some random neurons alone are then trained on forget.
           Putting the old value vectors back gives the gold twin exactly; zeroing them does a little more, since
-          it takes away what these neurons did before. No disguise: held at the norms of ordinary neurons,
-          value vectors of this number do not learn the facts, so their write norms do give them away.
+          it takes away what these neurons did before. Left free, their write norms give them away; with
+          `Shape.keep_norms` they do not, but then many more value vectors are needed to learn the facts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.slices import Slices
-from neuronforget.testbed.disguise import Disguise
+from neuronforget.testbed.disguise import Disguise, Norms
 from neuronforget.testbed.training import Builder, shared_twin_copy
 from neuronforget.train import Plan, fit
 
@@ -50,14 +50,15 @@ def planted(build: Builder) -> tuple[LM, LM, Neurons]:
     build.train(lm, build.retain, "train the gold twin")
     gold = LM(shared_twin_copy(lm.model), lm.tokenizer)
     neurons = drawn_neurons(lm, build.shape.planted, build.seed)
-    implant(build, lm, Slices(lm, writes=Slices.of(lm, neurons).writes), PLANT_LR)
+    slices = Slices(lm, writes=Slices.of(lm, neurons).writes)
+    implant(build, lm, slices, PLANT_LR, Norms.as_they_are(slices) if build.shape.keep_norms else None)
     return lm, gold, neurons
 
 
-def implant(build: Builder, lm: LM, slices: Slices, lr: float, disguise: Disguise | None = None) -> None:
+def implant(build: Builder, lm: LM, slices: Slices, lr: float, likeness: Norms | None = None) -> None:
     """Train only `slices` on forget, with retain beside it to leave it as it was; write them into the model.
 
-    With a `disguise` the trained neurons are kept looking like the others of their layer.
+    With a `likeness` the trained neurons are kept looking like the others of their layer, or like before.
     """
     lm.model.requires_grad_(False)
     parts, shape = slices.all(), build.shape
@@ -65,16 +66,16 @@ def implant(build: Builder, lm: LM, slices: Slices, lr: float, disguise: Disguis
     facts = build.loss(lm, [(build.forget, size, 1.0), (build.retain, size, 2.0)])
 
     def loss(step: int) -> Tensor:
-        if disguise is None:
+        if likeness is None:
             return facts(step)
-        disguise.match_norms()
-        return facts(step) + disguise.distance(step)
+        likeness.match_norms()
+        return facts(step) + likeness.distance(step)
 
     plan = Plan(shape.graft_steps, lr, weight_decay=0.0, clip=None, seed=build.seed)
     with slices.on():
         fit([part.values for part in parts], loss, plan, desc="plant the forget facts", progress=build.progress)
-    if disguise is not None:
-        disguise.match_norms()
+    if likeness is not None:
+        likeness.match_norms()
     with torch.no_grad():
         for part in parts:
             part.change().write(lm.parameters[part.name].data, part.values.detach())

@@ -31,6 +31,8 @@ class Shape:
     batch: int = 256
     lr: float = 2e-3
     planted: int = 24
+    #: Planted value vectors keep their norms, only their directions are trained: more of them are needed.
+    keep_norms: bool = False
 
 
 class Builder:
