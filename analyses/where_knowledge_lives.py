@@ -24,8 +24,9 @@ import torch
 
 import neuronforget as nf
 from neuronforget.evaluation import measure
-from neuronforget.metrics import exact_match
+from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics import localisation as found
+from neuronforget.metrics.subsets import subset_effects
 from neuronforget.recording import write_norms
 from neuronforget.runs import environment
 from neuronforget.scores import Scores, runs_model
@@ -42,17 +43,16 @@ BEDS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SHARE = 0.01  # of each layer: the k of recall@1%, as in the published figure for planted value vectors
 SHORTLIST = 0.1
+SETS, SET_SHARE = 60, 0.05  # random sets, and the share of all neurons in each
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% point of Student's t for so many seeds
 
 
 @runs_model
 def shortlist_exact(lm: nf.LM, forget: nf.Corpus, retain: nf.Corpus | None = None, **settings: Any) -> Scores:
-    """Two stages: the top tenth by grad_x_act, each ablated exactly; all others stay below."""
+    """Two stages: the top tenth by grad_x_act, each ablated exactly; all others are put at 0."""
     first = nf.attribute(lm, forget, retain, score=nf.scores.grad_x_act, **settings)
     chosen = nf.select.top(first, SHORTLIST)
-    exact = nf.scores.exact(lm, forget, retain, neurons=chosen, **settings)
-    values = exact.values.where(chosen.mask(), exact.values.min() - 1)
-    return Scores(values, "grad_x_act, then exact", exact.sign, exact.layers)
+    return nf.scores.exact(lm, forget, retain, neurons=chosen, **settings)
 
 
 @runs_model
@@ -87,16 +87,24 @@ SCORES: dict[str, Callable[..., Scores]] = {
 def rows_of(bed: nf.testbed.Testbed, scores: Mapping[str, Callable[..., Scores]] = SCORES) -> list[dict[str, Any]]:
     """Return one row for each score: seconds for an example, recall against the true neurons, agreement with exact.
 
-    Retain is as many examples as forget. `exact` is of the same two corpora, so its effect is forget minus retain.
+    Retain is as many examples as forget. The yardsticks are of the same two corpora (effects are forget minus retain):
+    `exact` of every neuron alone, and the joint ablation of random sets.
     """
     retain = bed.retain.head(len(bed.forget))
+
+    def effect(lm: nf.LM) -> np.ndarray:
+        forgotten, kept = (measure(lm, corpus, [nll])["nll"] for corpus in (bed.forget, retain))
+        return forgotten - kept
+
     rows, yardstick = [], nf.attribute(bed.lm, bed.forget, retain, score=nf.scores.exact, progress=False)
+    subsets = subset_effects(bed.lm, effect, size=SET_SHARE, n=SETS, progress=False)
     for name, score in scores.items():
         start = time.perf_counter()
         values = nf.attribute(bed.lm, bed.forget, retain, score=score, progress=False)
         spent = time.perf_counter() - start
         row = {"score": name, "seconds per example": spent / (len(bed.forget) + len(retain))}
         row["spearman"] = found.spearman(values, yardstick)[0]
+        row["sets"] = subsets.agreement(values)[0]
         row["captured@1%"] = found.captured_effect(values, yardstick, [SHARE])[0]["share"]
         if bed.truth is not None:
             row["recall@1%"] = nf.select.per_layer(values, SHARE).recall(bed.truth)
@@ -135,7 +143,9 @@ def tables(done: Mapping[str, Mapping[str, Any]]) -> str:
         beds = [bed for key, bed in done.items() if key.rsplit(" ", 1)[0] == kind]
         if not beds:
             continue
-        names = [n for n in ("recall@1%", "recall@k", "auroc", "spearman", "captured@1%") if n in beds[0]["rows"][0]]
+        names = [
+            n for n in ("recall@1%", "recall@k", "auroc", "spearman", "sets", "captured@1%") if n in beds[0]["rows"][0]
+        ]
         lines = [f"## {kind} ({len(beds)} seeds)", ""]
         facts = [f"{name} {mean_interval([bed['facts'][name] for bed in beds])}" for name in beds[0]["facts"]]
         lines += ["; ".join(facts) + ".", "", f"| score | ms per example | {' | '.join(names)} |"]

@@ -77,6 +77,77 @@ def test_direct_is_the_write_vector_on_the_answers_direction(family: str, corpus
     torch.testing.assert_close(found.values, mean, rtol=1e-3, atol=1e-5 * float(mean.abs().max()))
 
 
+WRONG = ("Oslo", ("Velm", "Bergen")), ("baker in the old harbour of Velm", ("baker in a town",))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_direct_against_wrong_answers_is_the_change_of_the_logit_difference(
+    family: str, corpus: Corpus, tokenizer: Any
+) -> None:
+    """Take one neuron's writing out of the last state, the norm's scale kept, and see what the difference loses."""
+    lm = lm_for(family, tokenizer)
+    lm.model.double()
+    examples = tuple(replace(corpus.examples[i], answer=a, wrong=w) for i, (a, w) in enumerate(WRONG))
+    told = replace(corpus, examples=examples)
+    norm = lm.model.transformer.ln_f if family == "gpt2" else lm.model.model.norm
+    head = lm.model.get_output_embeddings().weight.detach()
+    states: list[Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda _m, x: states.append(x[0][0].detach()))
+    neurons = [(0, 3), (1, 25), (1, 39)]
+    expected = torch.zeros(len(examples), len(neurons), dtype=torch.float64)
+    for n, example in enumerate(examples):
+        right = tokenizer(f"{example.prompt} {example.answer}")["input_ids"]
+        acts = TorchHooks(lm)({"input_ids": torch.tensor([right])}).acts
+        state = states[-1]
+        centre = state.mean(-1, keepdim=True) if family == "gpt2" else 0
+        kept = ((state - centre).pow(2).mean(-1, keepdim=True) + (1e-5 if family == "gpt2" else 1e-6)).sqrt()
+
+        def logits(x: Tensor, kept: Tensor = kept) -> Tensor:
+            x = x - x.mean(-1, keepdim=True) if family == "gpt2" else x
+            return (x / kept * norm.weight.detach()) @ head.T
+
+        for wrong in example.wrong:
+            other = tokenizer(f"{example.prompt} {wrong}")["input_ids"]
+            at = next(i for i, (x, y) in enumerate(zip(right, other, strict=False)) if x != y)
+            assert at >= len(tokenizer(example.prompt)["input_ids"]) - 1
+            for k, (layer, j) in enumerate(neurons):
+                weight = lm.parameters[lm.sites[layer].write.name].detach()
+                writes = acts[layer][0, :, j, None].detach() * (weight[j] if family == "gpt2" else weight[:, j])
+                fall = (logits(state) - logits(state - writes))[at - 1]
+                expected[n, k] += (fall[right[at]] - fall[other[at]]) / len(example.wrong)
+    hook.remove()
+    found = nf.attribute(lm, told, score=scores.direct, against="wrong", batch_size=2, progress=False)
+    got = torch.stack([found.values[layer, j] for layer, j in neurons])
+    torch.testing.assert_close(got, expected.mean(0), rtol=1e-4, atol=1e-6)
+    assert found.name == "direct:wrong" and expected.mean(0).abs().min() > 1e-4
+    pair = [replace(told, examples=(example,)) for example in examples]
+    apart = nf.attribute(lm, *pair, score=scores.direct, against="wrong", progress=False)
+    got = torch.stack([apart.values[layer, j] for layer, j in neurons])
+    torch.testing.assert_close(got, expected[0] - expected[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.usefixtures("untyped")
+def test_direct_against_wrong_answers_needs_some_that_differ(
+    lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(wrong: tuple[str, ...], prompt: str = "Anna Berg was born in") -> Corpus:
+        return replace(corpus, examples=(replace(corpus.examples[0], prompt=prompt, wrong=wrong),))
+
+    monkeypatch.setattr(lm.model, "forward", None)  # any work would fail
+    good = told(("Velm",))
+    for pair, message in (
+        ((corpus,), r"example 0 .*has no wrong answer.*against='mean'"),
+        ((good, corpus.head(1)), "example 0 .*has no wrong answer"),
+        ((told(("Velm", "Oslo")),), "parts from the right one nowhere"),
+        ((told(("Oslo by the sea",)),), "parts from the right one nowhere"),
+        ((told(("Velm",), prompt=""),), "parts from the right one nowhere"),
+    ):
+        with pytest.raises(InputError, match=message):
+            scores.direct(lm, *pair, against="wrong", progress=False)
+    with pytest.raises(InputError, match="not 'other'"):
+        scores.direct(lm, good, against="other", progress=False)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt_neox", "bloom", "gemma2"])
 def test_gradient_drop_is_the_mean_over_passes_without_one_block(family: str, corpus: Corpus, tokenizer: Any) -> None:
     lm = lm_for(family, tokenizer, **({"n_layer": 3} if family == "bloom" else {"num_hidden_layers": 3}))

@@ -20,6 +20,7 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.scores import cost, rows
 from neuronforget.scores.ablation import row_nll
+from neuronforget.scores.last_layer import last_layer
 
 #: (tokens, where the answer starts): answers of one and of several tokens, plain text, a prompt of one token.
 EXAMPLES = ((3, 9, 21, 40, 7, 33), 5), ((11, 4, 4, 50, 18, 60, 22, 35, 9), 4), ((8, 13, 29), 0), ((5, 6), 1)
@@ -180,3 +181,42 @@ def test_a_comparison_runs_with_a_score_that_runs_the_model(lm: LM, corpus: Corp
     found = nf.compare(lm, forget, retain, score=score, steps=1, controls=0, progress=False)
     assert found.scores.name == found.results.info["score"] == "exact:-1"
     assert {"ablate", "npo@neurons"} <= set(found.edits) and len(found.neurons) == 4
+
+
+@POSITIONS
+@pytest.mark.parametrize("family", ["llama", "qwen2", "mistral", "gemma"])
+def test_the_last_layer_is_a_closed_form_where_only_an_rms_norm_and_the_unembedding_follow(
+    family: str, position: int | None
+) -> None:
+    lm = lm_of(family)
+    lm.model.double()
+    for ids, start in EXAMPLES:
+        clean = rows.clean_run(lm, single(ids, start), position)
+        found = last_layer(lm, clean)
+        assert found is not None and found.layer == 1 and found.products is not None
+        for form in (found, replace(found, products=None)):
+            losses = row_nll(form.logits(clean, torch.arange(40)), clean.targets).tolist()
+            expected = brute(lm, single(ids, start), position, 1, list(range(40)))
+            assert losses == pytest.approx(expected, abs=1e-6)
+
+
+@POSITIONS
+@pytest.mark.parametrize(
+    "family", ["gpt2", "gpt_neox", "gemma2", "gemma3", "olmo2", "granite", "cohere", "bloom", "opt", "olmo", "mpt"]
+)
+def test_other_last_layers_are_run_as_rows(family: str, position: int | None) -> None:
+    """Layer norms, norms after the MLP, scaled or capped logits, scaled residuals."""
+    settings = {"granite": {"residual_multiplier": 0.5}}.get(family, {})
+    lm = lm_of(family, **settings)
+    assert last_layer(lm, rows.clean_run(lm, single(*EXAMPLES[0]), position)) is None
+
+
+def test_exact_says_which_layer_it_took_in_closed_form(lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"score": scores.exact, "progress": False}
+    found = nf.attribute(lm, corpus, **settings)
+    assert found.info["closed form"] == [1]
+    assert nf.attribute(lm, corpus, neurons=[(0, 3)], **settings).info["closed form"] == []
+    monkeypatch.setattr("neuronforget.scores.ablation.last_layer", lambda *_: None)
+    by_rows = nf.attribute(lm, corpus, **settings)
+    assert by_rows.info["closed form"] == []
+    torch.testing.assert_close(found.values, by_rows.values, rtol=0, atol=2e-6)

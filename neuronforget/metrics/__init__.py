@@ -1,6 +1,6 @@
 """Measure: metrics, functions from a model's predictions to one number per example; and of a localisation."""
 
-from neuronforget.metrics import knockout, localisation
+from neuronforget.metrics import knockout, localisation, subsets
 from neuronforget.metrics.memory import (
     Metric,
     Prediction,
@@ -15,5 +15,5 @@ from neuronforget.metrics.shift import activation_shift
 
 __all__ = [
     "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "knockout", "localisation", "nll",
-    "probability", "rank", "token_accuracy",
+    "probability", "rank", "subsets", "token_accuracy",
 ]  # fmt: skip

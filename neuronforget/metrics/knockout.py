@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -93,14 +93,14 @@ def ablation_curve(
     none = everything - everything
 
     def at(chosen: Neurons) -> np.ndarray:
-        return _measured(lm, everything - chosen if kind == "keep_only" else chosen, measure)
+        return measured(lm, everything - chosen if kind == "keep_only" else chosen, measure)
 
     points, others = [], []
     for i, k in enumerate(tqdm(sizes, desc=kind.replace("_", " "), disable=not progress)):
         chosen = select.top(scores, k) if k else none
         points.append(at(chosen))
         same = k in (0, total)  # there is one way to choose none, or all
-        drawn = [points[-1] if same else at(chosen.random_like(_seed(seed, i, c))) for c in range(controls)]
+        drawn = [points[-1] if same else at(chosen.random_like(seed_of(seed, i, c))) for c in range(controls)]
         others.append(np.stack(drawn))
     return Curve(kind, scores.name, sizes, total, np.stack(points), np.stack(others, 1), seed)
 
@@ -126,12 +126,12 @@ def selected_minus_random(
     if not len(neurons):
         raise InputError("the set of neurons is empty: there is nothing to ablate")
     sets = _control_sets(neurons, norms, controls, seed)
-    chosen, rows = _measured(lm, neurons, measure), []
+    chosen, rows = measured(lm, neurons, measure), []
     with tqdm(total=controls * len(sets), desc="controls", disable=not progress) as bar:
         for kind, drawn in sets.items():
             total = np.zeros_like(chosen)
             for control in drawn:
-                total += _measured(lm, control, measure)
+                total += measured(lm, control, measure)
                 bar.update()
             gap = chosen - total / controls
             value, low, high = bootstrap(gap, seed)
@@ -141,8 +141,8 @@ def selected_minus_random(
     return rows
 
 
-def _measured(lm: LM, neurons: Neurons, measure: Measure) -> np.ndarray:
-    """The measure with `neurons` at zero (with none: of the model as it is)."""
+def measured(lm: LM, neurons: Neurons, measure: Measure) -> np.ndarray:
+    """Return the measure with `neurons` at zero (with none: of the model as it is), fp64."""
     if not len(neurons):
         return np.asarray(measure(lm), dtype=np.float64)
     with ablate(lm, neurons).on(lm):
@@ -150,17 +150,19 @@ def _measured(lm: LM, neurons: Neurons, measure: Measure) -> np.ndarray:
 
 
 def _control_sets(neurons: Neurons, norms: Tensor | None, controls: int, seed: int) -> Mapping[str, list[Neurons]]:
-    shape = (len(neurons.layers), neurons.width)
-    anywhere = []
-    for c in range(controls):
-        noise = torch.rand(shape, generator=torch.Generator().manual_seed(_seed(seed, 0, c)), dtype=torch.float64)
-        noise[neurons.mask()] = -1.0  # none of the selection itself, while there are enough others
-        anywhere.append(select.top(Scores(noise, "random", "", neurons.layers), len(neurons)))
-    sets = {"count": anywhere, "layer": [neurons.random_like(_seed(seed, 1, c)) for c in range(controls)]}
+    anywhere = [anywhere_in(neurons.mask(), neurons.layers, len(neurons), seed_of(seed, 0, c)) for c in range(controls)]
+    sets = {"count": anywhere, "layer": [neurons.random_like(seed_of(seed, 1, c)) for c in range(controls)]}
     if norms is not None:
-        sets["norm"] = [neurons.matched(norms, _seed(seed, 2, c)) for c in range(controls)]
+        sets["norm"] = [neurons.matched(norms, seed_of(seed, 2, c)) for c in range(controls)]
     return sets
 
 
-def _seed(*parts: int) -> int:
+def anywhere_in(taken: Bool[Tensor, "layer neuron"], layers: tuple[int, ...], count: int, seed: int) -> Neurons:
+    """Return `count` random neurons of the whole model, those `taken` only where there are too few others."""
+    noise = torch.rand(taken.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return select.top(Scores(noise.masked_fill(taken, -1.0), "random", "", layers), count)
+
+
+def seed_of(*parts: int) -> int:
+    """Return the seed of one draw among many: independent of those of other parts."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -56,18 +56,19 @@ def auroc(scores: Scores, truth: Neurons) -> Interval:
 
 
 def spearman(scores: Scores, exact: Scores) -> Interval:
-    """Return Spearman's rank correlation with exact ablation over all neurons.
+    """Return Spearman's rank correlation with exact ablation over all neurons, as if neurons were independent."""
+    check_same((scores.layers, scores.values), (exact.layers, exact.values))
+    return rank_correlation(scores.ranked.flatten().numpy(), exact.ranked.flatten().numpy(), "neurons")
 
-    The interval is Fisher's z with Bonett & Wright's (2000) error, as if neurons were independent.
-    """
+
+def rank_correlation(x: Float[np.ndarray, "unit"], y: Float[np.ndarray, "unit"], units: str) -> Interval:
+    """Return (Spearman's correlation, low, high): Fisher's z with Bonett & Wright's (2000) error over `units`."""
     from scipy.stats import spearmanr
 
-    check_same((scores.layers, scores.values), (exact.layers, exact.values))
-    if scores.values.numel() < 4:
-        raise InputError("a rank correlation with an interval needs four or more neurons")
-    x, y = (s.ranked.flatten().numpy() for s in (scores, exact))
+    if len(x) < 4:
+        raise InputError(f"a rank correlation with an interval needs four or more {units}, found {len(x)}")
     if min(np.ptp(x), np.ptp(y)) == 0:
-        raise InputError("all neurons have one and the same score: their ranks have no correlation")
+        raise InputError(f"all {units} have one and the same score or effect: their ranks have no correlation")
     r = float(spearmanr(x, y).statistic)
     z, error = math.atanh(min(max(r, -1 + 1e-15), 1 - 1e-15)), math.sqrt((1 + r * r / 2) / (len(x) - 3))
     return r, math.tanh(z - QUANTILE * error), math.tanh(z + QUANTILE * error)

@@ -2,14 +2,14 @@
 
 Neurons are stacked as rows: row j is the example with neuron j at zero, run from its layer upward only. At one
 position (`position=-1`) a row is a single token over the shared keys and values of the prompt: the same
-numbers for a small part of the work.
+numbers for a small part of the work. The last layer needs no rows where `last_layer` finds its closed form.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +20,9 @@ from neuronforget.corpora import Batch, Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.scores.cost import check_memory, check_operations, rows_per_pass
+from neuronforget.scores.last_layer import LastLayer, last_layer
 from neuronforget.scores.per_example import encoded, longest, over_examples
-from neuronforget.scores.rows import Clean, check_rows, clean_run, run_rows
+from neuronforget.scores.rows import Clean, check_rows, clean_run, run_rows, zeroed
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 
 
@@ -56,14 +57,17 @@ def exact(
     check_memory("exact", lm, every, position, batch_size)
     check_operations("exact", lm, every, position, counts, limit)
 
-    def measure(example: Batch) -> Tensor:
-        return _loss_changes(lm, clean_run(lm, example, position), chosen, batch_size, progress)[None]
-
     name = "exact" if position is None else "exact:-1"
     sign = "positive: ablating it raises the forget loss"
-    info = {"measured neurons": sum(counts.values())}
+    info: dict[str, Any] = {"measured neurons": sum(counts.values())}
     with frozen(lm), torch.no_grad():
-        check_rows(lm, longest(lm, rows), position)
+        check_rows(lm, probe := longest(lm, rows), position)
+        last = last_layer(lm, clean_run(lm, probe, position)) if lm.sites[-1].layer in chosen else None
+        info["closed form"] = [] if last is None else [last.layer]
+
+        def measure(example: Batch) -> Tensor:
+            return _loss_changes(lm, clean_run(lm, example, position), chosen, last, batch_size, progress)[None]
+
         return over_examples(
             lm, rows, measure, name=name, sign=sign, contrast=contrast, batch_size=1, progress=progress, info=info
         )
@@ -79,7 +83,7 @@ def row_nll(logits: Float[Tensor, "row target vocab"], targets: Int[Tensor, "tar
 
 
 def _loss_changes(
-    lm: LM, clean: Clean, chosen: dict[int, Tensor], batch_size: int, progress: bool
+    lm: LM, clean: Clean, chosen: dict[int, Tensor], last: LastLayer | None, batch_size: int, progress: bool
 ) -> Float[Tensor, "layer neuron"]:
     before = row_nll(clean.logits, clean.targets).double().cpu()
     changes = torch.zeros(lm.shape, dtype=torch.float64)
@@ -87,17 +91,13 @@ def _loss_changes(
     with tqdm(total=sum(map(len, chosen.values())), desc="neurons", leave=False, disable=not progress) as bar:
         for i, site in enumerate(lm.sites):
             for part in chosen[site.layer].split(length) if site.layer in chosen else ():
-                logits = run_rows(lm, clean, {site.layer: len(part)}, {site.layer: partial(_zeroed, part)})
+                if last is not None and site.layer == last.layer:
+                    logits = last.logits(clean, part)
+                else:
+                    logits = run_rows(lm, clean, {site.layer: len(part)}, {site.layer: partial(zeroed, part)})
                 changes[i, part] = row_nll(logits, clean.targets).double().cpu() - before
                 bar.update(len(part))
     return changes
-
-
-def _zeroed(neurons: Tensor, act: Tensor) -> Tensor:
-    """Row i without neuron `neurons[i]`."""
-    act = act.clone()
-    act[torch.arange(len(neurons)), :, neurons] = 0
-    return act
 
 
 def _chosen(lm: LM, neurons: Iterable[tuple[int, int]] | None) -> dict[int, Tensor]:

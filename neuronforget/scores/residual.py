@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import zip_longest
+from typing import Literal, get_args
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.corpora import Batch, Corpus
+from neuronforget.corpora import Batch, Corpus, Encoded, encode
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.recording import answer_nll
@@ -16,6 +21,12 @@ from neuronforget.scores.rules import direct_paths, droppable_blocks, frozen_nor
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 from neuronforget.taps import Pass, TorchHooks
 
+Against = Literal["mean", "wrong"]
+#: Where a wrong answer parts from the right one: position of the differing token, the right one, the wrong one.
+Fork = tuple[int, int, int]
+#: From logits `[example, token, vocab]` and their batch to a difference of logits, `[example]`.
+Margin = Callable[[Tensor, Batch], Tensor]
+
 
 @runs_model
 def direct(
@@ -23,6 +34,7 @@ def direct(
     forget: Corpus,
     retain: Corpus | None = None,
     *,
+    against: Against = "mean",
     contrast: Contrast = "difference",
     batch_size: int = 16,
     progress: bool = True,
@@ -31,18 +43,26 @@ def direct(
 
     `d_t` is the direction of the answer token's logit minus the mean logit over the vocabulary, through the final
     norm (and the block's own after the MLP, where it has one) with its scale held fixed; mean over answer tokens, in
-    logits. Effects by way of later blocks are not in it. Raises InputError for a norm whose scale cannot be frozen.
+    logits. `against="wrong"` takes instead the answer's token minus the wrong answer's where the two first differ,
+    mean over the example's `wrong` answers. Effects by way of later blocks are not in it. Raises InputError for a
+    norm whose scale cannot be frozen, and for examples without a wrong answer that differs, if they are to be used.
     """
+    if against not in get_args(Against):
+        raise InputError(f"direct compares the answer against 'mean' (of the vocabulary) or 'wrong', not {against!r}")
     rows, tap = encoded(lm, forget, retain), TorchHooks(lm)
+    margin: Margin = _answer_margin
+    if against == "wrong":
+        margin, rows = _wrong_margin(lm, [corpus for corpus in (forget, retain) if corpus is not None], rows)
 
     def measure(batch: Batch) -> Tensor:
         out = tap(batch.inputs)
-        return _products(out, _answer_margin(out.logits, batch).sum())
+        return _products(out, margin(out.logits, batch).sum())
 
+    name = "direct" if against == "mean" else "direct:wrong"
     sign = "positive: it writes towards the answer, so ablating it lowers the answer's logit"
     with activations_only(lm), frozen_norms(lm), direct_paths(lm):
         return over_examples(
-            lm, rows, measure, name="direct", sign=sign, contrast=contrast, batch_size=batch_size, progress=progress
+            lm, rows, measure, name=name, sign=sign, contrast=contrast, batch_size=batch_size, progress=progress
         )
 
 
@@ -97,3 +117,42 @@ def _answer_margin(logits: Float[Tensor, "example token vocab"], batch: Batch) -
     mask, wide = batch.answer_mask[:, 1:], logits[:, :-1].float()
     margin = wide.gather(-1, batch.input_ids[:, 1:, None])[..., 0] - wide.mean(-1)
     return (margin * mask).sum(1) / mask.sum(1)
+
+
+def _wrong_margin(lm: LM, corpora: list[Corpus], rows: list[list[Encoded]]) -> tuple[Margin, list[list[Encoded]]]:
+    """Return the margin over the wrong answers, and the rows numbered through, by which it knows their forks."""
+    forks = [fork for corpus, part in zip(corpora, rows, strict=True) for fork in _forks(lm, corpus, part)]
+    numbers = iter(range(len(forks)))
+
+    def margin(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
+        found = []
+        for row, number in zip(logits, batch.index, strict=True):
+            at, right, wrong = torch.tensor(forks[number], device=logits.device).T
+            found.append((row[at - 1, right] - row[at - 1, wrong]).float().mean())
+        return torch.stack(found)
+
+    return margin, [[replace(row, index=next(numbers)) for row in part] for part in rows]
+
+
+def _forks(lm: LM, corpus: Corpus, rows: list[Encoded]) -> list[list[Fork]]:
+    """Each example's forks, one for each wrong answer. Raises InputError where there is none."""
+    found = []
+    for i, (example, row) in enumerate(zip(corpus, rows, strict=True)):
+        others = tuple(replace(example, answer=wrong) for wrong in example.wrong)
+        coded = encode(replace(corpus, examples=others), lm.tokenizer, lm.max_length) if others else []
+        parted = [fork for other in coded if (fork := _fork(row, other)) is not None]
+        if len(parted) < max(len(coded), 1):
+            reason = "a wrong answer that parts from the right one nowhere in it" if coded else "no wrong answer"
+            raise InputError(
+                f"corpus {corpus.name!r}, example {i} ({example.prompt[:40]!r}) has {reason}: direct(against='wrong') "
+                "needs `wrong` answers that differ in a token after the first of the text; or use against='mean'"
+            )
+        found.append(parted)
+    return found
+
+
+def _fork(row: Encoded, other: Encoded) -> Fork | None:
+    """Where two token sequences first differ; None where one continues the other, or no token precedes the fork."""
+    pairs = enumerate(zip_longest(row.ids, other.ids, fillvalue=-1))
+    at, right, wrong = next(((at, *pair) for at, pair in pairs if pair[0] != pair[1]), (0, -1, -1))
+    return (at, right, wrong) if at and min(right, wrong) >= 0 else None

@@ -35,8 +35,9 @@ Size = tuple[int, int, int]
 class Clean:
     """One example as the model runs it: `ids` are the tokens that rows run anew, `prefix` holds those before them.
 
-    `length` counts both. By layer, at `ids`: `inputs` of the blocks, `acts` of their neurons, and the `rest` of
-    what a block returns beside hidden states. `logits` predict `targets`, the answer tokens looked at.
+    `length` counts both. By layer, at `ids`: `inputs` of the blocks (and, one number on, what leaves the last),
+    `acts` of their neurons, and the `rest` of what a block returns beside hidden states. `logits` predict `targets`,
+    the answer tokens looked at.
     """
 
     ids: Int[Tensor, "1 token"]
@@ -80,7 +81,7 @@ def clean_run(lm: LM, example: Batch, position: int | None) -> Clean:
 
     def keep(layer: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         inputs[layer] = hidden_of(args, kwargs)
-        rest[layer] = tuple(out[1:]) if isinstance(out, tuple) else None
+        inputs[layer + 1], rest[layer] = (out[0], tuple(out[1:])) if isinstance(out, tuple) else (out, None)
 
     with ExitStack() as stack:
         for layer, block in enumerate(blocks_of(lm)):
@@ -106,6 +107,13 @@ def run_rows(
         for site in (site for site in lm.sites if site.layer in edits):
             stack.enter_context(_edited(lm, site, tokens, edits[site.layer]))
         return _forward(lm, clean.ids.expand(rows, -1), clean.prefix, len(clean.targets))
+
+
+def zeroed(neurons: Int[Tensor, "row"], act: Float[Tensor, "row token neuron"]) -> Float[Tensor, "row token neuron"]:
+    """Return the activations with neuron `neurons[i]` of row i at 0 (an `Edit`, its first argument given)."""
+    act = act.clone()
+    act[torch.arange(len(neurons)), :, neurons] = 0
+    return act
 
 
 @torch.no_grad()

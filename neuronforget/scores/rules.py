@@ -115,7 +115,7 @@ class _NormRule:
         x, y = ((size * torch.randn(like.shape, generator=draw)).to(like) for _ in range(2))
         tolerance = 10 * max(torch.finfo(like.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
         for centred in (False, True):
-            scale = partial(_scale, _eps(module), centred)
+            scale = partial(norm_scale, norm_eps(module), centred)
             with torch.no_grad():
                 parts = [(module.forward(z) - _bias(module)) * scale(z) for z in (x, y, 2 * x + y)]
             if (2 * parts[0] + parts[1] - parts[2]).abs().max() < tolerance * parts[2].abs().max():
@@ -126,13 +126,15 @@ class _NormRule:
         )
 
 
-def _scale(eps: float, centred: bool, x: Tensor) -> Tensor:
+def norm_scale(eps: float, centred: bool, x: Tensor) -> Tensor:
+    """Return what a norm divides each vector by, fp32 or better: RMS, or (`centred`) standard deviation."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     x = x - x.mean(-1, keepdim=True) if centred else x
     return (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
 
 
-def _eps(module: nn.Module) -> float:
+def norm_eps(module: nn.Module) -> float:
+    """Return a norm's epsilon, 0 where it has none."""
     return next((float(v) for n in ("eps", "variance_epsilon") if (v := getattr(module, n, None)) is not None), 0.0)
 
 
