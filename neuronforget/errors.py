@@ -11,6 +11,14 @@ class InputError(ValueError):
     """The caller's data, path or model cannot be used as asked. The command line prints it as one line."""
 
 
+def not_finite(where: str) -> InputError:
+    """Return the error for a model whose numbers overflow; `where` says which were found so."""
+    return InputError(
+        f"activations or gradients are NaN or infinite ({where}): "
+        "check the model's weights, or load it in a wider dtype"
+    )
+
+
 @contextmanager
 def reading(path: str | Path, what: str) -> Iterator[None]:
     """Read a file within the block: a missing or damaged one raises InputError, whatever its parser raises."""

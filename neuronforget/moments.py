@@ -17,7 +17,7 @@ import torch
 from neuronforget_kernels.reference import PIECE_FIELDS, SUMS, TABLE_FIELDS
 from torch import Tensor
 
-from neuronforget.errors import InputError, reading
+from neuronforget.errors import InputError, not_finite, reading
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,4 @@ def check_fields(fields: dict[str, Tensor]) -> None:
     for name in PIECE_FIELDS:
         bad = int((~torch.isfinite(fields[name])).sum())
         if bad:
-            raise InputError(
-                f"activations or gradients are NaN or infinite (statistic {name!r} of {bad} neurons): "
-                "check the model's weights, or load it in a wider dtype"
-            )
+            raise not_finite(f"statistic {name!r} of {bad} neurons")

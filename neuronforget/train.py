@@ -67,9 +67,8 @@ def fit(
         for step in range(len(history), plan.steps):
             value = loss(step)
             if not torch.isfinite(value):
-                raise InputError(
-                    f"{desc}: the loss is {float(value.detach())} at step {step}: lower lr (now {plan.lr:g})"
-                )
+                advice = f"lower lr (now {plan.lr:g})" if step else "check the loss and the model's weights"
+                raise InputError(f"{desc}: the loss is {float(value.detach())} at step {step}: {advice}")
             prepared.zero_grad()
             accelerator.backward(value)
             if plan.clip is not None:

@@ -311,6 +311,20 @@ def test_an_unknown_name_is_answered_with_the_known_ones(
     assert "nowhere" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["gap_x_grad", "before_answer"])
+def test_a_score_of_ones_own_goes_where_the_built_in_ones_go(
+    bed: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of moments, one that runs the model; the module is the example that the docs point to."""
+    monkeypatch.chdir(Path(__file__).parent.parent / "examples")
+    own, hooks = ["--score", f"own_score:{name}"], ["--tap", "torch_hooks"]
+    assert run(monkeypatch, "attribute", *data(bed), "--out", tmp_path / "out", *own, *hooks) == 0
+    found, score = Scores.load(tmp_path / "out" / "scores.safetensors"), getattr(sys.modules["own_score"], name)
+    forget, retain = (nf.corpora.jsonl(bed / f"{which}.jsonl") for which in ("forget", "retain"))
+    expected = nf.attribute(nf.load(bed / "model"), forget, retain, score=score, tap="torch_hooks", progress=False)
+    assert found.name == name and torch.equal(found.values, expected.values)
+
+
 def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run([sys.executable, "-m", "neuronforget", "--help"], capture_output=True, text=True, check=True)
     assert all(

@@ -13,11 +13,17 @@ import neuronforget as nf
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the examples keep the testbed that they share."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_every_example_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_example_runs(path: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
-    runpy.run_path(str(path))
+    monkeypatch.setenv("NEURONFORGET_CACHE", str(cache))
+    runpy.run_path(str(path), run_name="__main__")
     assert list(tmp_path.glob("*.html")), "an example saves a figure"
 
 

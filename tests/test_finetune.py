@@ -129,7 +129,7 @@ def test_weights_flags_gradients_and_mode_come_back(lm: LM, forget: Corpus, reta
     with pytest.raises(KeyboardInterrupt):
         tune(lm, forget, retain, loss=dies, neurons=neurons)
     check()
-    with pytest.raises(InputError, match="lower lr"):
+    with pytest.raises(InputError, match="at step 0: check the loss"):
         tune(lm, forget, retain, loss=lambda outputs: ga(outputs) * float("nan"), neurons=neurons)
     check()
 

@@ -67,6 +67,8 @@ def test_a_selection_says_how_it_was_made() -> None:
 def test_an_impossible_count_is_refused(k: float) -> None:
     with pytest.raises(InputError, match="cannot select"):
         select.per_layer(scored([[1, 2, 3, 4, 5, 6]]), k)
+    with pytest.raises(InputError, match="cannot select"):
+        select.top(scored([[1, 2, 3, 4, 5, 6]]), k)
 
 
 @pytest.mark.usefixtures("untyped")

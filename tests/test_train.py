@@ -99,9 +99,11 @@ def test_a_step_is_adamw_with_clipped_gradients_by_hand() -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_with_advice(value: float) -> None:
     parameters = start()
-    with pytest.raises(InputError, match=r"work: the loss is .* at step 0: lower lr"):
+    with pytest.raises(InputError, match=r"work: the loss is .* at step 0: check the loss and the model's weights"):
         fit(parameters, lambda step: parameters[0].sum() * value, PLAN, desc="work", progress=False)
     assert equal(parameters, start())
+    with pytest.raises(InputError, match=r"work: the loss is .* at step 1: lower lr"):
+        fit(parameters, lambda step: parameters[0].sum() * value**step, PLAN, desc="work", progress=False)
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"steps": -1}, {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Contrast, Scores, check_same, contrasted, floor
+from neuronforget.scores.scores import Contrast, Scores, both, contrasted, floor
 
 Importance = Literal["freq", "abs", "rms", "std"]
 
@@ -24,7 +24,7 @@ def activation_gap(
     tokens of one example are not independent.
     """
     if scale == "mean":
-        values = forget["mean"] - (retain["mean"] if retain is not None else 0.0)
+        values, _ = contrasted(both(lambda m: m["mean"], forget, retain), "difference")
         return Scores(values, "activation_gap", "positive: more active on forget", forget.layers)
     if scale not in ("cohen", "welch"):
         raise InputError(f"unknown scale {scale!r}: use 'mean', 'cohen' or 'welch'")
@@ -32,7 +32,7 @@ def activation_gap(
         raise InputError(f"activation_gap(scale={scale!r}) compares two corpora: give retain moments too")
     if min(forget.pooled, retain.pooled) < 2:
         raise InputError(f"activation_gap(scale={scale!r}) needs two or more examples in each corpus")
-    gap = forget["pool_mean"] - retain["pool_mean"]
+    gap, _ = contrasted(both(lambda m: m["pool_mean"], forget, retain), "difference")
     if scale == "cohen":
         pooled = (forget["pool_m2"] + retain["pool_m2"]) / (forget.pooled + retain.pooled - 2)
         deviation = pooled.sqrt()
@@ -55,7 +55,7 @@ def activation_ratio(forget: Moments, retain: Moments | None = None, *, importan
     """
     if retain is None:
         raise InputError("activation_ratio compares two corpora: give retain moments too")
-    values, _ = contrasted((_importance(forget, importance), _importance(retain, importance)), "ratio")
+    values, _ = contrasted(both(lambda m: _importance(m, importance), forget, retain), "ratio")
     return Scores(values, f"activation_ratio:{importance}", "large: more active on forget", forget.layers)
 
 
@@ -70,8 +70,7 @@ def activation_entropy(forget: Moments, retain: Moments | None = None, *, least:
         raise InputError("activation_entropy compares two corpora: give retain moments too")
     if not 0 <= least <= 1:
         raise InputError(f"least is a share of the tokens, from 0 to 1; found {least}")
-    check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
-    rates = torch.stack([_importance(m, "freq") for m in (forget, retain)])
+    rates = torch.stack([rate for rate in both(lambda m: _importance(m, "freq"), forget, retain) if rate is not None])
     shares = rates / rates.sum(0).clamp_min(torch.finfo(rates.dtype).tiny)
     specific = (math.log(2) + torch.special.xlogy(shares, shares).sum(0)).clamp_min(0)
     counted = rates.amax(0) >= max(least, torch.finfo(rates.dtype).tiny)
@@ -84,15 +83,13 @@ def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast:
 
     The difference is the default contrast: in a ratio the norm cancels, which is `activation_ratio`.
     """
-    pair = [_importance(m, "abs") * m.norms["l2"] if m is not None else None for m in (forget, retain)]
-    score, _ = contrasted((pair[0], pair[1]), contrast)  # type: ignore[arg-type]
+    score, _ = contrasted(both(lambda m: _importance(m, "abs") * m.norms["l2"], forget, retain), contrast)
     return Scores(score, "activation_norm", "positive: writes more on forget", forget.layers)
 
 
 def wanda(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
     """Score `||w_j||_1 sqrt(mean a^2)` (Wanda, Sun et al. 2024, arXiv:2306.11695, by neuron)."""
-    pair = forget.rms * forget.norms["l1"], retain.rms * retain.norms["l1"] if retain is not None else None
-    score, _ = contrasted(pair, contrast)
+    score, _ = contrasted(both(lambda m: m.rms * m.norms["l1"], forget, retain), contrast)
     return Scores(score, "wanda", "large: writes more on forget", forget.layers)
 
 

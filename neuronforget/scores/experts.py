@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, not_finite
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Scores, check_same, reads_examples
+from neuronforget.scores.scores import Scores, both, check_same, reads_examples
 
 Measure = Literal["auroc", "ap"]
 Response = Literal["signed", "magnitude"]
@@ -85,8 +85,8 @@ def expert(
         raise InputError(f"measure is 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}")
     name, error = f"expert:{measure}" + (":magnitude" if response == "magnitude" else ""), None
     if isinstance(forget, Moments) and isinstance(retain, Moments):
-        check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
-        pair = [peaks_of(m) if response == "signed" else peaks_of(m).abs() for m in (forget, retain)]
+        found = both(peaks_of, forget, retain)
+        pair = [x if response == "signed" else x.abs() for x in found if x is not None]
         _check_examples(*(len(x) for x in pair))
         by_layer = list(zip(*(x.unbind(1) for x in pair), strict=True))  # one layer at a time: memory
         if measure == "auroc":
@@ -107,7 +107,7 @@ def peaks_of(moments: Moments) -> Float[Tensor, "example layer neuron"]:
         raise InputError("these moments have no per-example table: record them with nf.record(..., per_example=True)")
     peaks = moments.table["peak"]
     if not torch.isfinite(peaks).all():
-        raise InputError("the per-example peaks are NaN or infinite: check the model's weights, or load it wider")
+        raise not_finite("per-example peaks")
     return peaks
 
 

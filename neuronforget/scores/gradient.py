@@ -6,19 +6,17 @@ ablated, so that its ablation forgets. All are per example (sums over its tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Contrast, Scores, contrasted
+from neuronforget.scores.scores import Contrast, Scores, both, contrasted
 
 SIGN = "positive: ablating it is predicted to raise the forget loss"
 
 
 def grad_x_act(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
     """Score `-sum_t a g`: the first-order loss change of zero ablation (attribution patching, Nanda 2023)."""
-    values, error = contrasted(_pair(forget, retain, lambda m: -_mean(m, "s")), contrast, _errors(forget, retain))
+    values, error = contrasted(both(lambda m: -_mean(m, "s"), forget, retain), contrast, _errors(forget, retain))
     return Scores(values, "grad_x_act", SIGN, forget.layers, error)
 
 
@@ -26,7 +24,7 @@ def mean_patch(forget: Moments, retain: Moments | None = None, *, contrast: Cont
     """Score `mu_j u - s`: the first-order loss change of putting the mean activation (of retain, if given)."""
     mu = (retain or forget)["mean"]
     values, error = contrasted(
-        _pair(forget, retain, lambda m: mu * _mean(m, "u") - _mean(m, "s")), contrast, _errors(forget, retain, mu)
+        both(lambda m: mu * _mean(m, "u") - _mean(m, "s"), forget, retain), contrast, _errors(forget, retain, mu)
     )
     return Scores(values, "mean_patch", SIGN, forget.layers, error)
 
@@ -36,7 +34,7 @@ def fisher(forget: Moments, retain: Moments | None = None, *, contrast: Contrast
 
     Unsigned: a large value says that the loss depends on the neuron, not in which direction.
     """
-    values, _ = contrasted(_pair(forget, retain, lambda m: _mean(m, "s2")), contrast)
+    values, _ = contrasted(both(lambda m: _mean(m, "s2"), forget, retain), contrast)
     return Scores(values, "fisher", "large: the forget loss depends on it", forget.layers)
 
 
@@ -45,17 +43,13 @@ def snip(forget: Moments, retain: Moments | None = None, *, contrast: Contrast =
 
     It is minus `grad_x_act`, seen from the weights: a cross-check, and negative where ablation forgets.
     """
-    values, error = contrasted(_pair(forget, retain, lambda m: _mean(m, "s")), contrast, _errors(forget, retain))
+    values, error = contrasted(both(lambda m: _mean(m, "s"), forget, retain), contrast, _errors(forget, retain))
     sign = "negative: ablating it is predicted to raise the forget loss"
     return Scores(values, "snip", sign, forget.layers, error, end="low")
 
 
 def _mean(moments: Moments, name: str) -> Tensor:
     return moments[name] / moments.examples
-
-
-def _pair(forget: Moments, retain: Moments | None, score: Callable[[Moments], Tensor]) -> tuple[Tensor, Tensor | None]:
-    return score(forget), score(retain) if retain is not None else None
 
 
 def _errors(forget: Moments, retain: Moments | None, mu: Tensor | None = None) -> tuple[Tensor | None, Tensor | None]:

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 
 from neuronforget.corpora import Batch, Corpus, Encoded, batches, encode
 from neuronforget.corpora.tokens import collate
+from neuronforget.errors import not_finite
 from neuronforget.models import LM
 from neuronforget.scores.scores import Contrast, Scores, contrasted
 
@@ -58,10 +59,15 @@ def over_examples(
 def _mean_and_error(
     measure: Measure, parts: Iterable[Batch], bar: Any
 ) -> tuple[Float[Tensor, "layer neuron"], Float[Tensor, "layer neuron"] | None]:
-    """Mean over examples and its standard error (None for one example), by Chan's rule in fp64."""
+    """Mean over examples and its standard error (None for one example), by Chan's rule in fp64.
+
+    Raises InputError for the first batch that is NaN or infinite.
+    """
     n, mean, m2 = 0, torch.zeros(()), torch.zeros(())
     for batch in parts:
         values = measure(batch).detach().double().cpu()
+        if not torch.isfinite(values).all():
+            raise not_finite("score of a batch")
         k, part = len(values), values.mean(0)
         delta = part - mean
         m2 = m2 + ((values - part) ** 2).sum(0) + delta**2 * (n * k / (n + k))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from neuronforget.corpora import Batch
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
 from neuronforget.sites import Site
 
@@ -125,6 +125,8 @@ def check_rows(lm: LM, example: Batch, position: int | None) -> None:
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{kind} cannot be run from a block upward ({type(error).__name__}: {reason})") from error
+    if not torch.isfinite(clean.logits).all():
+        raise not_finite("logits")
     gap = float((found - clean.logits).abs().max() / clean.logits.abs().max().clamp_min(1e-30))
     if not gap < torch.finfo(clean.logits.dtype).eps ** 0.5:
         raise InputError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
 from neuronforget.scores.rows import blocks_of, hidden_of
 from neuronforget.sites import Site
@@ -110,6 +110,8 @@ class _NormRule:
         return out + ((out - bias) * (scale / scale.detach() - 1)).to(out.dtype)
 
     def _find_scale(self, module: nn.Module, like: Tensor) -> Callable[[Tensor], Tensor]:
+        if not torch.isfinite(like).all():
+            raise not_finite(f"input of {self.path}")
         draw = torch.Generator().manual_seed(0)
         size = float(like.double().pow(2).mean().sqrt())  # as large as what it gets: epsilon counts as it does there
         x, y = ((size * torch.randn(like.shape, generator=draw)).to(like) for _ in range(2))

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.errors import InputError, reading
+from neuronforget.moments import Moments
 
 Contrast = Literal["difference", "ratio", "z"]
 
@@ -108,6 +109,19 @@ def check_same(one: tuple[tuple[int, ...], Tensor], other: tuple[tuple[int, ...]
         )
 
 
+def both(measure: Callable[[Moments], Tensor], forget: Moments, retain: Moments | None) -> tuple[Tensor, Tensor | None]:
+    """Return `measure` of forget and, if given, of retain. Raises InputError for recordings that do not compare."""
+    if retain is None:
+        return measure(forget), None
+    check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
+    kinds = [moments.info.get("positions") for moments in (forget, retain)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise InputError(
+            f"forget was recorded with positions={kinds[0]!r}, retain with {kinds[1]!r}: record both alike"
+        )
+    return measure(forget), measure(retain)
+
+
 def contrasted(
     pair: tuple[Tensor, Tensor | None],
     contrast: Contrast,
@@ -124,10 +138,6 @@ def contrasted(
         if contrast == "z":
             raise InputError("contrast='z' compares two corpora: give retain moments too")
         return forget, error_f
-    if forget.shape != retain.shape:
-        raise InputError(
-            f"forget and retain moments are of different models: {tuple(forget.shape)}, {tuple(retain.shape)}"
-        )
     if contrast == "difference" or contrast == "z":
         error = (error_f**2 + error_r**2).sqrt() if error_f is not None and error_r is not None else None
         if contrast == "difference":
