@@ -209,7 +209,13 @@ def main() -> int:
     results = {"environment": environment(options.device), "ceilings": top}
     results["kernels"] = kernel_rows(options.device, plan, top)
     results["recording"] = [bench_models.measure(name, options.device) for name in plan.models]
-    print(table_of(results["recording"]), write_results(results, options.out), sep="\n")
+    results["memory"] = [row for name in plan.models for row in bench_models.memory(name, options.device)]
+    notes = (
+        f"Ceilings: copy {top['copy'] / 1e9:.4g} GB/s, product {top['gemm'] / 1e12:.4g} TFLOP/s. "
+        f"Parity with the reference: green. {bench_models.MEMORY_NOTE}"
+    )
+    path = write_results("Benchmark of the kernels", results, notes, options.out)
+    print(table_of(results["recording"]), table_of(results["memory"]), path, sep="\n")
     return 0
 
 

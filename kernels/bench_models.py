@@ -6,9 +6,13 @@ Memory: its peak against a full forward and backward, and with ten times as many
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +68,13 @@ def build(name: str, device: str) -> tuple[Any, Any]:
 def record_batches(lm: Any, batch: Any, count: int) -> None:
     """Record `count` batches as `record` does."""
     from neuronforget.models import activations_only
-    from neuronforget.recording import _record_batch
+    from neuronforget.moments import merge
+    from neuronforget.recording import record_batch
     from neuronforget.taps import open_tap
 
-    tap, total = open_tap(lm, "torch_hooks"), None
+    tap = open_tap(lm, "torch_hooks")
     with activations_only(lm):
-        for _ in range(count):
-            part = _record_batch(tap, lm, batch, "all", False)
-            total = part if total is None else total + part
+        merge(record_batch(tap, lm, batch) for _ in range(count))
 
 
 def pass_alone(lm: Any, batch: Any, count: int) -> None:
@@ -97,13 +100,16 @@ def full_backward(lm: Any, batch: Any, count: int) -> None:
 
 
 JOBS = {"record": record_batches, "alone": pass_alone, "full": full_backward}
+MEMORY_NOTE = (
+    "Memory: peaks of `tensors` alive; on CPU also what the job adds to its process, `returning` where malloc hands "
+    "freed memory back at once (MALLOC_TRIM_THRESHOLD_=0), else with what malloc keeps, which varies from run to run."
+)
+#: What memory is measured of: a job and how many batches it runs.
+PEAKS = (("record", 2), ("record", 20), ("full", 2), ("full", 20))
 
 
 def measure(name: str, device: str) -> dict[str, Any]:
-    """Return the row of one model: median milliseconds of a batch, their ratio, and peaks in MB.
-
-    On a GPU a peak holds the weights; on CPU it is what the job adds to the process (Linux alone).
-    """
+    """Return the row of one model: median milliseconds of a batch with and without recording, and their ratio."""
     lm, batch = build(name, device)
     times: dict[str, list[float]] = {"record": [], "alone": []}
     for job in times:
@@ -118,10 +124,23 @@ def measure(name: str, device: str) -> dict[str, Any]:
     middle = {job: sorted(spent)[len(spent) // 2] for job, spent in times.items()}
     row: dict[str, Any] = {"model": name, "batch": "x".join(map(str, batch.input_ids.shape))}
     row |= {f"{job}_ms": spent * 1e3 for job, spent in middle.items()}
-    row["ratio"] = middle["record"] / middle["alone"]
-    for key, job, count in (("record", "record", 2), ("record_10x", "record", 20), ("full", "full", 2)):
-        row[f"{key}_peak_mb"] = _peak_here(lm, batch, job, count) if device == "cuda" else _peak_apart(name, job, count)
-    return row
+    return row | {"ratio": middle["record"] / middle["alone"]}
+
+
+def memory(name: str, device: str) -> list[dict[str, Any]]:
+    """Return a row for each job, its peaks in MB; on a GPU with the weights, on CPU without them (Linux alone)."""
+    lm, batch = build(name, device) if device == "cuda" else (None, None)
+    rows = []
+    for job, count in PEAKS:
+        row: dict[str, Any] = {"model": name, "job": job, "batches": count}
+        if device == "cuda":
+            row["tensors_mb"] = _peak_here(lm, batch, job, count)
+        else:
+            row["tensors_mb"] = _peak_apart(name, job, count, "tensors")
+            row["process_returning_mb"] = _peak_apart(name, job, count, "process", MALLOC_TRIM_THRESHOLD_="0")
+            row["process_mb"] = _peak_apart(name, job, count, "process")
+        rows.append(row)
+    return rows
 
 
 def _wait(device: str) -> None:
@@ -136,22 +155,40 @@ def _peak_here(lm: Any, batch: Any, job: str, count: int) -> float:
     return torch.cuda.max_memory_allocated() / 1e6
 
 
-def _peak_apart(name: str, job: str, count: int) -> float:
+def _peak_apart(name: str, job: str, count: int, what: str, **environment: str) -> float:
     """What a job adds to a fresh process that has loaded the model, at its peak."""
-    done = subprocess.run([sys.executable, __file__, name, job, str(count)], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+    command = [sys.executable, __file__, name, job, str(count), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    return float(done.stdout.split()[-1])
 
 
-def _memory(line: str) -> float:
-    """A figure of this process in MB. `getrusage` will not do: a child begins with its parent's peak."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(row.split()[1]) for row in status.splitlines() if row.startswith(line)) / 1e3
+def tensor_peak(run: Callable[[], Any]) -> float:
+    """Return the peak of bytes in tensors that `run` makes on CPU, in MB, as torch's profiler counts them."""
+    kind = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=kind, profile_memory=True, acc_events=True) as profile:
+        run()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+    return max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]") / 1e6
+
+
+def process_peak(run: Callable[[], Any]) -> float:
+    """Return by how many MB `run` raises the process' peak memory. A child's `getrusage` begins at its parent's."""
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = _status("VmRSS")
+    run()
+    return _status("VmHWM") - before
+
+
+def _status(line: str) -> float:
+    rows = Path("/proc/self/status").read_text().splitlines()
+    return next(int(row.split()[1]) for row in rows if row.startswith(line)) / 1e3
 
 
 if __name__ == "__main__":
-    model_name, chosen, batches = sys.argv[1:]
+    model_name, chosen, batches, kind_of_peak = sys.argv[1:]
     loaded = build(model_name, "cpu")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _memory("VmRSS")
-    JOBS[chosen](*loaded, int(batches))
-    print(_memory("VmHWM") - before)
+    peak = {"tensors": tensor_peak, "process": process_peak}[kind_of_peak]
+    print(peak(lambda: JOBS[chosen](*loaded, int(batches))))

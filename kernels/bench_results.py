@@ -1,10 +1,11 @@
-"""What the benchmark writes: the figures with the device and the versions that they belong to."""
+"""What the benchmarks write: the figures with the device and the versions that they belong to."""
 
 from __future__ import annotations
 
 import json
 import platform
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any
 
 import torch
 
+#: The packages whose versions every benchmark states.
+PACKAGES = ("torch", "triton", "transformers", "numpy")
 
-def environment(device: str) -> dict[str, str]:
+
+def environment(device: str, packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Return the device and the versions that the figures belong to."""
     found = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version()}
     found["device"] = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    for package in ("torch", "triton", "transformers", "numpy"):
+    for package in packages:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -38,15 +42,18 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_results(results: dict[str, Any], folder: Path) -> Path:
-    """Write the results twice: for programs and for people."""
+def write_results(title: str, results: dict[str, Any], notes: str, folder: Path) -> Path:
+    """Write the results twice, for programs and for people; return the latter's path.
+
+    `results["environment"]` is that of `environment`; every value that is a list of rows becomes a table.
+    """
     where = results["environment"]
     stem = f"{where['date'][:10]}-{re.sub('[^a-z0-9]+', '-', where['device'].lower()).strip('-')}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
-    parts = [f"# Benchmark of the kernels, {where['date'][:10]}", ", ".join(f"{k} {v}" for k, v in where.items())]
-    copy, gemm = results["ceilings"]["copy"] / 1e9, results["ceilings"]["gemm"] / 1e12
-    parts.append(f"Ceilings: copy {copy:.4g} GB/s, product {gemm:.4g} TFLOP/s. Parity with the reference: green.")
-    parts += ["## Kernels", table_of(results["kernels"]), "## Recording", table_of(results["recording"])]
+    parts = [f"# {title}, {where['date'][:10]}", ", ".join(f"{k} {v}" for k, v in where.items()), notes]
+    for name, rows in results.items():
+        if isinstance(rows, list):
+            parts += [f"## {name.capitalize()}", table_of(rows)]
     (folder / f"{stem}.md").write_text("\n\n".join(parts) + "\n")
     return folder / f"{stem}.md"

@@ -126,15 +126,19 @@ def answer_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> F
 
 def token_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example next"]:
     """Return the log-probability of each next token (nats, fp32); entry t is of token t + 1."""
-    targets = batch.input_ids[:, 1:].to(logits.device)
-    flat = torch.nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), reduction="none")
-    return -flat.view(targets.shape)
+    ignored = -100  # the last position predicts nothing here: left in, the logits need not be copied without it
+    targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1), value=ignored).to(logits.device)
+    flat = torch.nn.functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=ignored
+    )
+    return -flat.view(targets.shape)[:, :-1]
 
 
 def _measure(tap: Tap, lm: LM, rows: list[Encoded], *, positions: Positions, per_example: bool) -> Moments:
     """Record one batch. Raises InputError, with a size that may fit, where the memory does not hold it."""
     try:
-        return _record_batch(tap, lm, collate(rows, lm.pad_id, lm.device), positions, per_example)
+        batch = collate(rows, lm.pad_id, lm.device)
+        return record_batch(tap, lm, batch, positions=positions, per_example=per_example)
     except RuntimeError as error:
         reason = str(error).lower()
         if not isinstance(error, torch.OutOfMemoryError) and not any(words in reason for words in NO_MEMORY):
@@ -147,14 +151,19 @@ def _measure(tap: Tap, lm: LM, rows: list[Encoded], *, positions: Positions, per
     )
 
 
-def _record_batch(tap: Tap, lm: LM, batch: Batch, positions: Positions, per_example: bool) -> Moments:
+def record_batch(tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all", per_example: bool = False) -> Moments:
+    """Record one batch of token ids, for scripts that make their own; call it in `models.activations_only(lm)`.
+
+    The moments add up; `norms` and `info` are left empty. Raises InputError for NaN in activations or gradients.
+    """
     examples = len(batch.index)
     out = tap(batch.inputs)
-    nll = answer_nll(out.logits, batch)
+    acts, nll = out.acts, answer_nll(out.logits, batch)
+    del out  # the backward pass does not need the logits, often the largest tensor of all
     segments = _segments(batch, positions)
     # Read once for each device that holds layers.
     layout = cache(lambda device: Layout.of(segments.to(device), examples))
-    got = _reduce_backwards(out.acts, nll.sum(), layout, TABLE_FIELDS if per_example else ())
+    got = _reduce_backwards(acts, nll.sum(), layout, TABLE_FIELDS if per_example else ())
     missing = [site.layer for site in lm.sites if site.layer not in got]
     if missing:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")

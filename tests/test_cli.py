@@ -76,15 +76,15 @@ def test_an_attribution_that_was_killed_is_resumed(bed: Path, tmp_path: Path, mo
     from neuronforget.unfinished import Unfinished
 
     monkeypatch.setattr(attribution, "Unfinished", partial(Unfinished, every=0))
-    measure, state, done = recording._record_batch, tmp_path / "state", []
+    measure, state, done = recording.record_batch, tmp_path / "state", []
 
-    def counted(*args: Any) -> nf.Moments:
+    def counted(*args: Any, **settings: Any) -> nf.Moments:
         done.append(len(done))
         if len(done) == 5:
             raise KeyboardInterrupt
-        return measure(*args)
+        return measure(*args, **settings)
 
-    monkeypatch.setattr(recording, "_record_batch", counted)
+    monkeypatch.setattr(recording, "record_batch", counted)
     words = ["attribute", *data(bed), "--tap", "torch_hooks", "--batch-size", 8, "--resume", state]
     assert run(monkeypatch, *words, "--out", tmp_path / "a") == 130
     assert len(list(state.iterdir())) == 2 and not (tmp_path / "a").exists()  # both corpora

@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
+from bench_models import tensor_peak
 from families import build
 from neuronforget_kernels import PIECE_FIELDS
 from torch import Tensor
 
 from neuronforget.corpora import Corpus, Example
+from neuronforget.corpora.tokens import Encoded, collate
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments, merge
-from neuronforget.recording import Positions, record
+from neuronforget.recording import Positions, answer_nll, record
 from neuronforget.taps import NAMES
 
 EVERY_TAP = pytest.mark.parametrize("tap", NAMES)
@@ -377,3 +379,28 @@ def test_half_precision_is_recorded_in_full(lm: LM, corpus: Corpus) -> None:
     assert found.loss == pytest.approx(reference.loss, rel=0.02)
     assert_close(found["mean"], reference["mean"], rel=0.05)
     assert found["max"].min() > -torch.inf
+
+
+def test_the_loss_is_that_of_plain_cross_entropy_and_its_gradient_too(lm: LM) -> None:
+    batch = collate([Encoded(0, (5, 9, 7, 3, 8), 2, 0), Encoded(1, (4, 6, 2), 1, 0)], 0)
+    logits = torch.randn(2, 5, 300, generator=torch.Generator().manual_seed(0)).double()
+    # fp32 is what the losses are computed in, so the inputs are those that fp32 holds.
+    ours, by_hand = (logits.float().requires_grad_() for _ in range(2))
+    found = answer_nll(ours, batch)
+    logp = by_hand.log_softmax(-1)
+    expected = torch.stack([-(logp[0, 1, 7] + logp[0, 2, 3] + logp[0, 3, 8]) / 3, -(logp[1, 0, 6] + logp[1, 1, 2]) / 2])
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    grads = [torch.autograd.grad(loss.sum(), x)[0] for loss, x in ((found, ours), (expected, by_hand))]
+    torch.testing.assert_close(*grads, rtol=1e-5, atol=1e-7)
+    assert not grads[0][:, -1].any()
+
+
+def test_a_corpus_ten_times_longer_needs_no_more_memory(lm: LM, corpus: Corpus) -> None:
+    longer = replace(corpus, examples=corpus.examples * 10)
+    peaks = [
+        tensor_peak(lambda c=c, n=n: record(lm, c, tap="torch_hooks", batch_size=4, per_example=n, progress=False))
+        for c, n in ((corpus, False), (longer, False), (longer, True))
+    ]
+    state = len(PIECE_FIELDS) * lm.shape[0] * lm.shape[1] * 8 / 1e6
+    # The sum so far is alive once more, no graph and no batch; a table, which does grow, shows.
+    assert peaks[1] < peaks[0] + 1.01 * state < peaks[2]

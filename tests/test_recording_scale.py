@@ -38,15 +38,15 @@ class Killed(BaseException):
 def dies_at(monkeypatch: pytest.MonkeyPatch, batch: int, error: BaseException | None = None) -> list[int]:
     """Let the recording die before its given batch (counted from 0); return a list of the batches' sizes."""
     measured: list[int] = []
-    measure = recording._record_batch
+    measure = recording.record_batch
 
-    def counted(tap: Any, lm: LM, rows: Any, *settings: Any) -> Moments:
+    def counted(tap: Any, lm: LM, rows: Any, **settings: Any) -> Moments:
         if len(measured) == batch:
             raise error or Killed
         measured.append(len(rows.index))
-        return measure(tap, lm, rows, *settings)
+        return measure(tap, lm, rows, **settings)
 
-    monkeypatch.setattr(recording, "_record_batch", counted)
+    monkeypatch.setattr(recording, "record_batch", counted)
     return measured
 
 
@@ -173,13 +173,13 @@ KILLED = """
     from neuronforget.unfinished import Unfinished
     from workers import material
     lm, corpus = material()
-    measure, done = recording._record_batch, []
-    def counted(*args):
+    measure, done = recording.record_batch, []
+    def counted(*args, **settings):
         if len(done) == 3:
             os.kill(os.getpid(), signal.SIGKILL)
         done.append(1)
-        return measure(*args)
-    recording._record_batch = counted
+        return measure(*args, **settings)
+    recording.record_batch = counted
     nf.record(lm, corpus, tap="torch_hooks", batch_size=1, per_example=True, progress=False,
               resume=Unfinished(sys.argv[1], every=0))
 """
@@ -300,27 +300,27 @@ LAUNCHED = """
         except Exception as error:
             open(f"{out}/{name}{rank}", "w").write(f"{type(error).__name__}: {error}")
 
-    measure = recording._record_batch
-    def fails(*args):
+    measure = recording.record_batch
+    def fails(*args, **settings):
         if rank == 1:
             raise ArithmeticError("on purpose")
-        return measure(*args)
-    recording._record_batch = fails
+        return measure(*args, **settings)
+    recording.record_batch = fails
     refused("batch", lambda: nf.record(lm, corpus, **s))
-    recording._record_batch = measure
+    recording.record_batch = measure
     refused("rows", lambda: nf.record(lm, stream(rows[: 7 - 4 * rank]), **s))
     refused("other", lambda: nf.record(lm, corpus.head(3 + rank), **s))
     refused("tap", lambda: nf.record(lm, corpus, **{**s, "tap": "nothing" if rank else "torch_hooks"}))
 
     done = []
-    def dies(*args):  # rank 0 dies before its second batch, which stops rank 1 in the same round
+    def dies(*args, **settings):  # rank 0 dies before its second batch, which stops rank 1 in the same round
         if rank == 0 and done:
             raise ArithmeticError("killed")
         done.append(1)
-        return measure(*args)
-    recording._record_batch = dies
+        return measure(*args, **settings)
+    recording.record_batch = dies
     refused("killed", lambda: nf.record(lm, corpus, resume=Unfinished(f"{out}/state", every=0), per_example=True, **s))
-    recording._record_batch = measure
+    recording.record_batch = measure
     nf.record(lm, corpus, resume=f"{out}/state", per_example=True, **s).save(f"{out}/resumed{rank}.safetensors")
     dist.destroy_process_group()
 """
