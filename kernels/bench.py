@@ -21,6 +21,7 @@ import bench_models  # noqa: E402
 import torch  # noqa: E402
 from bench_results import environment, table_of, write_results  # noqa: E402
 from neuronforget_kernels import Layout, fused_attribution, neuron_moments, swiglu_backward  # noqa: E402
+from neuronforget_kernels.compiled import terms  # noqa: E402
 from neuronforget_kernels.reference import neuron_moments as reference  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -51,14 +52,9 @@ PLANS = {
 
 def plain(a: Tensor, g: Tensor, segments: Tensor, examples: int) -> list[Tensor]:
     """The statistics as one would write them, in fp32: what eager PyTorch and `torch.compile` are timed on."""
-    a, g = a.float(), g.float()
-    p = a * g
-    by_example = [
-        torch.zeros((examples, a.shape[1]), device=a.device).index_add(0, segments, x) for x in (p, g, a, a * a)
-    ]
-    extremes = [a.amax(0), a.amin(0)]
-    return [*by_example, *extremes, a.sum(0), (a * a).sum(0), a.abs().sum(0), (a > 0).float().sum(0),
-            p.abs().sum(0), (p * p).sum(0), (g * g).sum(0)]  # fmt: skip
+    added = terms(a, g, torch.zeros(a.shape[1], device=a.device))
+    by_example = [torch.zeros((examples, a.shape[1]), device=a.device).index_add(0, segments, x) for x in added[:4]]
+    return [*by_example, *(x.sum(0) for x in added[4:]), a.float().amax(0), a.float().amin(0)]
 
 
 def seconds(run: Callable[[], Any], device: str, repeats: int = 3) -> float:
@@ -114,6 +110,9 @@ def parity(device: str, dtype: torch.dtype) -> list[str]:
             "K1": (neuron_moments(a, g, layout), reference(a, g, segments, examples), 1e-5),
             "K2": (fused_attribution(delta, write, a, layout), reference(a, exact, segments, examples), 2e-2),
         }
+        if device == "cpu":
+            found = neuron_moments(a, g, layout, compiled=True)
+            cases["K1 compiled"] = (found, cases["K1"][1], 1e-5)
         z, u = (x.double().requires_grad_() for x in (a, up))
         product = torch.nn.functional.silu(z) * u
         d_gate, d_up, piece = swiglu_backward(g, a, up, layout)
@@ -163,6 +162,9 @@ def kernel_rows(device: str, plan: Plan, top: dict[str, float]) -> list[dict[str
             if name in plan.compile_for:
                 compiled = torch.compile(plain, dynamic=False)
                 jobs.append(("K1 torch.compile", lambda f=compiled, x=settings: f(*x), one_pass, 0))
+            if device == "cpu":
+                own = (a, g, layout)
+                jobs.append(("K1 compiled", lambda x=own: neuron_moments(*x, compiled=True), one_pass, 0))
             if device == "cpu" and not ragged:
                 jobs.append(("K1 reference", lambda x=settings: reference(*x), one_pass, 0))
             mixed = (delta, write, a, layout)

@@ -12,7 +12,7 @@ from torch import Tensor
 from neuronforget_kernels.configs import swiglu_config_for
 from neuronforget_kernels.finishing import finish
 from neuronforget_kernels.layout import Layout, pivot_of
-from neuronforget_kernels.streaming import accumulate, store_item, store_piece
+from neuronforget_kernels.streaming import G2, PEAK, SHIFT2, S, accumulate, store_sums
 
 
 def swiglu_backward_moments(
@@ -95,5 +95,5 @@ def swiglu_kernel(
                 silu * v, g, w, pivot, s, u, shift, square, high, low,
                 shift2, size, positive, abs_ag, ag2, g2, WANT, HAS_W,
             )  # fmt: skip
-        store_piece(PIECES, piece, F, columns, mask, s, u, shift, square, high, low, WANT)
-    store_item(ITEMS, item, F, columns, mask, shift2, size, positive, abs_ag, ag2, g2, WANT)
+        store_sums(PIECES, piece, F, columns, mask, s, u, shift, square, high, low, S, PEAK, WANT)
+    store_sums(ITEMS, item, F, columns, mask, shift2, size, positive, abs_ag, ag2, g2, SHIFT2, G2, WANT)

@@ -1,7 +1,7 @@
 """neuron_moments(): the statistics of one layer's activations and gradients, by the fastest means at hand.
 
-On CUDA one pass of a Triton kernel, on CPU blocks that stay in the cache; `reference.neuron_moments` says what
-each number is and is what the tests and the benchmark hold both against.
+On CUDA one pass of a Triton kernel, on CPU blocks that stay in the cache or, if asked, compiled code;
+`reference.neuron_moments` says what each number is and is what the tests and the benchmark hold all against.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from neuronforget_kernels.accumulators import (
     GRADIENT,
     wanted,
 )
+from neuronforget_kernels.compiled import compiled_piece_sums
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
 from neuronforget_kernels.rows import row_moments
@@ -37,6 +38,7 @@ def neuron_moments(
     groups: Tensor | None = None,
     fields: Collection[str] | None = None,
     table: Collection[str] | None = None,
+    compiled: bool = False,
 ) -> Piece:
     """Return (fields, table, counts) for `a`, `g` of shape [rows, neurons], any float dtype and strides.
 
@@ -45,7 +47,8 @@ def neuron_moments(
     inputs allow; without `g`, what activations alone give): the rest is neither computed nor read. Definitions
     are those of `reference.neuron_moments`. NaN and infinity in a row that is read reach every statistic of the
     neuron that depends on them (`positive` counts no NaN); rows left out are never read. Equal inputs give equal
-    bits on one machine. Raises ValueError for shapes that do not fit.
+    bits on one machine. `compiled` lets `torch.compile` fuse the work on a CPU: faster from the second call on, and
+    with a warning as before where there is no compiler. Raises ValueError for shapes that do not fit.
     """
     layout = _layout_of(a, g, segments, examples, weights, groups)
     fields = fields if fields is not None else PIECE_FIELDS if g is not None else ACTIVATION_FIELDS
@@ -60,7 +63,7 @@ def neuron_moments(
 
         found = streamed_moments(a, g, layout, want)
     else:
-        found = row_moments(a, g, layout, want)
+        found = row_moments(a, g, layout, want, compiled_piece_sums() if compiled else None)
     return named(found, layout, fields, table)
 
 

@@ -23,6 +23,7 @@ from neuronforget_kernels.accumulators import (
     S,
     U,
 )
+from neuronforget_kernels.compiled import PieceSums
 from neuronforget_kernels.layout import Layout, pivot_of
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
 
@@ -32,11 +33,14 @@ BLOCK, COLUMNS = 32767, 1024
 _SUMS = (S, U, SHIFT, SQUARE, SHIFT2, ABS, POSITIVE, ABS_AG, AG2, G2)
 
 
-def row_moments(a: Tensor, g: Tensor | None, layout: Layout, want: int) -> tuple[Tensor, Tensor]:
+def row_moments(
+    a: Tensor, g: Tensor | None, layout: Layout, want: int, fused: PieceSums | None = None
+) -> tuple[Tensor, Tensor]:
     """Return every field [group, field, neuron] (fp64) and table entry [entry, example, neuron] (fp32) in `want`.
 
-    Those that `want` leaves out are 0.
+    Those that `want` leaves out are 0, or anything where `fused` adds up the pieces.
     """
+    g = g if want & GRADIENT else None
     fields = torch.zeros((layout.groups, len(PIECE_FIELDS), a.shape[1]), dtype=torch.float64)
     table = torch.zeros((len(TABLE_FIELDS), layout.examples, a.shape[1]))
     pivot = pivot_of(a[layout.sample])
@@ -46,26 +50,37 @@ def row_moments(a: Tensor, g: Tensor | None, layout: Layout, want: int) -> tuple
     for start in range(0, a.shape[1], max(1, width)):
         columns = slice(start, start + width)
         own = a[:, columns], None if g is None else g[:, columns], pivot[columns]
-        sums, extremes = _piece_sums(*own, pieces, layout.weights, want)
+        sums, extremes = _piece_sums(*own, pieces, layout.weights, want, fused)
         _finish(sums, extremes, pivot[columns].double(), layout, fields[..., columns], table[..., columns])
     return fields, table
 
 
 def _piece_sums(
-    a: Tensor, g: Tensor | None, pivot: Tensor, pieces: list[tuple[int, int]], weights: Tensor | None, want: int
+    a: Tensor,
+    g: Tensor | None,
+    pivot: Tensor,
+    pieces: list[tuple[int, int]],
+    weights: Tensor | None,
+    want: int,
+    fused: PieceSums | None,
 ) -> tuple[Tensor, Tensor]:
     """Sums [sum, piece, neuron] and extremes [max and -min, piece, neuron], fp32."""
     width = a.shape[1]
     sums = torch.zeros((len(_SUMS), len(pieces), width))
     extremes = torch.full((2, len(pieces), width), -torch.inf)
-    most = max(1, min(BLOCK // width, max((high - low for low, high in pieces), default=1)))
-    block = _Block(most, width, want)
+    longest = max((high - low for low, high in pieces), default=1)
+    most = longest if fused is not None else max(1, min(BLOCK // width, longest))
+    block = _Block(most, width, want) if fused is None else None
     for piece, (low, high) in enumerate(pieces):
         into = sums[:, piece], extremes[:, piece]
         for first in range(low, high, most):
             rows = slice(first, min(first + most, high))
             grad, share = None if g is None else g[rows], None if weights is None else weights[rows, None]
-            if rows.stop - first == high - low:  # a piece of one block needs no second addition
+            if block is None:
+                assert fused is not None
+                found = fused(a[rows], grad, pivot, share)
+                into[0].copy_(found[0]), into[1].copy_(found[1])
+            elif rows.stop - first == high - low:  # a piece of one block needs no second addition
                 block.reduce(a[rows], grad, pivot, share, *into)
             else:
                 block.reduce(a[rows], grad, pivot, share, block.sums, block.extremes)

@@ -102,39 +102,26 @@ def accumulate(
 
 @triton.jit
 @no_type_check
-def store_piece(PIECES, piece, F, columns, mask, s, u, shift, square, high, low, WANT: tl.constexpr):
-    """Write a piece's sums; rows of what is not wanted stay unwritten and are never read."""
-    to = PIECES + piece.to(tl.int64) * 6 * F + columns
-    if S & WANT:
-        tl.store(to, s, mask=mask)
-    if U & WANT:
-        tl.store(to + F, u, mask=mask)
-    if SHIFT & WANT:
-        tl.store(to + 2 * F, shift, mask=mask)
-    if SQUARE & WANT:
-        tl.store(to + 3 * F, square, mask=mask)
-    if PEAK & WANT:
-        tl.store(to + 4 * F, high, mask=mask)
-        tl.store(to + 5 * F, low, mask=mask)
+def store_sums(
+    OUT, number, F, columns, mask, v0, v1, v2, v3, v4, v5, FIRST: tl.constexpr, LAST: tl.constexpr, WANT: tl.constexpr
+):
+    """Write the six sums of a piece or an item, their bits running up from FIRST, the sixth's being LAST.
 
-
-@triton.jit
-@no_type_check
-def store_item(ITEMS, item, F, columns, mask, shift2, size, positive, abs_ag, ag2, g2, WANT: tl.constexpr):
-    """Write an item's sums, as `store_piece` does."""
-    to = ITEMS + item.to(tl.int64) * 6 * F + columns
-    if SHIFT2 & WANT:
-        tl.store(to, shift2, mask=mask)
-    if ABS & WANT:
-        tl.store(to + F, size, mask=mask)
-    if POSITIVE & WANT:
-        tl.store(to + 2 * F, positive, mask=mask)
-    if ABS_AG & WANT:
-        tl.store(to + 3 * F, abs_ag, mask=mask)
-    if AG2 & WANT:
-        tl.store(to + 4 * F, ag2, mask=mask)
-    if G2 & WANT:
-        tl.store(to + 5 * F, g2, mask=mask)
+    Rows of what is not wanted stay unwritten and are never read.
+    """
+    to = OUT + number.to(tl.int64) * 6 * F + columns
+    if FIRST & WANT:
+        tl.store(to, v0, mask=mask)
+    if (FIRST << 1) & WANT:
+        tl.store(to + F, v1, mask=mask)
+    if (FIRST << 2) & WANT:
+        tl.store(to + 2 * F, v2, mask=mask)
+    if (FIRST << 3) & WANT:
+        tl.store(to + 3 * F, v3, mask=mask)
+    if (FIRST << 4) & WANT:
+        tl.store(to + 4 * F, v4, mask=mask)
+    if LAST & WANT:
+        tl.store(to + 5 * F, v5, mask=mask)
 
 
 @triton.jit
@@ -180,5 +167,5 @@ def moments_kernel(
             s, u, shift, square, high, low, shift2, size, positive, abs_ag, ag2, g2 = accumulate(
                 a, g, w, pivot, s, u, shift, square, high, low, shift2, size, positive, abs_ag, ag2, g2, WANT, HAS_W
             )
-        store_piece(PIECES, piece, F, columns, mask, s, u, shift, square, high, low, WANT)
-    store_item(ITEMS, item, F, columns, mask, shift2, size, positive, abs_ag, ag2, g2, WANT)
+        store_sums(PIECES, piece, F, columns, mask, s, u, shift, square, high, low, S, PEAK, WANT)
+    store_sums(ITEMS, item, F, columns, mask, shift2, size, positive, abs_ag, ag2, g2, SHIFT2, G2, WANT)

@@ -1,0 +1,72 @@
+"""The moments through torch.compile are the reference's, and without a compiler those of the blocks."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_cases import assert_same, draw, ragged
+from neuronforget_kernels import neuron_moments
+from neuronforget_kernels.compiled import compiled_piece_sums, piece_sums, terms
+from neuronforget_kernels.reference import neuron_moments as reference
+
+ROOT = Path(__file__).parent.parent
+COMPILED = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+
+
+@COMPILED
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiled_moments_are_those_of_the_reference(dtype: torch.dtype) -> None:
+    weighed = dtype is torch.bfloat16  # each combination compiles anew, so not all are tried
+    for lengths, neurons in (([700, 9, 1], 150), ([3, 0, 5], 1100)):
+        segments = ragged(lengths, 1)
+        a, g = draw(len(segments), neurons, 0, dtype, mean=3.0)  # NaN all around, and strides
+        a[segments < 0], g[segments < 0] = math.nan, math.inf
+        a[1, 7], g[2, 9] = math.nan, math.nan
+        weights = torch.rand(len(segments), generator=torch.Generator().manual_seed(1)) if weighed else None
+        groups = torch.tensor([1, 0, 1]) if weighed else None
+        found = neuron_moments(a, g, segments, 3, weights=weights, groups=groups, compiled=True)
+        expected = reference(a, g, segments, 3, weights=weights, groups=groups)
+        assert_same(found, expected, rel=1e-5)
+        assert compiled_piece_sums() is not None
+
+
+@COMPILED
+def test_compiled_moments_of_activations_alone() -> None:
+    segments = ragged([9, 3], 0)
+    a, g = draw(12, 10, 6)
+    found = neuron_moments(a, None, segments, 2, compiled=True)
+    assert set(found[1]) == {"sum_a", "sum_a2", "peak"}
+    assert_same(found, reference(a, g, segments, 2))
+
+
+def test_each_term_is_what_its_accumulator_says() -> None:
+    a, g, pivot = torch.tensor([[-2.0, 3.0]]), torch.tensor([[5.0, -1.0]]), torch.tensor([1.0, 1.0])
+    expected = [[-10, -3], [5, -1], [-3, 2], [4, 9], [9, 4], [2, 3], [0, 1], [10, 3], [100, 9], [25, 1]]
+    assert torch.cat(terms(a, g, pivot)).tolist() == expected
+    sums, extremes = piece_sums(a.expand(2, 2), g.expand(2, 2), pivot, torch.tensor([[1.0], [0.5]]))
+    assert sums.tolist() == [[1.5 * x for x in row] for row in expected] and extremes.tolist() == [[-2, 3], [2, -3]]
+
+
+def test_without_a_compiler_a_warning_says_so_and_the_moments_are_the_same(tmp_path: Path) -> None:
+    code = """
+import torch, warnings
+from neuronforget_kernels import neuron_moments
+a, segments = torch.randn(9, 6), torch.arange(9) // 3
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    found = [neuron_moments(a, a, segments, 3, compiled=x) for x in (True, True, False)]
+print([str(w.message) for w in caught if "moments are not compiled" in str(w.message)])
+assert all(torch.equal(f[0][k], found[2][0][k]) for f in found for k in f[0])
+"""
+    environment = {**os.environ, "CXX": "/nonexistent/c++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT / "kernels"), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-800:]
+    assert done.stdout.count("torch.compile does not work here") == 1
