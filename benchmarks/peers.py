@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -31,9 +31,11 @@ import neuronforget as nf  # noqa: E402
 from neuronforget.corpora import Batch, batches, encode  # noqa: E402
 from neuronforget.models import activations_only  # noqa: E402
 
-#: Largest difference from ours, relative to the largest value.
+#: Largest difference from ours, relative to a duel's scale.
 TOLERANCE = 1e-5
 STEPS = 20
+#: Standard deviation of the random models' weights.
+SPREAD = 0.06
 #: A model of which the peers integrate and ablate every neuron within minutes.
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 4, "vocab_size": 2048}  # fmt: skip
@@ -41,16 +43,20 @@ SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, 
 
 @dataclass(frozen=True)
 class Duel:
-    """One quantity on one problem: our call, its peers', how many times faster ours is to be (None: no goal)."""
+    """One quantity on one problem: our call, its peers', how many times faster ours is to be (None: no goal).
+
+    Differences are relative to `scale` (None: the largest value of ours).
+    """
 
     quantity: str
     problem: str
     ours: Callable[[], Tensor]
-    peers: dict[str, Callable[[], Tensor]]
+    peers: Mapping[str, Callable[[], Tensor]]
     goal: float | None = None
+    scale: float | None = None
 
 
-def problem(settings: dict[str, int], examples: int, prompt: int, answer: int) -> tuple[nf.LM, nf.Corpus]:
+def problem(settings: dict[str, Any], examples: int, prompt: int, answer: int) -> tuple[nf.LM, nf.Corpus]:
     """Return a random Llama whose tokens are words, and a corpus of so many random words in prompt and answer."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -61,8 +67,8 @@ def problem(settings: dict[str, int], examples: int, prompt: int, answer: int) -
     coder = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
     coder.pre_tokenizer = WhitespaceSplit()
     torch.manual_seed(0)
-    # Wide weights: at the usual width a neuron of a random model does too little to be told from rounding.
-    config = LlamaConfig(**settings, max_position_embeddings=prompt + answer, initializer_range=0.1)
+    # Wider weights than usual (0.02), with which a neuron of a random model does too little to be told from rounding.
+    config = LlamaConfig(**settings, max_position_embeddings=prompt + answer, initializer_range=SPREAD)
     model = LlamaForCausalLM(config).eval()
     drawn = torch.randint(len(words), (examples, prompt + answer)).tolist()
     lines = [[words[i] for i in line] for line in drawn]
@@ -111,7 +117,9 @@ def ablation(lm: nf.LM, corpus: nf.Corpus) -> Duel:
     given = batches_of(lm, corpus, len(corpus))
     stacked = partial(rivals.stacked_ablation, lm, given)
     ours = partial(_scored, lm, corpus, nf.scores.exact, position=-1)
-    return Duel("exact, one position", _size(lm, given), ours, {"plain torch, neurons stacked": stacked}, 10)
+    peers = {"plain torch, neurons stacked": stacked}
+    # A difference of two losses is rounded as the losses are, whatever its own size: 1 nat is the scale.
+    return Duel("exact, one position", _size(lm, given), ours, peers, 10, scale=1.0)
 
 
 def _size(lm: nf.LM, given: list[Batch]) -> str:
@@ -129,7 +137,7 @@ def fight(duel: Duel, turns: int) -> list[dict[str, Any]]:
     A call that differs by more than the tolerance is not timed: its figures are None.
     """
     expected = duel.ours().double()
-    scale = float(expected.abs().max())
+    scale = float(expected.abs().max()) if duel.scale is None else duel.scale
     gaps = {name: float((peer().double() - expected).abs().max()) / scale for name, peer in duel.peers.items()}
     agree = {name: peer for name, peer in duel.peers.items() if gaps[name] <= TOLERANCE}  # NaN agrees with nothing
     times: dict[str, list[float]] = {"ours": [], **{name: [] for name in agree}}
@@ -177,7 +185,7 @@ def main() -> int:
     differ = [f"{row['quantity']}: {row['call']}" for row in results["peers"] if row["seconds"] is None]
     notes = (
         f"Median seconds of {options.turns} calls in turns; `times_ours` is a peer's time over ours. `gap`: largest "
-        f"difference from ours, of the largest value; above {TOLERANCE:g} nothing is timed. Such peers: "
+        f"difference from ours, of the largest value (exact: in nats); above {TOLERANCE:g} nothing is timed. Such peers: "
         f"{'; '.join(differ) or 'none'}. `goal`: what `times_ours` is to reach; grad_x_act has none."
     )
     print(write_results("Benchmark against peers", results, notes, options.out))

@@ -133,7 +133,7 @@ def stacked_ablation(lm: LM, batches: Sequence[Batch]) -> Tensor:
     total = torch.zeros(lm.shape)
     for prompt, target in _each(batches):
 
-        def loss(rows: int, prompt: Tensor = prompt, target: Tensor = target) -> Tensor:
+        def loss(rows: int, prompt: Tensor = prompt, target: int = target) -> Tensor:
             ids = prompt.expand(rows, -1)
             return -lm.model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1].log_softmax(-1)[:, target]
 

@@ -48,6 +48,15 @@ def test_a_result_that_differs_is_not_timed(wrong: float) -> None:
     ]  # fmt: skip
 
 
+def test_differences_are_relative_to_the_largest_value_or_to_the_scale_given() -> None:
+    def ours() -> torch.Tensor:
+        return torch.tensor([[1.0, -4.0]])
+
+    for scale, gap in ((None, 0.5), (1.0, 2.0)):
+        duel = peers.Duel("x", "y", ours, {"wrong": lambda: ours() + torch.tensor([[0.0, 2.0]])}, scale=scale)
+        assert [row["gap"] for row in peers.fight(duel, 1)] == [0.0, gap]
+
+
 def test_the_examples_are_the_words_drawn() -> None:
     """Token for token what the corpus says, so that ours and the peers read the same."""
     lm, corpus = peers.problem(TINY, 4, 8, 3)
