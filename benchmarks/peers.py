@@ -185,7 +185,7 @@ def main() -> int:
     differ = [f"{row['quantity']}: {row['call']}" for row in results["peers"] if row["seconds"] is None]
     notes = (
         f"Median seconds of {options.turns} calls in turns; `times_ours` is a peer's time over ours. `gap`: largest "
-        f"difference from ours, of the largest value (exact: in nats); above {TOLERANCE:g} nothing is timed. Such peers: "
+        f"difference from ours, of the largest value (exact: in nats); above {TOLERANCE:g} nothing is timed. Those: "
         f"{'; '.join(differ) or 'none'}. `goal`: what `times_ours` is to reach; grad_x_act has none."
     )
     print(write_results("Benchmark against peers", results, notes, options.out))
