@@ -23,9 +23,9 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "kernels")]
 
 import rivals  # noqa: E402
 import torch  # noqa: E402
-from bench_models import SHAPES  # noqa: E402
 from bench_results import PACKAGES, environment, table_of, write_results  # noqa: E402
 from torch import Tensor  # noqa: E402
+from whole_models import SHAPES  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
 from neuronforget.corpora import Batch, batches, encode  # noqa: E402

@@ -8,16 +8,18 @@ against the same forward and activation backward without it. Writes results/<dat
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 HERE = Path(__file__).resolve().parent
+WHOLE_MODELS = HERE.parent / "benchmarks" / "whole_models.py"
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
-import bench_models  # noqa: E402
 import torch  # noqa: E402
 from bench_results import environment, table_of, write_results  # noqa: E402
 from neuronforget_kernels import Layout, fused_attribution, neuron_moments, swiglu_backward  # noqa: E402
@@ -197,6 +199,15 @@ def _eager_backward(g: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor
     return g * up * (sigmoid + silu * (1 - sigmoid)), g * silu
 
 
+def whole_models(names: Sequence[str], device: str) -> dict[str, Any]:
+    """Return what `benchmarks/whole_models.py` measures, in a process of its own: the kernels need no package."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    command = [sys.executable, str(WHOLE_MODELS), *names, "--device", device]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> int:
     """Run everything; return 1 where a kernel differs from the reference."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -210,11 +221,11 @@ def main() -> int:
     top = ceilings(options.device, plan.dtype)
     results = {"environment": environment(options.device), "ceilings": top}
     results["kernels"] = kernel_rows(options.device, plan, top)
-    results["recording"] = [bench_models.measure(name, options.device) for name in plan.models]
-    results["memory"] = [row for name in plan.models for row in bench_models.memory(name, options.device)]
+    whole = whole_models(plan.models, options.device)
+    results |= {"recording": whole["recording"], "memory": whole["memory"]}
     notes = (
         f"Ceilings: copy {top['copy'] / 1e9:.4g} GB/s, product {top['gemm'] / 1e12:.4g} TFLOP/s. "
-        f"Parity with the reference: green. {bench_models.MEMORY_NOTE}"
+        f"Parity with the reference: green. {whole['notes']}"
     )
     path = write_results("Benchmark of the kernels", results, notes, options.out)
     print(table_of(results["recording"]), table_of(results["memory"]), path, sep="\n")

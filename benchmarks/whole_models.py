@@ -1,11 +1,13 @@
-"""The part of the benchmark that runs whole models: what recording costs beside the pass that it rides on.
+"""What recording costs beside the pass that it rides on: `python benchmarks/whole_models.py 30M --device cpu`.
 
 Random weights of the real shapes. Time: recording against the same forward and activation backward without it.
-Memory: its peak against a full forward and backward, and with ten times as many batches.
+Memory: its peak against a full forward and backward, and with ten times as many batches. The last line printed is
+JSON; `kernels/bench.py` runs this and writes it down with the rest.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -18,9 +20,9 @@ from typing import Any
 
 import torch
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
 
 #: Name -> settings of a Llama of that shape, and examples and tokens of a batch.
 SHAPES: dict[str, tuple[dict[str, int], tuple[int, int]]] = {
@@ -157,7 +159,7 @@ def _peak_here(lm: Any, batch: Any, job: str, count: int) -> float:
 
 def _peak_apart(name: str, job: str, count: int, what: str, **environment: str) -> float:
     """What a job adds to a fresh process that has loaded the model, at its peak."""
-    command = [sys.executable, __file__, name, job, str(count), what]
+    command = [sys.executable, __file__, name, "--peak", job, str(count), what]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
     return float(done.stdout.split()[-1])
 
@@ -187,8 +189,23 @@ def _status(line: str) -> float:
     return next(int(row.split()[1]) for row in rows if row.startswith(line)) / 1e3
 
 
+def main() -> None:
+    """Measure every model named; or, with --peak, one job's peak in this process."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="+", choices=list(SHAPES))
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--peak", nargs=3, metavar=("JOB", "BATCHES", "WHAT"))
+    options = parser.parse_args()
+    if options.peak:
+        job, count, what = options.peak
+        loaded = build(options.models[0], "cpu")
+        peak = {"tensors": tensor_peak, "process": process_peak}[what]
+        print(peak(lambda: JOBS[job](*loaded, int(count))))
+        return
+    found: dict[str, Any] = {"recording": [measure(name, options.device) for name in options.models]}
+    found["memory"] = [row for name in options.models for row in memory(name, options.device)]
+    print(json.dumps(found | {"notes": MEMORY_NOTE}))
+
+
 if __name__ == "__main__":
-    model_name, chosen, batches, kind_of_peak = sys.argv[1:]
-    loaded = build(model_name, "cpu")
-    peak = {"tensors": tensor_peak, "process": process_peak}[kind_of_peak]
-    print(peak(lambda: JOBS[chosen](*loaded, int(batches))))
+    main()
