@@ -47,11 +47,12 @@ def test_neurons_that_do_nothing_are_no_true_ones() -> None:
     assert {tuple(member) for member in made.info["dead"]} == made.planted.members - made.truth.members
 
 
-def test_a_bed_whose_neurons_all_do_nothing_has_no_labels() -> None:
+def test_a_bed_whose_planted_neurons_all_do_nothing_has_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuronforget.testbed.labels.ACTIVE", float("inf"))
     shape = nf.testbed.Shape(layers=2, d_model=16, d_mlp=32, heads=2, steps=1, graft_steps=1, planted=2, batch=8)
     made = nf.testbed.people(people=6, forget_people=2, shape=shape, cache=False, progress=False)
-    assert made.truth is None or len(made.truth) > 0
-    assert made.planted is not None and len(made.planted) == 4
+    assert made.truth is None and made.planted is not None and len(made.planted) == len(made.info["dead"]) == 4
+    assert "no location labels" in repr(made)
 
 
 def test_the_planted_kind_knows_forget_by_some_value_vectors_alone() -> None:
