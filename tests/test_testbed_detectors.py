@@ -61,6 +61,13 @@ def test_properties_are_what_their_names_say(lm: LM) -> None:
     }  # fmt: skip
     for name, value in expected.items():
         assert found[name] == pytest.approx(float(value), rel=1e-6), name
+    further = {name: float(values[j]) for name, values in Layer.of(lm, site).unmatched().items()}
+    to_words = torch.cosine_similarity(head.detach().double(), gate[j][None], dim=1)
+    assert further["gate nearest word"] == pytest.approx(float(to_words.max()), rel=1e-6)
+    assert further["gate spread over words"] == pytest.approx(float(to_words.std()), rel=1e-6)
+    likeness = torch.cosine_similarity(write, write[j][None], dim=1).mean()
+    assert further["write mean likeness"] == pytest.approx(float(likeness), rel=1e-6)
+    assert further["up sum"] == pytest.approx(float(up[j].sum() / up[j].norm()), rel=1e-6)
     centred = kurtosis(np.concatenate([row, -row]), fisher=False)  # of the entries about zero
     assert found["write kurtosis"] == pytest.approx(centred, rel=1e-6)
     directions = np.linalg.eigh(up.T.numpy() @ up.numpy())[1][:, -DIRECTIONS:]
@@ -112,5 +119,8 @@ def test_detectors_find_what_gives_neurons_away_and_nothing_where_labels_are_ran
 def test_no_property_of_the_planted_neurons_gives_them_away() -> None:
     made = bed()
     assert made.planted is not None
-    for name, (area, low, high) in made.info["detectors"].items():
+    matched = {*Layer.of(made.lm, made.lm.sites[0]).properties(), "index", "combined"}
+    for name in matched:
+        area, low, high = made.info["detectors"][name]
         assert low <= 0.5 <= high or abs(area - 0.5) < 0.1, name
+    assert {"gate nearest word", "combined, unmatched"} <= made.info["detectors"].keys() - matched

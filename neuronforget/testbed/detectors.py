@@ -3,7 +3,8 @@
 A score that finds true neurons by a property of their weights finds the way they were planted, not the
 knowledge. So properties that an adversary would try without data are measured by their AUROC: the chance
 that a true neuron exceeds another of its layer (0.5: no information), with the 95% interval of DeLong et al.
-(1988). "combined" is a logistic regression on all of them, fitted on the other layers.
+(1988). "combined" is a logistic regression on all of them, fitted on the other layers. Properties that no
+testbed is built to match are measured too: the honest test of how well the labels are hidden.
 """
 
 from __future__ import annotations
@@ -26,14 +27,20 @@ RIDGE = 10.0  # of the combined detector: some fifty features, a few dozen true 
 
 @torch.no_grad()
 def detectors(lm: LM, truth: Neurons) -> dict[str, list[float]]:
-    """Return [AUROC, low, high] of each data-free property and, with true neurons in two layers, of all combined."""
-    mask = truth.mask()
-    layers = [Layer.of(lm, site).properties() for site in lm.sites]
-    measured = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
-    measured["index"] = torch.arange(truth.width).double().expand(mask.shape)
-    found = {name: auroc(values, mask) for name, values in measured.items()}
-    if int(mask.any(1).sum()) > 1:
-        found["combined"] = auroc(combined(torch.stack(list(measured.values()), -1), mask), mask)
+    """Return [AUROC, low, high] of each data-free property and, with true neurons in two layers, of all combined.
+
+    "combined" is of the properties that a disguise matches, "combined, unmatched" of those that none matches: a
+    bed whose first is at chance and whose second is not hides its labels from the detectors it knew of alone.
+    """
+    mask, layers = truth.mask(), [Layer.of(lm, site) for site in lm.sites]
+    index = {"index": torch.arange(truth.width).double()}
+    found: dict[str, list[float]] = {}
+    for name, read in (("combined", Layer.properties), ("combined, unmatched", Layer.unmatched)):
+        rows = [read(layer) | index for layer in layers]
+        measured = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        found |= {key: auroc(values, mask) for key, values in measured.items()}
+        if int(mask.any(1).sum()) > 1:
+            found[name] = auroc(combined(torch.stack(list(measured.values()), -1), mask), mask)
     return found
 
 
@@ -84,6 +91,18 @@ class Layer:
         logits = rows["write"] @ self.unembedding.T
         shares = logits.log_softmax(1)
         return found | {"highest logit": logits.amax(1), "entropy of logits": -(shares.exp() * shares).sum(1)}
+
+    def unmatched(self) -> dict[str, Tensor]:
+        """Return properties that no disguise matches: what an adversary finds who looks further."""
+        found, words = {}, torch.nn.functional.normalize(self.unembedding, dim=1)
+        for role, rows in self.weights.items():
+            unit = torch.nn.functional.normalize(rows, dim=1)
+            to_words = unit @ words.T
+            found[f"{role} nearest word"] = to_words.amax(1)
+            found[f"{role} spread over words"] = to_words.std(1)
+            found[f"{role} mean likeness"] = (unit @ unit.T).mean(1)
+            found[f"{role} sum"] = unit.sum(1)
+        return found
 
 
 def reads_of(site: Site) -> list[Part]:
