@@ -16,13 +16,14 @@ from itertools import combinations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.sites import Part, Site
 
 DIRECTIONS = 16  # singular directions of a layer's weights that count as its main ones
-RIDGE = 10.0  # of the combined detector: some fifty features, a few dozen true neurons a layer
+RIDGE = 10.0  # of the combined detector: some seventy features, a few dozen true neurons a layer
 
 
 @torch.no_grad()
@@ -79,29 +80,34 @@ class Layer:
         found["write x read norm"] = found["write norm"] * found[f"{list(rows)[-2]} norm"]
         for one, other in combinations(rows, 2):
             found[f"cosine {one}, {other}"] = torch.cosine_similarity(rows[one], rows[other], dim=1)
+        words = normalize(self.unembedding, dim=1)
         for role, own in rows.items():
             unit = own / own.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            others = torch.nn.functional.normalize(self.weights[role], dim=1)
-            likeness = (unit @ others.T).scatter(1, index[:, None], -1.0)
+            likeness, to_words = unit @ normalize(self.weights[role], dim=1).T, unit @ words.T
             found[f"{role} kurtosis"] = unit.pow(4).mean(1) * unit.shape[1] ** 2
             found[f"{role} maximum"] = unit.abs().amax(1)
             found[f"{role} L1/L2"] = unit.abs().sum(1)
             found[f"{role} in main directions"] = (unit @ self.main[role].T).square().sum(1)
-            found[f"{role} nearest neighbour"] = likeness.amax(1)
+            found[f"{role} sum"] = unit.sum(1)
+            found[f"{role} mean likeness"] = likeness.mean(1)
+            found[f"{role} nearest neighbour"] = likeness.scatter(1, index[:, None], -1.0).amax(1)
+            found[f"{role} nearest word"] = to_words.amax(1)
+            found[f"{role} spread over words"] = to_words.std(1)
         logits = rows["write"] @ self.unembedding.T
         shares = logits.log_softmax(1)
         return found | {"highest logit": logits.amax(1), "entropy of logits": -(shares.exp() * shares).sum(1)}
 
     def unmatched(self) -> dict[str, Tensor]:
-        """Return properties that no disguise matches: what an adversary finds who looks further."""
-        found, words = {}, torch.nn.functional.normalize(self.unembedding, dim=1)
+        """Return properties that no disguise matches: what an adversary finds who looks further.
+
+        A neuron's leverage is its diagonal entry of the projection onto what the layer's neurons span.
+        """
+        found, words = {}, torch.linalg.svd(self.unembedding, full_matrices=False).Vh[:DIRECTIONS]
         for role, rows in self.weights.items():
-            unit = torch.nn.functional.normalize(rows, dim=1)
-            to_words = unit @ words.T
-            found[f"{role} nearest word"] = to_words.amax(1)
-            found[f"{role} spread over words"] = to_words.std(1)
-            found[f"{role} mean likeness"] = (unit @ unit.T).mean(1)
-            found[f"{role} sum"] = unit.sum(1)
+            unit = normalize(rows, dim=1)
+            found[f"{role} farthest neighbour"] = (unit @ unit.T).amin(1)
+            found[f"{role} leverage"] = torch.linalg.svd(rows, full_matrices=False).U.square().sum(1)
+            found[f"{role} in the words' main directions"] = (unit @ words.T).square().sum(1)
         return found
 
 
