@@ -13,7 +13,7 @@ import neuronforget as nf
 from neuronforget.evaluation import exact_match, measure, nll
 from neuronforget.slices import Slices
 from neuronforget.testbed.disguise import Disguise
-from neuronforget.testbed.labels import ACTIVE, undone
+from neuronforget.testbed.labels import ACTIVE, labelled, undone
 
 
 @lru_cache(maxsize=1)
@@ -39,12 +39,26 @@ def test_undoing_a_grafted_neuron_is_exact_ablation_and_leaves_the_model_as_it_w
         assert rise == pytest.approx(ablated - loss(made.lm, made.forget), abs=1e-7)
 
 
-def test_neurons_that_do_nothing_are_no_true_ones() -> None:
+def test_neurons_that_do_nothing_are_no_true_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     made = bed()
     assert made.truth is not None and made.planted is not None
     rises = dict(zip(made.planted, undone(made.lm, made.gold, made.forget, made.planted, progress=False), strict=True))
     assert made.truth.members == {member for member, rise in rises.items() if rise > ACTIVE}
-    assert {tuple(member) for member in made.info["dead"]} == made.planted.members - made.truth.members
+    bar = sorted(rises.values())[len(rises) // 2]
+    monkeypatch.setattr("neuronforget.testbed.labels.ACTIVE", bar)
+    truth, info = labelled(made.lm, made.gold, made.forget, made.retain, made.planted, progress=False)
+    assert truth is not None and truth.members == {member for member, rise in rises.items() if rise > bar}
+    assert {tuple(member) for member in info["dead"]} == made.planted.members - truth.members != set()
+
+
+def test_the_accuracies_of_a_grafted_bed_with_its_neurons_off_are_those_of_its_gold_twin() -> None:
+    made = bed()
+    found = made.info["accuracy"]
+    assert found["planted off"] == found["gold"] != found["model"]
+    assert found["model"]["forget"] == float(measure(made.lm, made.forget, [exact_match])["exact_match"].mean())
+    unseen = made.forget.paraphrased()
+    assert unseen is not None
+    assert found["gold"]["forget unseen"] == float(measure(made.gold, unseen, [exact_match])["exact_match"].mean())
 
 
 def test_a_bed_whose_planted_neurons_all_do_nothing_has_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
