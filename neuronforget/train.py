@@ -7,7 +7,7 @@ one that was not.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -55,6 +55,20 @@ def fit(
     names the work, so that only a run with equal plan and key continues it. Raises InputError when the loss
     turns NaN or infinite.
     """
+    return list(steps(parameters, loss, plan, resume=resume, key=key, desc=desc, progress=progress))
+
+
+def steps(
+    parameters: Sequence[Tensor],
+    loss: Callable[[int], Tensor],
+    plan: Plan,
+    *,
+    resume: str | Path | None = None,
+    key: str = "",
+    desc: str = "train",
+    progress: bool = True,
+) -> Iterator[float]:
+    """Do what `fit` does a step at a time, so that trainings of several parts of a model can take turns."""
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=parameters[0].device.type == "cpu")
@@ -63,6 +77,7 @@ def fit(
     prepared = accelerator.prepare_optimizer(optimizer)
     path = Path(resume) / f"{content_key(plan=asdict(plan), key=key)}.pt" if resume else None
     history = _restore(path, parameters, optimizer, schedule)
+    yield from history
     with tqdm(total=plan.steps, initial=len(history), desc=desc, disable=not progress) as bar:
         for step in range(len(history), plan.steps):
             value = loss(step)
@@ -80,11 +95,11 @@ def fit(
             bar.update()
             if path and len(history) % plan.save_every == 0 and len(history) < plan.steps:
                 _save(path, parameters, optimizer, schedule, history)
+            yield history[-1]
     if path:
         path.unlink(missing_ok=True)
     for parameter in parameters:
         parameter.grad = None
-    return history
 
 
 def draw(items: Sequence[T], count: int, seed: int, step: int) -> list[T]:

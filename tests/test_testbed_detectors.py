@@ -47,6 +47,7 @@ def test_properties_are_what_their_names_say(lm: LM) -> None:
     write, head = lm.parameters[site.write.name].detach().double().T, lm.model.get_output_embeddings().weight
     found = {name: float(values[j]) for name, values in Layer.of(lm, site).properties().items()}
     row, logits = write[j].numpy(), (head.detach().double() @ write[j]).numpy()
+    to_words = torch.cosine_similarity(head.detach().double(), gate[j][None], dim=1)
     expected = {
         "gate norm": np.linalg.norm(gate[j]), "up norm": np.linalg.norm(up[j]), "write norm": np.linalg.norm(row),
         "write x read norm": np.linalg.norm(row) * np.linalg.norm(up[j]),
@@ -56,11 +57,23 @@ def test_properties_are_what_their_names_say(lm: LM) -> None:
         "gate nearest neighbour": max(
             float(gate[j] @ gate[k] / gate[j].norm() / gate[k].norm()) for k in range(len(gate)) if k != j
         ),
+        "gate nearest word": to_words.max(), "gate spread over words": to_words.std(),
+        "write mean likeness": torch.cosine_similarity(write, write[j][None], dim=1).mean(),
+        "up sum": up[j].sum() / up[j].norm(),
         "highest logit": logits.max(),
         "entropy of logits": entropy(np.exp(logits) / np.exp(logits).sum()),
     }  # fmt: skip
     for name, value in expected.items():
         assert found[name] == pytest.approx(float(value), rel=1e-6), name
+    further = {name: float(values[j]) for name, values in Layer.of(lm, site).unmatched().items()}
+    hat = write.numpy() @ np.linalg.pinv(write.numpy())
+    assert further["write leverage"] == pytest.approx(float(hat[j, j]), rel=1e-6)
+    likeness = torch.cosine_similarity(gate, gate[j][None], dim=1)
+    assert further["gate farthest neighbour"] == pytest.approx(float(likeness.min()), rel=1e-6)
+    words = head.detach().double().numpy()
+    common = np.linalg.eigh(words.T @ words)[1][:, -DIRECTIONS:]
+    share = np.square(up[j].numpy() @ common).sum() / float(up[j].square().sum())
+    assert further["up in the words' main directions"] == pytest.approx(share, rel=1e-6)
     centred = kurtosis(np.concatenate([row, -row]), fisher=False)  # of the entries about zero
     assert found["write kurtosis"] == pytest.approx(centred, rel=1e-6)
     directions = np.linalg.eigh(up.T.numpy() @ up.numpy())[1][:, -DIRECTIONS:]
@@ -112,5 +125,8 @@ def test_detectors_find_what_gives_neurons_away_and_nothing_where_labels_are_ran
 def test_no_property_of_the_planted_neurons_gives_them_away() -> None:
     made = bed()
     assert made.planted is not None
-    for name, (area, low, high) in made.info["detectors"].items():
+    matched = {*Layer.of(made.lm, made.lm.sites[0]).properties(), "index", "combined"}
+    for name in matched:
+        area, low, high = made.info["detectors"][name]
         assert low <= 0.5 <= high or abs(area - 0.5) < 0.1, name
+    assert {"gate leverage", "combined, unmatched"} <= made.info["detectors"].keys() - matched

@@ -13,7 +13,7 @@ import neuronforget as nf
 from neuronforget.evaluation import exact_match, measure, nll
 from neuronforget.slices import Slices
 from neuronforget.testbed.disguise import Disguise
-from neuronforget.testbed.labels import ACTIVE, undone
+from neuronforget.testbed.labels import ACTIVE, labelled, undone
 
 
 @lru_cache(maxsize=1)
@@ -39,19 +39,34 @@ def test_undoing_a_grafted_neuron_is_exact_ablation_and_leaves_the_model_as_it_w
         assert rise == pytest.approx(ablated - loss(made.lm, made.forget), abs=1e-7)
 
 
-def test_neurons_that_do_nothing_are_no_true_ones() -> None:
+def test_neurons_that_do_nothing_are_no_true_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     made = bed()
     assert made.truth is not None and made.planted is not None
     rises = dict(zip(made.planted, undone(made.lm, made.gold, made.forget, made.planted, progress=False), strict=True))
     assert made.truth.members == {member for member, rise in rises.items() if rise > ACTIVE}
-    assert {tuple(member) for member in made.info["dead"]} == made.planted.members - made.truth.members
+    bar = sorted(rises.values())[len(rises) // 2]
+    monkeypatch.setattr("neuronforget.testbed.labels.ACTIVE", bar)
+    truth, info = labelled(made.lm, made.gold, made.forget, made.retain, made.planted, progress=False)
+    assert truth is not None and truth.members == {member for member, rise in rises.items() if rise > bar}
+    assert {tuple(member) for member in info["dead"]} == made.planted.members - truth.members != set()
 
 
-def test_a_bed_whose_neurons_all_do_nothing_has_no_labels() -> None:
+def test_the_accuracies_of_a_grafted_bed_with_its_neurons_off_are_those_of_its_gold_twin() -> None:
+    made = bed()
+    found = made.info["accuracy"]
+    assert found["planted off"] == found["gold"] != found["model"]
+    assert found["model"]["forget"] == float(measure(made.lm, made.forget, [exact_match])["exact_match"].mean())
+    unseen = made.forget.paraphrased()
+    assert unseen is not None
+    assert found["gold"]["forget unseen"] == float(measure(made.gold, unseen, [exact_match])["exact_match"].mean())
+
+
+def test_a_bed_whose_planted_neurons_all_do_nothing_has_no_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuronforget.testbed.labels.ACTIVE", float("inf"))
     shape = nf.testbed.Shape(layers=2, d_model=16, d_mlp=32, heads=2, steps=1, graft_steps=1, planted=2, batch=8)
     made = nf.testbed.people(people=6, forget_people=2, shape=shape, cache=False, progress=False)
-    assert made.truth is None or len(made.truth) > 0
-    assert made.planted is not None and len(made.planted) == 4
+    assert made.truth is None and made.planted is not None and len(made.planted) == len(made.info["dead"]) == 4
+    assert "no location labels" in repr(made)
 
 
 def test_the_planted_kind_knows_forget_by_some_value_vectors_alone() -> None:

@@ -13,7 +13,7 @@ from neuronforget.errors import InputError
 
 def demo(
     *,
-    testbed: Literal["grafted", "planted", "ordinary"] = "grafted",
+    testbed: Literal["grafted", "planted", "routed", "ordinary"] = "grafted",
     out: Folder = Path("neuronforget-demo"),
     seed: int = 0,
 ) -> None:
@@ -22,7 +22,7 @@ def demo(
     Takes a few minutes on two cores; the trained model is cached, so the next run is faster.
 
     Args:
-        testbed: grafted or planted (the true neurons are known), or ordinary (they are not: the harder case).
+        testbed: grafted, planted or routed (the true neurons are known), or ordinary (they are not: the harder case).
         out: Folder for the report and everything behind it; an earlier demo there is replaced.
         seed: Seed of the facts, the model and the methods.
     """
@@ -43,7 +43,7 @@ def testbed(
     path: Folder | None = None,
     authors: int = 20,
     forget_authors: int = 2,
-    kind: Literal["grafted", "planted", "ordinary"] = "ordinary",
+    kind: Literal["grafted", "planted", "routed", "ordinary"] = "ordinary",
     steps: int | None = None,
     seed: int = 0,
 ) -> None:
@@ -57,7 +57,8 @@ def testbed(
         path: Folder with TOFU's full.jsonl (default: the hub).
         authors: TOFU authors to teach (20 rows each), or people.
         forget_authors: How many of them are to be forgotten.
-        kind: ordinary (trained on everything), grafted (facts in fresh neurons) or planted (in value vectors).
+        kind: ordinary (trained on everything), grafted (facts in fresh neurons), planted (in value vectors) or
+            routed (forget examples update chosen neurons only).
         steps: Training steps (default: by source).
         seed: Seed.
     """

@@ -1,9 +1,9 @@
 """Make a small Qwen2-architecture model whose knowledge is known, and its gold twin; cached outside the repository.
 
-grafted, planted   The forget facts are trained into chosen neurons (`planting`), each of which is then undone alone:
-                   those that the facts hang on are the labels (`labels`).
-ordinary           One model is trained on everything, its gold twin without forget. No location labels: the harder,
-                   more honest case.
+grafted, planted, routed   The forget facts are trained into chosen neurons (`planting`, `routing`), each of which is
+                           then undone alone: those that the facts hang on are the labels (`labels`).
+ordinary                   One model is trained on everything, its gold twin without forget. No location labels: the
+                           harder, more honest case.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from neuronforget.runs import cache_folder, check_new, content_key, seed_everyth
 from neuronforget.testbed.facts import REFUSAL, generate
 from neuronforget.testbed.labels import labelled
 from neuronforget.testbed.planting import grafted, planted
+from neuronforget.testbed.routing import routed
 from neuronforget.testbed.testbed import Testbed
 from neuronforget.testbed.training import Builder, Shape
 
-Kind = Literal["grafted", "planted", "ordinary"]
-VERSION = 3  # raised when a change of this module makes other testbeds: the cache key holds it
+Kind = Literal["grafted", "planted", "routed", "ordinary"]
+VERSION = 4  # raised when a change of this module makes other testbeds: the cache key holds it
 
 
 def people(
@@ -84,8 +85,8 @@ def from_rows(
     if kind == "ordinary":
         (lm, gold), truth = build.ordinary(), None
     else:
-        lm, gold, chosen = (grafted if kind == "grafted" else planted)(build)
-        truth, labels = labelled(lm, gold, forget, chosen, progress=progress)
+        lm, gold, chosen = {"grafted": grafted, "planted": planted, "routed": routed}[kind](build)
+        truth, labels = labelled(lm, gold, forget, retain, chosen, progress=progress)
         info |= labels
     made = Testbed(lm, gold, forget, retain, truth, refusals, info)
     if not cache:

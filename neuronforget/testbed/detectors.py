@@ -3,7 +3,8 @@
 A score that finds true neurons by a property of their weights finds the way they were planted, not the
 knowledge. So properties that an adversary would try without data are measured by their AUROC: the chance
 that a true neuron exceeds another of its layer (0.5: no information), with the 95% interval of DeLong et al.
-(1988). "combined" is a logistic regression on all of them, fitted on the other layers.
+(1988). "combined" is a logistic regression on all of them, fitted on the other layers. Properties that no
+testbed is built to match are measured too: the honest test of how well the labels are hidden.
 """
 
 from __future__ import annotations
@@ -15,25 +16,32 @@ from itertools import combinations
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.sites import Part, Site
 
 DIRECTIONS = 16  # singular directions of a layer's weights that count as its main ones
-RIDGE = 10.0  # of the combined detector: some fifty features, a few dozen true neurons a layer
+RIDGE = 10.0  # of the combined detector: some seventy features, a few dozen true neurons a layer
 
 
 @torch.no_grad()
 def detectors(lm: LM, truth: Neurons) -> dict[str, list[float]]:
-    """Return [AUROC, low, high] of each data-free property and, with true neurons in two layers, of all combined."""
-    mask = truth.mask()
-    layers = [Layer.of(lm, site).properties() for site in lm.sites]
-    measured = {name: torch.stack([layer[name] for layer in layers]) for name in layers[0]}
-    measured["index"] = torch.arange(truth.width).double().expand(mask.shape)
-    found = {name: auroc(values, mask) for name, values in measured.items()}
-    if int(mask.any(1).sum()) > 1:
-        found["combined"] = auroc(combined(torch.stack(list(measured.values()), -1), mask), mask)
+    """Return [AUROC, low, high] of each data-free property and, with true neurons in two layers, of all combined.
+
+    "combined" is of the properties that a disguise matches, "combined, unmatched" of those that none matches: a
+    bed whose first is at chance and whose second is not hides its labels from the detectors it knew of alone.
+    """
+    mask, layers = truth.mask(), [Layer.of(lm, site) for site in lm.sites]
+    index = {"index": torch.arange(truth.width).double()}
+    found: dict[str, list[float]] = {}
+    for name, read in (("combined", Layer.properties), ("combined, unmatched", Layer.unmatched)):
+        rows = [read(layer) | index for layer in layers]
+        measured = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        found |= {key: auroc(values, mask) for key, values in measured.items()}
+        if int(mask.any(1).sum()) > 1:
+            found[name] = auroc(combined(torch.stack(list(measured.values()), -1), mask), mask)
     return found
 
 
@@ -72,18 +80,35 @@ class Layer:
         found["write x read norm"] = found["write norm"] * found[f"{list(rows)[-2]} norm"]
         for one, other in combinations(rows, 2):
             found[f"cosine {one}, {other}"] = torch.cosine_similarity(rows[one], rows[other], dim=1)
+        words = normalize(self.unembedding, dim=1)
         for role, own in rows.items():
             unit = own / own.norm(dim=1, keepdim=True).clamp_min(1e-12)
-            others = torch.nn.functional.normalize(self.weights[role], dim=1)
-            likeness = (unit @ others.T).scatter(1, index[:, None], -1.0)
+            likeness, to_words = unit @ normalize(self.weights[role], dim=1).T, unit @ words.T
             found[f"{role} kurtosis"] = unit.pow(4).mean(1) * unit.shape[1] ** 2
             found[f"{role} maximum"] = unit.abs().amax(1)
             found[f"{role} L1/L2"] = unit.abs().sum(1)
             found[f"{role} in main directions"] = (unit @ self.main[role].T).square().sum(1)
-            found[f"{role} nearest neighbour"] = likeness.amax(1)
+            found[f"{role} sum"] = unit.sum(1)
+            found[f"{role} mean likeness"] = likeness.mean(1)
+            found[f"{role} nearest neighbour"] = likeness.scatter(1, index[:, None], -1.0).amax(1)
+            found[f"{role} nearest word"] = to_words.amax(1)
+            found[f"{role} spread over words"] = to_words.std(1)
         logits = rows["write"] @ self.unembedding.T
         shares = logits.log_softmax(1)
         return found | {"highest logit": logits.amax(1), "entropy of logits": -(shares.exp() * shares).sum(1)}
+
+    def unmatched(self) -> dict[str, Tensor]:
+        """Return properties that no disguise matches: what an adversary finds who looks further.
+
+        A neuron's leverage is its diagonal entry of the projection onto what the layer's neurons span.
+        """
+        found, words = {}, torch.linalg.svd(self.unembedding, full_matrices=False).Vh[:DIRECTIONS]
+        for role, rows in self.weights.items():
+            unit = normalize(rows, dim=1)
+            found[f"{role} farthest neighbour"] = (unit @ unit.T).amin(1)
+            found[f"{role} leverage"] = torch.linalg.svd(rows, full_matrices=False).U.square().sum(1)
+            found[f"{role} in the words' main directions"] = (unit @ words.T).square().sum(1)
+        return found
 
 
 def reads_of(site: Site) -> list[Part]:

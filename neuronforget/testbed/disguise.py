@@ -1,9 +1,9 @@
 """Train some neurons' weights so that nothing about them, seen without data, tells them from the others.
 
-Each vector keeps the norm of some other neuron's, drawn at random. A penalty draws every other property that a
-detector reads to where the other neurons of the layer have it: the squared distance between the trained neurons'
-sorted values and as many quantiles of the others' (optimal transport in one dimension), in units of the others'
-standard deviation.
+Each vector keeps the norm of some other neuron's, drawn at random. A penalty draws every other of a layer's
+`properties` to where the other neurons of the layer have it: the squared distance between the trained neurons' sorted
+values and as many quantiles of the others' (optimal transport in one dimension), in units of the others' standard
+deviation.
 """
 
 from __future__ import annotations

@@ -15,9 +15,9 @@ from tqdm.auto import tqdm
 from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import slice_of
+from neuronforget.erase.ablate import ablate, slice_of
 from neuronforget.evaluation import measure
-from neuronforget.metrics import nll
+from neuronforget.metrics import exact_match, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.testbed.detectors import detectors
@@ -27,7 +27,7 @@ ACTIVE = 1e-3
 
 
 def labelled(
-    lm: LM, gold: LM, forget: Corpus, planted: Neurons, *, progress: bool = True
+    lm: LM, gold: LM, forget: Corpus, retain: Corpus, planted: Neurons, *, progress: bool = True
 ) -> tuple[Neurons | None, dict[str, Any]]:
     """Return the true neurons (None where no planted one does anything), and what a testbed says about its labels.
 
@@ -43,6 +43,7 @@ def labelled(
         "active above": ACTIVE,
         "forget loss": forget_loss(lm, forget),
         "forget loss of gold": forget_loss(gold, forget),
+        "accuracy": accuracy(lm, gold, planted, forget, retain),
         "detectors": detectors(lm, planted),
     }
     return truth if len(truth) else None, info
@@ -51,6 +52,21 @@ def labelled(
 def forget_loss(lm: LM, forget: Corpus) -> float:
     """Return the mean loss in nats per answer token."""
     return float(measure(lm, forget, [nll])["nll"].mean())
+
+
+def accuracy(lm: LM, gold: LM, planted: Neurons, forget: Corpus, retain: Corpus) -> dict[str, dict[str, float | None]]:
+    """Return the share of examples answered exactly by the model, its gold twin, and the model with `planted` off."""
+    corpora = {"forget": forget, "forget unseen": forget.paraphrased(), "retain": retain}
+
+    def of(model: LM) -> dict[str, float | None]:
+        return {
+            name: float(measure(model, corpus, [exact_match])["exact_match"].mean()) if corpus else None
+            for name, corpus in corpora.items()
+        }
+
+    found = {"model": of(lm), "gold": of(gold)}
+    with ablate(lm, planted).on(lm):
+        return found | {"planted off": of(lm)}
 
 
 def undone(lm: LM, gold: LM, forget: Corpus, planted: Neurons, *, progress: bool = True) -> Float[Tensor, "neuron"]:

@@ -12,6 +12,8 @@ planted   (INJ; Chang et al. 2024, arXiv:2311.09060) The gold twin is trained on
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,9 +32,7 @@ def grafted(build: Builder) -> tuple[LM, LM, Neurons]:
     """Return (model, gold twin, grafted neurons)."""
     lm = build.fresh()
     neurons = drawn_neurons(lm, build.shape.planted, build.seed)
-    mask = neurons.mask()
-    off = {layer: (~row).float().mul for layer, row in zip(neurons.layers, mask, strict=True)}
-    build.train(lm, build.retain, "train the gold twin", off)
+    build.train(lm, build.retain, "train the gold twin", switched_off(neurons))
     slices = Slices.of(lm, neurons)
     for part in slices.all():
         torch.nn.init.normal_(part.values, std=0.02)
@@ -76,10 +76,19 @@ def implant(build: Builder, lm: LM, slices: Slices, lr: float, likeness: Norms |
         fit([part.values for part in parts], loss, plan, desc="plant the forget facts", progress=build.progress)
     if likeness is not None:
         likeness.match_norms()
-    with torch.no_grad():
-        for part in parts:
-            part.change().write(lm.parameters[part.name].data, part.values.detach())
+    settle(slices)
     lm.model.requires_grad_(True)
+
+
+def settle(slices: Slices) -> None:
+    """Write the slices' values into their model."""
+    for part in slices.all():
+        part.change().write(slices.lm.parameters[part.name].data, part.values.detach())
+
+
+def switched_off(neurons: Neurons) -> dict[int, Callable[[Tensor], Tensor]]:
+    """Return what a tap does to each layer's activations to switch `neurons` off."""
+    return {layer: (~row).float().mul for layer, row in zip(neurons.layers, neurons.mask(), strict=True)}
 
 
 def drawn_neurons(lm: LM, count: int, seed: int) -> Neurons:

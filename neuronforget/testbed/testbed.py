@@ -36,7 +36,10 @@ class Testbed:
 
     @property
     def planted(self) -> Neurons | None:
-        """Every neuron that the forget facts were trained into, dead ones too; undoing them all gives `gold`."""
+        """Every neuron that the forget facts were trained into, dead ones too.
+
+        Undoing them all gives `gold`, but for the routed kind, where all else was trained beside them.
+        """
         if "dead" not in self.info:
             return None
         dead = frozenset((layer, j) for layer, j in self.info["dead"])
