@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import t
 
 import neuronforget as nf
 from neuronforget.evaluation import measure
@@ -44,7 +45,6 @@ BEDS: dict[str, tuple[str, dict[str, Any]]] = {
 SHARE = 0.01  # of each layer: the k of recall@1%, as in the published figure for planted value vectors
 SHORTLIST = 0.1
 SETS, SET_SHARE = 60, 0.05  # random sets, and the share of all neurons in each
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5% point of Student's t for so many seeds
 
 
 @runs_model
@@ -108,6 +108,7 @@ def rows_of(bed: nf.testbed.Testbed, scores: Mapping[str, Callable[..., Scores]]
         row["captured@1%"] = found.captured_effect(values, yardstick, [SHARE])[0]["share"]
         if bed.truth is not None:
             row["recall@1%"] = nf.select.per_layer(values, SHARE).recall(bed.truth)
+            row["recall@5%"] = nf.select.per_layer(values, 0.05).recall(bed.truth)
             row["recall@k"] = found.recall_curve(values, bed.truth, [len(bed.truth)])[0]["recall"]
             row["auroc"] = found.auroc(values, bed.truth)[0]
         rows.append(row)
@@ -132,7 +133,7 @@ def mean_interval(values: Sequence[float]) -> str:
     """Return the mean over seeds and its 95% interval by Student's t."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
-    half = STUDENT[len(values)] * np.std(values, ddof=1) / math.sqrt(len(values))
+    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
     return f"{np.mean(values):.2f} ± {half:.2f}"
 
 
@@ -144,7 +145,9 @@ def tables(done: Mapping[str, Mapping[str, Any]]) -> str:
         if not beds:
             continue
         names = [
-            n for n in ("recall@1%", "recall@k", "auroc", "spearman", "sets", "captured@1%") if n in beds[0]["rows"][0]
+            n
+            for n in ("recall@1%", "recall@5%", "recall@k", "auroc", "spearman", "sets", "captured@1%")
+            if n in beds[0]["rows"][0]
         ]
         lines = [f"## {kind} ({len(beds)} seeds)", ""]
         facts = [f"{name} {mean_interval([bed['facts'][name] for bed in beds])}" for name in beds[0]["facts"]]
@@ -175,7 +178,9 @@ def main() -> None:
             which, settings = BEDS[kind]
             bed = nf.testbed.people(which, seed=seed, people=PEOPLE, **settings)
             done[f"{kind} {seed}"] = {"rows": rows_of(bed), "facts": facts_of(bed)}
-            file.write_text(json.dumps({"environment": environment(), "beds": done}, indent=1))
+            fresh = file.with_suffix(".new")
+            fresh.write_text(json.dumps({"environment": environment(), "beds": done}, indent=1))
+            fresh.replace(file)
             print(f"{kind}, seed {seed}: done", flush=True)
     (options.out / "tables.md").write_text(tables(done))
     print(tables(done))

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,9 @@ def main() -> int:
     parser.add_argument("--turns", type=int, default=3, help="timed calls of each, of which the median is given")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
+    if find_spec("captum") is None:
+        print("captum is not installed: pip install -r benchmarks/requirements.txt", file=sys.stderr)
+        return 2
     results: dict[str, Any] = {"environment": environment("cpu", (*PACKAGES, "transformer-lens", "nnsight", "captum"))}
     results["peers"] = []
     for duel in duels():

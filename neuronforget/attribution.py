@@ -42,7 +42,7 @@ def attribute(
         whole = [_whole(source, score) for source in pair]
         if resume is not None:
             settings["resume"] = _resumable(score, resume)
-        scores = score(lm, *whole, batch_size=batch_size, progress=progress, **settings)
+        scores = _checked(score(lm, *whole, batch_size=batch_size, progress=progress, **settings), score, lm)
         about = [{"corpus": c.name, "data": c.digest(), "model": lm.name, **environment()} for c in whole]
     else:
         table = needs(score) == "examples"
@@ -51,12 +51,24 @@ def attribute(
             record(lm, source, tap=tap, batch_size=batch_size, per_example=table, resume=unfinished, progress=progress)
             for source, unfinished in zip(pair, kept, strict=False)
         ]
-        scores, about = score(*moments, **settings), [m.info for m in moments]
+        scores, about = _checked(score(*moments, **settings), score, lm), [m.info for m in moments]
         for unfinished in kept:
             if unfinished is not None:
                 unfinished.clear()
     info = dict(zip(("forget", "retain"), [*about, None], strict=False))
     return replace(scores, info={**scores.info, **info})
+
+
+def _checked(scores: Any, score: Score, lm: LM) -> Scores:
+    """A score of one's own may return anything: what is no score of each neuron of this model is said here."""
+    if not isinstance(scores, Scores):
+        raise InputError(f"{_name(score)} must return Scores, found {type(scores).__name__}")
+    layers = tuple(site.layer for site in lm.sites)
+    if (tuple(scores.values.shape), scores.layers) != (lm.shape, layers):
+        raise InputError(
+            f"{_name(score)} must score {lm.shape[1]} neurons of each of the layers {layers}, found {scores!r}"
+        )
+    return scores
 
 
 def _whole(source: Source, score: Score) -> Corpus:

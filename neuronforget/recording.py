@@ -156,6 +156,8 @@ def record_batch(tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all"
 
     The moments add up; `norms` and `info` are left empty. Raises InputError for NaN in activations or gradients.
     """
+    if positions not in get_args(Positions):
+        raise InputError(f"positions is one of {', '.join(get_args(Positions))}; found {positions!r}")
     examples = len(batch.index)
     out = tap(batch.inputs)
     acts, nll = out.acts, answer_nll(out.logits, batch)

@@ -83,3 +83,14 @@ def test_moments_that_do_not_compare_are_refused(name: str, lm: LM, pair: tuple[
     ):
         with pytest.raises(InputError, match=message):
             score(forget, other)
+
+
+def test_a_score_of_ones_own_must_score_the_models_neurons(lm: LM, pair: tuple[Corpus, Corpus]) -> None:
+    wrong: dict[str, Any] = {
+        "must return Scores, found Tensor": lambda forget, retain: forget["mean"],
+        "must score": lambda forget, retain: scores.Scores(forget["mean"][:, :3], "mine", "", forget.layers),
+        "of each of the layers": lambda forget, retain: scores.Scores(forget["mean"], "mine", "", (5, 9)),
+    }
+    for message, score in wrong.items():
+        with pytest.raises(InputError, match=message):
+            nf.attribute(lm, *pair, score=score, tap="torch_hooks", progress=False)

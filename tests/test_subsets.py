@@ -94,3 +94,14 @@ def test_sizes_are_checked_before_any_work(lm: LM) -> None:
     found = subset_effects(lm, written, n=4, progress=False)
     with pytest.raises(InputError, match="different models"):
         found.agreement(Scores(torch.ones(3, 7), "x", "", (0, 1, 2)))
+
+
+def test_measures_that_give_no_rank_are_refused(lm: LM) -> None:
+    scores = nf.Scores(torch.rand(lm.shape, dtype=torch.float64), "any", "", tuple(s.layer for s in lm.sites))
+    with pytest.raises(InputError, match="one number per example"):
+        subset_effects(lm, lambda _: np.float64(1.0), n=4, progress=False)
+    with pytest.raises(InputError, match="of 4 subsets is NaN"):
+        subset_effects(lm, lambda _: np.full(3, np.nan), n=4, progress=False).agreement(scores)
+    for size in (1.5, True):
+        with pytest.raises(InputError, match="cannot select"):
+            subset_effects(lm, lambda _: np.zeros(3), n=4, size=size, progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -149,3 +150,19 @@ def test_impossible_testbeds_are_refused(tmp_path: Path) -> None:
         nf.testbed.from_rows(rows, rows)
     with pytest.raises(InputError, match="forget_authors"):
         nf.testbed.tofu(tmp_path, authors=2, forget_authors=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("grafted", {"planted": 0}, "planted must lie between 1 and 31"),
+        ("planted", {"planted": 32}, "planted must lie between 1 and 31"),
+        ("routed", {"planted": 33}, "planted must lie between 1 and 31"),
+        ("grafted", {"keep_norms": True}, "keep_norms is for planted value vectors"),
+    ],
+)
+def test_a_shape_that_the_kind_cannot_have_is_refused_before_training(
+    kind: Any, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        nf.testbed.people(kind, people=6, forget_people=2, shape=replace(TINY, **change), cache=False)

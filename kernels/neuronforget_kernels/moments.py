@@ -48,7 +48,8 @@ def neuron_moments(
     are those of `reference.neuron_moments`. NaN and infinity in a row that is read reach every statistic of the
     neuron that depends on them (`positive` counts no NaN); rows left out are never read. Equal inputs give equal
     bits on one machine. `compiled` lets `torch.compile` fuse the work on a CPU: faster from the second call on, and
-    with a warning as before where there is no compiler. Raises ValueError for shapes that do not fit.
+    with a warning as before where there is no compiler; equal then only to rounding between processes, since PyTorch
+    stops compiling after some kinds of input (its recompile limit). Raises ValueError for shapes that do not fit.
     """
     layout = _layout_of(a, g, segments, examples, weights, groups)
     fields = fields if fields is not None else PIECE_FIELDS if g is not None else ACTIVATION_FIELDS

@@ -68,7 +68,7 @@ def named(name: str, module: Any) -> Callable[..., Any]:
         found = getattr(import_module(where), function) if where else vars(module)[name] if name in known else None
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"no function {name!r} ({error})") from None
-    if not callable(found):
+    if not callable(found) or inspect.isclass(found):
         raise InputError(f"no function {name!r}; known: {', '.join(known)}; or give module:function")
     return _called(found, module)
 

@@ -67,6 +67,8 @@ def rank_correlation(x: Float[np.ndarray, "unit"], y: Float[np.ndarray, "unit"],
 
     if len(x) < 4:
         raise InputError(f"a rank correlation with an interval needs four or more {units}, found {len(x)}")
+    if broken := int((~(np.isfinite(x) & np.isfinite(y))).sum()):
+        raise InputError(f"the score or effect of {broken} of {len(x)} {units} is NaN or infinite: these have no rank")
     if min(np.ptp(x), np.ptp(y)) == 0:
         raise InputError(f"all {units} have one and the same score or effect: their ranks have no correlation")
     r = float(spearmanr(x, y).statistic)

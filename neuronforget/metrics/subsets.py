@@ -76,5 +76,7 @@ def subset_effects(
     nowhere = torch.zeros(lm.shape, dtype=torch.bool)
     subsets = tuple(anywhere_in(nowhere, layers, count, seed_of(seed, i)) for i in range(n))
     clean = measured(lm, subsets[0] - subsets[0], measure)
+    if clean.ndim != 1:
+        raise InputError(f"measure gives one number per example, found an array of shape {clean.shape}")
     values = [measured(lm, s, measure) - clean for s in tqdm(subsets, desc="random sets", disable=not progress)]
     return SubsetEffects(subsets, np.stack(values), seed)

@@ -6,7 +6,8 @@ follow, neuron j writes `a_j w_j` into the last state h, and without it the logi
     (U (n h) - a_j U (n w_j)) / sqrt(|h - a_j w_j|^2 / D + e),    |h - a w|^2 = |h|^2 - 2 a h.w + a^2 |w|^2
 
 at each position on its own. `U (n w_j)` hangs on no example and is kept where it fits. That a model is so built is
-not read from its name but tried: the formula must give what rows (`rows.run_rows`) give.
+not read from its name but tried: the formula must give what rows (`rows.run_rows`) give. In half precision it does
+not, to rounding, and rows are run.
 """
 
 from __future__ import annotations

@@ -138,8 +138,7 @@ def _forks(lm: LM, corpus: Corpus, rows: list[Encoded]) -> list[list[Fork]]:
     """Each example's forks, one for each wrong answer. Raises InputError where there is none."""
     found = []
     for i, (example, row) in enumerate(zip(corpus, rows, strict=True)):
-        others = tuple(replace(example, answer=wrong) for wrong in example.wrong)
-        coded = encode(replace(corpus, examples=others), lm.tokenizer, lm.max_length) if others else []
+        coded = [_encoded_wrong(lm, corpus, i, wrong) for wrong in example.wrong]
         parted = [fork for other in coded if (fork := _fork(row, other)) is not None]
         if len(parted) < max(len(coded), 1):
             reason = "a wrong answer that parts from the right one nowhere in it" if coded else "no wrong answer"
@@ -149,6 +148,16 @@ def _forks(lm: LM, corpus: Corpus, rows: list[Encoded]) -> list[list[Fork]]:
             )
         found.append(parted)
     return found
+
+
+def _encoded_wrong(lm: LM, corpus: Corpus, i: int, wrong: str) -> Encoded:
+    example = replace(corpus.examples[i], answer=wrong)
+    try:
+        return encode(replace(corpus, examples=(example,)), lm.tokenizer, lm.max_length)[0]
+    except InputError as error:
+        raise InputError(
+            f"corpus {corpus.name!r}, example {i}: its wrong answer {wrong[:40]!r} is no use: {error}"
+        ) from None
 
 
 def _fork(row: Encoded, other: Encoded) -> Fork | None:

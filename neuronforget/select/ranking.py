@@ -54,7 +54,7 @@ def _ranked(scores: Scores, by: By) -> Tensor:
 def how_many(k: int | float, total: int) -> int:
     """Return `k`, or that share of `total` below 1. Raises InputError unless it is from 1 to `total`."""
     count = 0 if not k > 0 else round(k * total) if k < 1 else int(min(k, total + 1))
-    if not 0 < count <= total:
+    if not 0 < count <= total or isinstance(k, bool) or (k > 1 and k != count):
         raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share below 1")
     return count
 

@@ -60,14 +60,10 @@ def from_rows(
 ) -> Testbed:
     """Return a small model that was taught both corpora (paraphrases too), and its gold twin.
 
-    Raises InputError for corpora that share examples.
+    Raises InputError, before any training, for corpora that share examples and a shape that the kind cannot have.
     """
-    if kind not in get_args(Kind):
-        raise InputError(f"kind is one of {', '.join(get_args(Kind))}; found {kind!r}")
-    check_disjoint(forget, retain)
-    if "chat" in (forget.template, retain.template):
-        raise InputError("a testbed's own tokenizer has no chat template: use a format string with {prompt}")
     shape = shape or Shape()
+    _check(kind, forget, retain, shape)
     key = content_key(
         version=VERSION, kind=kind, seed=seed, shape=vars(shape), forget=forget.digest(), retain=retain.digest()
     )
@@ -93,6 +89,18 @@ def from_rows(
         return made
     made.save(folder)
     return Testbed.load(folder)
+
+
+def _check(kind: Kind, forget: Corpus, retain: Corpus, shape: Shape) -> None:
+    if kind not in get_args(Kind):
+        raise InputError(f"kind is one of {', '.join(get_args(Kind))}; found {kind!r}")
+    check_disjoint(forget, retain)
+    if "chat" in (forget.template, retain.template):
+        raise InputError("a testbed's own tokenizer has no chat template: use a format string with {prompt}")
+    if kind != "ordinary" and not 0 < shape.planted < shape.d_mlp:
+        raise InputError(f"planted must lie between 1 and {shape.d_mlp - 1} neurons of a layer, found {shape.planted}")
+    if shape.keep_norms and kind != "planted":
+        raise InputError(f"keep_norms is for planted value vectors, not for the kind {kind!r}")
 
 
 def as_text(corpus: Corpus) -> Corpus:
