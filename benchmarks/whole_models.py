@@ -26,6 +26,11 @@ if __name__ == "__main__":
 
 #: Name -> settings of a Llama of that shape, and examples and tokens of a batch.
 SHAPES: dict[str, tuple[dict[str, int], tuple[int, int]]] = {
+    "testbed": (
+        {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "num_key_value_heads": 4, "vocab_size": 2000},
+        (64, 12),
+    ),
     "30M": (
         {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8,
          "num_key_value_heads": 8, "vocab_size": 8192},

@@ -48,7 +48,7 @@ PLANS = {
         ("Llama-3-8B", "Qwen1.5-1.8B", "GPT-2"),
         ("Qwen1.5-1.8B", "Llama-3-8B"),
     ),
-    "cpu": Plan(4096, {"30M": (512, 2048), "narrow": (128, 512)}, torch.float32, 128, ("30M",), ("30M",)),
+    "cpu": Plan(4096, {"30M": (512, 2048), "narrow": (128, 512)}, torch.float32, 128, ("30M",), ("testbed", "30M")),
 }
 
 
