@@ -86,8 +86,8 @@ def record_batches(lm: Any, batch: Any, count: int) -> None:
 
 def pass_alone(lm: Any, batch: Any, count: int) -> None:
     """The same forward and activation backward, nothing recorded."""
+    from neuronforget.likelihood import answer_nll
     from neuronforget.models import activations_only
-    from neuronforget.recording import answer_nll
     from neuronforget.taps import open_tap
 
     tap = open_tap(lm, "torch_hooks")
@@ -99,7 +99,7 @@ def pass_alone(lm: Any, batch: Any, count: int) -> None:
 
 def full_backward(lm: Any, batch: Any, count: int) -> None:
     """A training step's forward and backward, without an optimiser."""
-    from neuronforget.recording import answer_nll
+    from neuronforget.likelihood import answer_nll
 
     for _ in range(count):
         answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).sum().backward()

@@ -20,7 +20,7 @@ from torch.nn.functional import logsigmoid
 
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
-from neuronforget.recording import answer_logp, answer_nll
+from neuronforget.likelihood import answer_logp, answer_nll
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from neuronforget.corpora import Batch, Corpus, Encoded, Fingerprint, Source, collate, encoded_batches
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only, check_whole
 from neuronforget.moments import Moments, check_fields, merge
 from neuronforget.ranks import Ranks, launched
@@ -56,8 +57,7 @@ def record(
     lets each record everything. Raises InputError for a corpus that does not fit the model, for NaN in
     activations or gradients, for too little memory, and for a model of which a process holds only a part.
     """
-    if positions not in get_args(Positions):
-        raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
+    _check_positions(positions)
     ranks = launched(next(lm.model.parameters()).device) if split else Ranks()
     unfinished = None
     with ranks.together() as claims:
@@ -113,25 +113,9 @@ def _add_rounds(
             bar.update(sum(map(len, found)))
 
 
-def answer_nll(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
-    """Return each example's mean negative log-likelihood per answer token, in nats, fp32."""
-    mask = batch.answer_mask[:, 1:].to(logits.device)
-    return -(token_logp(logits, batch) * mask).sum(1) / mask.sum(1)
-
-
-def answer_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example"]:
-    """Return each example's log-likelihood of the answer, summed over its tokens (nats, fp32)."""
-    return (token_logp(logits, batch) * batch.answer_mask[:, 1:].to(logits.device)).sum(1)
-
-
-def token_logp(logits: Float[Tensor, "example token vocab"], batch: Batch) -> Float[Tensor, "example next"]:
-    """Return the log-probability of each next token (nats, fp32); entry t is of token t + 1."""
-    ignored = -100  # the last position predicts nothing here: left in, the logits need not be copied without it
-    targets = torch.nn.functional.pad(batch.input_ids[:, 1:], (0, 1), value=ignored).to(logits.device)
-    flat = torch.nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=ignored
-    )
-    return -flat.view(targets.shape)[:, :-1]
+def _check_positions(positions: Positions) -> None:
+    if positions not in get_args(Positions):
+        raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
 
 
 def _measure(tap: Tap, lm: LM, rows: list[Encoded], *, positions: Positions, per_example: bool) -> Moments:
@@ -156,8 +140,7 @@ def record_batch(tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all"
 
     The moments add up; `norms` and `info` are left empty. Raises InputError for NaN in activations or gradients.
     """
-    if positions not in get_args(Positions):
-        raise InputError(f"positions is one of {', '.join(get_args(Positions))}; found {positions!r}")
+    _check_positions(positions)
     examples = len(batch.index)
     out = tap(batch.inputs)
     acts, nll = out.acts, answer_nll(out.logits, batch)

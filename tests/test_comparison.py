@@ -54,7 +54,7 @@ def test_targeted_edits_and_their_controls_change_as_many_values(found: Comparis
 def test_on_grafted_facts_the_selection_forgets_and_random_neurons_do_not(found: Comparison) -> None:
     assert bed().truth is not None and found.neurons.recall(bed().truth) > 0.5  # type: ignore[arg-type]
     left = [found.results.value(f"ablate@random {seed}", "forget") for seed in range(3)]
-    assert found.results.value("ablate", "forget") < 0.3 and sum(left) / 3 > 0.6, left
+    assert found.results.value("ablate", "forget") < 0.3 and sum(left) / 3 > 0.7, left
     text = " ".join(found.findings)
     assert (
         f"holds {found.neurons.recall(bed().truth):.0%} of the {len(bed().truth)} true ones" in text

@@ -19,10 +19,10 @@ from neuronforget.corpora import Corpus, Example, batches, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.finetune import default_lr, preferred_answers
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Outputs, dpo, ga, grad_diff, npo
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.recording import answer_logp
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Answer, Answered, Outputs, dpo, ga, grad_diff, npo
-from neuronforget.recording import answer_logp
 
 VOCAB = 11
 

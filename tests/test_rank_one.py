@@ -16,9 +16,9 @@ from neuronforget.corpora import Corpus, Example, batches, encode
 from neuronforget.erase.rank_one import least_change
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
+from neuronforget.likelihood import answer_logp
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.recording import answer_logp
 from neuronforget.taps import TorchHooks
 
 

@@ -17,9 +17,10 @@ from whole_models import tensor_peak
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.tokens import Encoded, collate
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
 from neuronforget.moments import Moments, merge
-from neuronforget.recording import Positions, answer_nll, record
+from neuronforget.recording import Positions, record
 from neuronforget.taps import NAMES
 
 EVERY_TAP = pytest.mark.parametrize("tap", NAMES)

@@ -17,9 +17,9 @@ import neuronforget as nf
 from neuronforget import scores
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
 from neuronforget.moments import Moments
-from neuronforget.recording import answer_nll
 from neuronforget.taps import TorchHooks
 
 

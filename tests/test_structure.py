@@ -12,9 +12,9 @@ import neuronforget as nf
 ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
-    "corpora", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "train", "scores",
-    "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "results", "metrics", "evaluation",
-    "testbed", "findings", "figures", "tables", "reporting", "comparison", "commands", "cli",
+    "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "train",
+    "scores", "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "results", "metrics",
+    "evaluation", "testbed", "findings", "figures", "tables", "reporting", "comparison", "commands", "cli",
 ]  # fmt: skip
 
 

@@ -16,10 +16,10 @@ from neuronforget.corpora.tokens import collate
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, scope_of
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Answered, Loss, Outputs, identity, name_of, npo, settings_of
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
-from neuronforget.recording import answer_logp
 from neuronforget.slices import Slices
 from neuronforget.train import Plan, draw, fit
 

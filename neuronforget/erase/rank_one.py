@@ -24,9 +24,9 @@ from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, scope_of, slice_of
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
 from neuronforget.neurons import Neurons
-from neuronforget.recording import answer_nll
 from neuronforget.sites import Site
 from neuronforget.taps import TorchHooks
 

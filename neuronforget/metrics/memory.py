@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
-from neuronforget.recording import answer_nll
+from neuronforget.likelihood import answer_nll
 
 
 @dataclass(frozen=True)

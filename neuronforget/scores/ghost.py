@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuronforget.corpora import Batch, Corpus
+from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
-from neuronforget.recording import answer_nll
 from neuronforget.scores.per_example import encoded, over_examples
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 from neuronforget.taps import TorchHooks

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from neuronforget.corpora import Batch, Corpus, Encoded, encode
 from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
-from neuronforget.recording import answer_nll
 from neuronforget.scores.per_example import encoded, over_examples
 from neuronforget.scores.rows import blocks_of
 from neuronforget.scores.rules import direct_paths, droppable_blocks, frozen_norms

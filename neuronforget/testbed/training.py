@@ -11,8 +11,8 @@ from torch import Tensor
 
 from neuronforget.corpora import Corpus, Encoded, encode
 from neuronforget.corpora.tokens import collate
+from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, shared_twin
-from neuronforget.recording import answer_nll
 from neuronforget.taps import NO_EDITS, TorchHooks
 from neuronforget.train import Plan, draw, fit
 
