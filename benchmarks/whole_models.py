@@ -121,7 +121,7 @@ def measure(name: str, device: str) -> dict[str, Any]:
     times: dict[str, list[float]] = {"record": [], "alone": []}
     for job in times:
         JOBS[job](lm, batch, 1)
-    for _ in range(7 if device == "cuda" else 5):  # in turns, so that a busy neighbour slows both
+    for _ in range(15):  # in turns, so that a busy neighbour slows both
         for job, spent in times.items():
             _wait(device)
             start = time.perf_counter()

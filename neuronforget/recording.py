@@ -31,6 +31,9 @@ from neuronforget.taps import Tap, open_tap
 from neuronforget.unfinished import Tally, Unfinished
 
 Positions = Literal["all", "answer"]
+#: Layers of a small model wait until they hold so many activations: reduced in a row, they find code and buffers in
+#: the cache.
+TOGETHER = 2**21
 #: How a RuntimeError that is no OutOfMemoryError says the same (on CPU, on other accelerators).
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -184,19 +187,27 @@ def _reduce_backwards(
             "in reentrant checkpoints; use checkpoint(..., use_reentrant=False), or none"
         )
 
-    def reduce_layer(layer: int) -> Any:
+    waiting: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reduce_waiting() -> None:
+        for layer, (act, grad) in waiting.items():
+            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), layout(act.device), table=table)
+        waiting.clear()
+
+    def keep(layer: int) -> Any:
         def hook(grad: Tensor) -> None:
-            act = acts.pop(layer).detach()
-            here = layout(act.device)
-            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), here, table=table)
+            waiting[layer] = acts.pop(layer).detach(), grad
+            if sum(act.numel() for act, _ in waiting.values()) >= TOGETHER:
+                reduce_waiting()
 
         return hook
 
     # The lowest layer's gradient is asked for; the others are met on the way to it.
     lowest = acts[min(acts)]
-    hooks = [act.register_hook(reduce_layer(layer)) for layer, act in acts.items()]
+    hooks = [act.register_hook(keep(layer)) for layer, act in acts.items()]
     try:
         torch.autograd.grad(loss, lowest)
+        reduce_waiting()
     finally:
         for hook in hooks:  # a hook and the graph it hangs on hold each other: left in, neither is ever freed
             hook.remove()

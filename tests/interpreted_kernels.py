@@ -77,6 +77,19 @@ def test_any_layout(lengths: list[int], gap: int, neurons: int, weigh: bool, spl
     assert_same(*both(a, g, segments, len(lengths), **given_))
 
 
+def test_a_sum_that_nearly_cancels_is_found_to_the_rounding_of_its_terms() -> None:
+    segments, neurons, seed = ragged([5], 1), 1, 18961
+    a, g = draw(len(segments), neurons, seed)
+    chance = torch.Generator().manual_seed(seed)
+    weights = torch.rand(len(segments), generator=chance) * (torch.rand(len(segments), generator=chance) > 0.3)
+    terms = (a.double() * g.double() * weights.double()[:, None])[:5, 0]
+    size, exact = float(terms.abs().sum()), float(terms.sum())
+    assert size > 30 * abs(exact)
+    for fields, _, _ in both(a, g, segments, 1, weights=weights):
+        assert abs(float(fields["s"]) - exact) < 1.2e-7 * size
+        assert abs(float(fields["s2"]) - exact**2) < 2 * 1.2e-7 * size * abs(exact)
+
+
 def test_interleaved_examples() -> None:
     a, g = draw(90, 20, 1)
     assert_same(*both(a, g, torch.arange(90) % 3, 3))  # gathered first

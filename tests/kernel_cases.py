@@ -23,8 +23,9 @@ def draw(rows: int, neurons: int, seed: int, dtype: torch.dtype = torch.float32,
 
 
 def assert_same(found: Piece, expected: Piece, rel: float = 3e-6) -> None:
-    """Within `rel` of the largest magnitude of each statistic (m2: or of a squared mean); counts are equal."""
+    """Within `rel` of the largest magnitude of each statistic, or of what cancels in it; counts are equal."""
     assert found[2].tolist() == pytest.approx(expected[2].tolist())
+    cancelling = _cancelling(expected[0])
     for got, want in zip(found[:2], expected[:2], strict=True):
         for name, values in got.items():
             exact = want[name].double()
@@ -34,9 +35,18 @@ def assert_same(found: Piece, expected: Piece, rel: float = 3e-6) -> None:
                 scale = max(scale, *(float(want[end].nan_to_num(0, 0, 0).abs().max()) for end in ("min", "max")))
             if name.endswith("m2"):  # a variance of exactly 0 is found to the rounding of the deviations' squares
                 scale = max(scale, float(want["mean"].nan_to_num(0.0).square().max()))
+            scale = max(scale, cancelling.get(name, 0.0))
             torch.testing.assert_close(
                 values.double(), exact, rtol=0, atol=rel * scale, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
             )
+
+
+def _cancelling(fields: dict[str, Tensor]) -> dict[str, float]:
+    """Sizes to the rounding of which s and its products are found: `sum a g` may be far less than `sum |a g|`."""
+    if not fields.keys() >= {"abs_ag", "s2", "u2"}:
+        return {}
+    size, s, u = (float(fields[name].nan_to_num(0.0, 0.0, 0.0).max()) for name in ("abs_ag", "s2", "u2"))
+    return {"s": size, "abs_s": size, "s2": s**0.5 * size, "us": u**0.5 * size}
 
 
 def ragged(lengths: list[int], gap: int) -> Tensor:

@@ -19,16 +19,15 @@ PieceSums = Callable[[Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tenso
 
 @no_type_check  # the compiler would trace what tests check
 def terms(a: Tensor, g: Tensor | None, pivot: Tensor) -> list[Tensor]:
-    """Return what each accumulator adds for each row, fp32 [row, neuron], in their order; 0 for what needs a `g`."""
+    """Return what each of `accumulators.SUMS` adds for each row, fp32 [row, neuron]; 0 where it lacks a `g`."""
     a = a.float()
     d = a - pivot
-    own = [d, a * a, d * d, a.abs(), (a > 0).float()]
     if g is None:
         zero = torch.zeros_like(a)
-        return [zero, zero, *own, zero, zero, zero]
+        return [d, zero, zero, d * d, zero, zero, a * a, a.abs(), (a > 0).float(), zero]
     g = g.float()
     p = a * g
-    return [p, g, *own, p.abs(), p * p, g * g]
+    return [d, g, p, d * d, g * g, p * p, a * a, a.abs(), (a > 0).float(), p.abs()]
 
 
 @no_type_check

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,6 +95,11 @@ class Layout:
     def groups(self) -> int:
         """How many groups the fields are kept for."""
         return int(self.group.amax()) + 1 if self.examples else 1
+
+    @cached_property
+    def kept(self) -> dict[object, Any]:
+        """What an implementation makes for one layer of a batch and needs again for the next."""
+        return {}
 
     @cached_property
     def by_group(self) -> Tensor:

@@ -64,7 +64,7 @@ def neuron_moments(
 
         found = streamed_moments(a, g, layout, want)
     else:
-        found = row_moments(a, g, layout, want, compiled_piece_sums() if compiled else None)
+        found = row_moments(a, g, layout, want, wanted((), table), compiled_piece_sums() if compiled else None)
     return named(found, layout, fields, table)
 
 

@@ -1,0 +1,186 @@
+"""The sums of pieces on CPU, no compiler needed: ATen operations on blocks of rows small enough to stay in the cache.
+
+A block holds several short pieces, or a part of a long one. Each term is written beside the others, row by row, and
+one `embedding_bag` adds up the rows of every piece, in fp32 and in order.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import prod
+
+import torch
+from torch import Tensor
+
+from neuronforget_kernels.accumulators import (
+    ABS,
+    ABS_AG,
+    AG2,
+    G2,
+    PEAK,
+    POSITIVE,
+    SHIFT,
+    SHIFT2,
+    SQUARE,
+    SUMS,
+    S,
+    U,
+)
+from neuronforget_kernels.layout import Layout
+
+#: What is added up as it is, and squared.
+BASES, SQUARES = SUMS[:3], SUMS[3:6]
+#: Elements of a block's activations; with all terms ten times as many.
+BLOCK = 122_880
+#: Values of a thread's buffers that outlive a call, 16 MB in fp32.
+KEPT = 2**22
+_ROOMS = threading.local()
+
+
+def names_of(want: int) -> list[int]:
+    """Return the sums that the wanted accumulators take: first bases, next the squares of all of them or of none."""
+    needed = want | (S if want & (ABS_AG | AG2) else 0) | (U if want & G2 else 0) | (SHIFT if want & SHIFT2 else 0)
+    bases = [name for name in BASES if needed & name]
+    squares = [square for base, square in zip(BASES, SQUARES, strict=True) if base in bases]
+    rest = [name for name in (SQUARE, ABS, POSITIVE, ABS_AG) if want & name]
+    return [*bases, *(squares if any(want & name for name in squares) else []), *rest]
+
+
+def room(name: str, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Return uninitialised tensors, up to `KEPT` values in memory that the thread's next call by that name reuses.
+
+    Fresh memory costs more than what is done in it here: the system hands it out page by page, at the first touch.
+    """
+    sizes = [-(-prod(shape) // 16) * 16 for shape in shapes]  # each begins at a multiple of 64 bytes
+    whole = getattr(_ROOMS, name, None)
+    if whole is None or len(whole) < sum(sizes):
+        whole = torch.empty(sum(sizes), dtype=dtype)
+        if len(whole) <= KEPT:
+            setattr(_ROOMS, name, whole)
+    parts = whole[: sum(sizes)].split(sizes)
+    return [part[: prod(shape)].view(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """`count` rows that are read together: those of piece `pieces.start` begin at `first[0]`, and so on.
+
+    `opens` is false for what continues a piece. `even` repeats rows (None: no need) until every piece has as many,
+    which leaves its extremes as they are.
+    """
+
+    count: int
+    opens: bool
+    rows: slice | Tensor
+    pieces: slice
+    first: Tensor
+    even: Tensor | None
+
+
+def blocks_of(layout: Layout, most: int) -> list[Block]:
+    """Cut a layout's pieces into blocks of at most `most` rows, counting every piece of one as long as its longest."""
+    found: list[Block] = []
+    held: list[tuple[int, int]] = []
+    longest = 0
+    for piece, (low, high) in enumerate(zip(layout.low.tolist(), layout.high.tolist(), strict=True)):
+        longest = max(longest, high - low)
+        if held and (len(held) + 1) * longest > most:
+            found.append(_block(held, piece))
+            held, longest = [], high - low
+        if longest > most:
+            parts = [(start, min(start + most, high)) for start in range(low, high, most)]
+            found += [_block([part], piece + 1, opens=part[0] == low) for part in parts]
+            longest = 0
+        else:
+            held.append((low, high))
+    return [*found, _block(held, len(layout.low))] if held else found
+
+
+def _block(ranges: list[tuple[int, int]], end: int, *, opens: bool = True) -> Block:
+    """The block of these pieces, the last of which is number `end - 1`."""
+    length = [high - low for low, high in ranges]
+    first = list(accumulate(length, initial=0))
+    even = None
+    if min(length) < max(length):
+        last = torch.tensor(length)[:, None] - 1
+        even = (torch.tensor(first[:-1])[:, None] + torch.arange(max(length)).clamp(max=last)).flatten()
+    if all(stop == start for (_, stop), (start, _) in pairwise(ranges)):
+        read: slice | Tensor = slice(ranges[0][0], ranges[-1][1])
+    else:
+        read = torch.cat([torch.arange(*pair) for pair in ranges])
+    return Block(first[-1], opens, read, slice(end - len(ranges), end), torch.tensor(first[:-1]), even)
+
+
+class BlockSums:
+    """The sums of a layout's pieces for layers of one width; its buffers, and what it returns, serve the next call."""
+
+    def __init__(self, layout: Layout, width: int, want: int) -> None:
+        self.width, self.weights, self.peak, self.names = width, layout.weights, want & PEAK, names_of(want)
+        self.blocks = blocks_of(layout, max(1, BLOCK // max(1, width)))
+        most = max((block.count for block in self.blocks), default=0)
+        pieces, order = len(layout.low), torch.arange(most)
+        shapes = (most, len(self.names), width), (pieces, len(self.names), width), (2, pieces, width), (2, most, width)
+        terms, self.sums, self.extremes, (self.act, self.grad) = room("blocks", *shapes)
+        self.views = [_Views(terms[: block.count], order[: block.count], self.names) for block in self.blocks]
+
+    @torch.inference_mode()
+    def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sums in `names_of(want)` [piece, sum, neuron] and extremes [max and -min, piece, neuron], fp32."""
+        for block, view in zip(self.blocks, self.views, strict=True):
+            act = _read(a, block.rows, self.act[: block.count])
+            if self.peak:
+                self._peaks(act, block)
+            if self.names:
+                view.fill(act, None if g is None else _read(g, block.rows, self.grad[: block.count]), pivot)
+                share = None if self.weights is None else self.weights[block.rows]
+                found = torch.embedding_bag(view.flat, view.order, block.first, mode=0, per_sample_weights=share)[0]
+                into, found = self.sums[block.pieces], found.view(-1, len(self.names), self.width)
+                into.copy_(found) if block.opens else into.add_(found)
+        return self.sums, self.extremes
+
+    def _peaks(self, act: Tensor, block: Block) -> None:
+        runs = (act if block.even is None else act[block.even]).view(len(block.first), -1, self.width)
+        high, low = self.extremes[:, block.pieces].unbind()
+        if block.opens:
+            torch.amax(runs, 1, out=high), torch.amin(runs, 1, out=low).neg_()
+        else:
+            torch.maximum(high, runs.amax(1), out=high), torch.maximum(low, -runs.amin(1), out=low)
+
+
+class _Views:
+    """Where the terms of a block's rows are written."""
+
+    def __init__(self, terms: Tensor, order: Tensor, names: list[int]) -> None:
+        self.flat, self.order = terms.flatten(1), order
+        self.of = dict(zip(names, terms.unbind(1), strict=True))
+        bases = sum(name in BASES for name in names)
+        self.bases, self.squares = terms[:, :bases], terms[:, bases : bases + sum(name in SQUARES for name in names)]
+
+    def fill(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> None:
+        """Write what each sum adds for each row."""
+        of = self.of
+        if ABS in of:
+            torch.abs(a, out=of[ABS])
+        if POSITIVE in of:
+            torch.gt(a, 0, out=of[POSITIVE])
+        if SQUARE in of:
+            torch.mul(a, a, out=of[SQUARE])
+        if SHIFT in of:
+            torch.sub(a, pivot, out=of[SHIFT])
+        if U in of and g is not None:
+            of[U].copy_(g)
+        if S in of and g is not None:
+            torch.mul(a, g, out=of[S])
+        if ABS_AG in of:
+            torch.abs(of[S], out=of[ABS_AG])
+        if self.squares.shape[1]:
+            torch.mul(self.bases, self.bases, out=self.squares)
+
+
+def _read(x: Tensor, rows: slice | Tensor, into: Tensor) -> Tensor:
+    """Return these rows in fp32, where they lie if they can stay there."""
+    if isinstance(rows, slice):
+        return x[rows] if x.dtype is torch.float32 else into.copy_(x[rows])
+    return torch.index_select(x, 0, rows, out=into) if x.dtype is torch.float32 else into.copy_(x[rows])
