@@ -172,10 +172,17 @@ def duels() -> list[Duel]:
     return [recording(*large, examples), integration(*small), integration(*deeper), ablation(*small)]
 
 
+def counted(text: str) -> int:
+    """Return a number of turns, one or more: of none there is no median."""
+    if (turns := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"one turn or more, not {turns}")
+    return turns
+
+
 def main() -> int:
     """Run everything; return 1 where a peer's result differs from ours."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=3, help="timed calls of each, of which the median is given")
+    parser.add_argument("--turns", type=counted, default=3, help="timed calls of each, of which the median is given")
     parser.add_argument("--out", type=Path, default=HERE / "results")
     options = parser.parse_args()
     if find_spec("captum") is None:

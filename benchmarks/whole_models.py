@@ -194,6 +194,10 @@ def _status(line: str) -> float:
     return next(int(row.split()[1]) for row in rows if row.startswith(line)) / 1e3
 
 
+#: How a peak is measured.
+KINDS = {"tensors": tensor_peak, "process": process_peak}
+
+
 def main() -> None:
     """Measure every model named; or, with --peak, one job's peak in this process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -203,9 +207,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.peak:
         job, count, what = options.peak
+        if job not in JOBS or not count.isdecimal() or what not in KINDS:
+            parser.error(
+                f"--peak: one of {', '.join(JOBS)}, a number and one of {', '.join(KINDS)}, not {options.peak}"
+            )
         loaded = build(options.models[0], "cpu")
-        peak = {"tensors": tensor_peak, "process": process_peak}[what]
-        print(peak(lambda: JOBS[job](*loaded, int(count))))
+        print(KINDS[what](lambda: JOBS[job](*loaded, int(count))))
         return
     found: dict[str, Any] = {"recording": [measure(name, options.device) for name in options.models]}
     found["memory"] = [row for name in options.models for row in memory(name, options.device)]

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ LIBRARIES = ("neuronforget", "torch", "transformers", "transformer-lens", "nnsig
 def environment() -> dict[str, str]:
     """Return versions of Python and the libraries that results depend on."""
     versions = {"python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return versions | {name: found for name in LIBRARIES if (found := _version(name)) is not None}
+
+
+@cache  # a millisecond for each, at every call
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
 
 
 def cache_folder() -> Path:

@@ -17,7 +17,7 @@ from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
-from neuronforget.scores.rows import blocks_of
+from neuronforget.scores.blocks import blocks_of
 from neuronforget.taps import TorchHooks
 
 BATCHED = pytest.mark.parametrize("score", [scores.direct, scores.gradient_drop, scores.value_fisher, scores.relp])

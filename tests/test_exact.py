@@ -20,7 +20,8 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.scores import cost, rows
 from neuronforget.scores.ablation import row_nll
-from neuronforget.scores.last_layer import last_layer
+from neuronforget.scores.blocks import blocks_of
+from neuronforget.scores.last_layer import kept_bytes, last_layer
 
 #: (tokens, where the answer starts): answers of one and of several tokens, plain text, a prompt of one token.
 EXAMPLES = ((3, 9, 21, 40, 7, 33), 5), ((11, 4, 4, 50, 18, 60, 22, 35, 9), 4), ((8, 13, 29), 0), ((5, 6), 1)
@@ -69,7 +70,7 @@ def test_every_row_is_the_model_with_one_neuron_off(family: str, position: int |
     for ids, start in EXAMPLES:
         example = single(ids, start)
         clean = rows.clean_run(lm, example, position)
-        rows.check_rows(lm, example, position)
+        rows.check_rows(lm, clean)
         for layer in (0, 1):
             found = ablated(lm, clean, layer, [1, 25, 39])
             expected = brute(lm, example, position, layer, [1, 25, 39])
@@ -136,17 +137,22 @@ def assert_untouched(lm: LM, before: dict[str, Tensor]) -> None:
         assert "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks
 
 
-def test_a_model_whose_blocks_pass_on_more_than_hidden_states_is_refused(lm: LM, corpus: Corpus) -> None:
+@pytest.mark.parametrize("copies", [1, 2])
+@pytest.mark.parametrize("score", [partial(scores.exact, position=-1), scores.integrated], ids=["exact", "integrated"])
+def test_a_model_whose_blocks_pass_on_more_than_hidden_states_is_refused(
+    score: Any, copies: int, lm: LM, corpus: Corpus
+) -> None:
     """A second block that reads what the first computed, behind the back of the hidden states."""
-    first, second = rows.blocks_of(lm)
+    many = replace(corpus, examples=corpus.examples * copies)
+    first, second = blocks_of(lm)
     seen: list[Tensor] = []
     first.mlp.register_forward_hook(lambda _m, _i, out: seen.append(out))
     second.mlp.register_forward_hook(lambda _m, _i, out: out + seen[-1].sum())
     with pytest.raises(InputError, match="cannot be run from a block upward: unchanged rows give other logits"):
-        nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
+        nf.attribute(lm, many, score=score, progress=False)
     second.mlp.register_forward_hook(lambda _m, _i, out: out + seen[-1][:3, :1].expand_as(out))
     with pytest.raises(InputError, match=r"cannot be run from a block upward .RuntimeError"):
-        nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
+        nf.attribute(lm, many, score=score, progress=False)
 
 
 @pytest.mark.usefixtures("untyped")
@@ -165,7 +171,7 @@ def test_what_would_take_too_long_or_too_much_memory_is_said_before_the_work(
 
 def test_the_cost_is_two_operations_per_weight_and_token_from_the_layer_upward() -> None:
     lm = lm_of("llama")
-    block = sum(p.numel() for p in rows.blocks_of(lm)[0].parameters())
+    block = sum(p.numel() for p in blocks_of(lm)[0].parameters())
     head = 2 * 16 * 64
     per_row = {0: 2 * 2 * block * 5 + 3 * head, 1: 2 * block * 5 + 3 * head}  # five tokens, three of them predicted
     operations = 7 * per_row[0] + 2 * per_row[1]
@@ -192,7 +198,7 @@ def test_the_last_layer_is_a_closed_form_where_only_an_rms_norm_and_the_unembedd
     lm.model.double()
     for ids, start in EXAMPLES:
         clean = rows.clean_run(lm, single(ids, start), position)
-        found = last_layer(lm, clean)
+        found = last_layer(lm, clean, torch.arange(40))
         assert found is not None and found.layer == 1 and found.products is not None
         for form in (found, replace(found, products=None)):
             losses = row_nll(form.logits(clean, torch.arange(40)), clean.targets).tolist()
@@ -208,7 +214,26 @@ def test_other_last_layers_are_run_as_rows(family: str, position: int | None) ->
     """Layer norms, norms after the MLP, scaled or capped logits, scaled residuals."""
     settings = {"granite": {"residual_multiplier": 0.5}}.get(family, {})
     lm = lm_of(family, **settings)
-    assert last_layer(lm, rows.clean_run(lm, single(*EXAMPLES[0]), position)) is None
+    assert last_layer(lm, rows.clean_run(lm, single(*EXAMPLES[0]), position), torch.arange(40)) is None
+
+
+def test_the_closed_form_keeps_the_products_of_a_shortlist_alone_and_the_memory_check_counts_them(
+    lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = torch.tensor([3, 17, 39])
+    clean = rows.clean_run(lm, collate(encode(corpus, lm.tokenizer)[:1], 0), None)
+    found = last_layer(lm, clean, few)
+    assert found is not None and found.products is not None and len(found.products) == 3
+    whole = last_layer(lm, clean, torch.arange(40))
+    assert whole is not None
+    torch.testing.assert_close(found.logits(clean, few[[2, 0]]), whole.logits(clean, few[[2, 0]]))
+    assert kept_bytes(lm, few) == found.products.nbytes
+    row = max(cost.row_bytes(lm, cost.size_of(example, None)) for example in encode(corpus, lm.tokenizer))
+    settings: dict[str, Any] = {"score": scores.exact, "batch_size": 1, "progress": False}
+    monkeypatch.setattr(cost, "free_bytes", lambda _device: row + kept_bytes(lm, few[:1]))
+    nf.attribute(lm, corpus, neurons=[(1, 3)], **settings)
+    with pytest.raises(InputError, match="too little memory for exact: a pass of 1 rows"):
+        nf.attribute(lm, corpus, neurons=[(1, 3), (1, 4)], **settings)
 
 
 def test_exact_says_which_layer_it_took_in_closed_form(lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:

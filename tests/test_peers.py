@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 import peers
 import pytest
 import torch
+import whole_models
 
 import neuronforget as nf
 
@@ -55,6 +57,24 @@ def test_differences_are_relative_to_the_largest_value_or_to_the_scale_given() -
     for scale, gap in ((None, 0.5), (1.0, 2.0)):
         duel = peers.Duel("x", "y", ours, {"wrong": lambda: ours() + torch.tensor([[0.0, 2.0]])}, scale=scale)
         assert [row["gap"] for row in peers.fight(duel, 1)] == [0.0, gap]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "message"),
+    [
+        (peers, ["--turns", "0"], "one turn or more, not 0"),
+        (whole_models, ["testbed", "--peak", "nope", "1", "tensors"], "one of record, alone, full"),
+        (whole_models, ["testbed", "--peak", "record", "few", "tensors"], "a number"),
+        (whole_models, ["testbed", "--peak", "record", "1", "nope"], "one of tensors, process"),
+    ],
+)
+def test_a_wrong_argument_is_said_before_the_work(
+    script: Any, arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["script", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_the_examples_are_the_words_drawn() -> None:

@@ -129,6 +129,14 @@ def alike(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[Encoded]]:
         yield order[i : i + batch_size]
 
 
+def by_prompt_length(rows: Sequence[Encoded]) -> list[list[Encoded]]:
+    """Return the rows of each prompt length, longest first: those of one length need no padding to run together."""
+    found: dict[int, list[Encoded]] = {}
+    for row in rows:
+        found.setdefault(max(row.answer_start, 1), []).append(row)
+    return [found[length] for length in sorted(found, reverse=True)]
+
+
 def batches(rows: Sequence[Encoded], batch_size: int, pad_id: int, device: Any = "cpu") -> Iterator[Batch]:
     """Yield batches of like length, longest first."""
     for group in alike(rows, batch_size):

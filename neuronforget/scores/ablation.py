@@ -20,8 +20,8 @@ from neuronforget.corpora import Batch, Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.scores.cost import check_memory, check_operations, rows_per_pass
-from neuronforget.scores.last_layer import LastLayer, last_layer
-from neuronforget.scores.per_example import encoded, longest, over_examples
+from neuronforget.scores.last_layer import LastLayer, kept_bytes, last_layer
+from neuronforget.scores.per_example import batched, encoded, longest, over_examples
 from neuronforget.scores.rows import Clean, check_rows, clean_run, run_rows, zeroed
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 
@@ -54,26 +54,27 @@ def exact(
     rows = encoded(lm, forget, retain)
     every = [row for part in rows for row in part]
     counts = {layer: len(found) for layer, found in chosen.items()}
-    check_memory("exact", lm, every, position, batch_size)
+    top = chosen.get(lm.sites[-1].layer)
+    check_memory("exact", lm, every, position, batch_size, kept=0 if top is None else kept_bytes(lm, top))
     check_operations("exact", lm, every, position, counts, limit)
 
     name = "exact" if position is None else "exact:-1"
     sign = "positive: ablating it raises the forget loss"
     info: dict[str, Any] = {"measured neurons": sum(counts.values())}
     with frozen(lm), torch.no_grad():
-        check_rows(lm, probe := longest(lm, rows), position)
-        last = last_layer(lm, clean_run(lm, probe, position)) if lm.sites[-1].layer in chosen else None
+        check_rows(lm, probe := clean_run(lm, longest(lm, rows), position))
+        last = None if top is None else last_layer(lm, probe, top)
         info["closed form"] = [] if last is None else [last.layer]
 
         def measure(example: Batch) -> Tensor:
             return _loss_changes(lm, clean_run(lm, example, position), chosen, last, batch_size, progress)[None]
 
         return over_examples(
-            lm, rows, measure, name=name, sign=sign, contrast=contrast, batch_size=1, progress=progress, info=info
+            lm, batched(lm, rows, 1), measure, name=name, sign=sign, contrast=contrast, progress=progress, info=info
         )
 
 
-def row_nll(logits: Float[Tensor, "row target vocab"], targets: Int[Tensor, "target"]) -> Float[Tensor, "row"]:
+def row_nll(logits: Float[Tensor, "row target vocab"], targets: Int[Tensor, "1 target"]) -> Float[Tensor, "row"]:
     """Return each row's mean negative log-likelihood of the targets, nats, in fp32 or better."""
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     every = torch.nn.functional.cross_entropy(

@@ -9,7 +9,8 @@ import torch
 from neuronforget.corpora import Encoded
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.scores.rows import Size, blocks_of
+from neuronforget.scores.blocks import blocks_of
+from neuronforget.scores.rows import Size
 
 #: A pass takes as many rows as fit in this, and `batch_size` in any case.
 PASS_BYTES = 2**28
@@ -35,12 +36,19 @@ def rows_per_pass(lm: LM, size: Size, at_least: int, *, graph: bool = False) -> 
 
 
 def check_memory(
-    what: str, lm: LM, examples: Sequence[Encoded], position: int | None, rows: int, *, graph: bool = False
+    what: str,
+    lm: LM,
+    examples: Sequence[Encoded],
+    position: int | None,
+    rows: int,
+    *,
+    graph: bool = False,
+    kept: int = 0,
 ) -> None:
-    """Raise InputError where a pass of so many rows does not fit the memory that is free."""
+    """Raise InputError where a pass of so many rows, beside `kept` bytes, does not fit the memory that is free."""
     if rows < 1:
         raise InputError("batch_size must be at least 1")
-    need = rows * max(row_bytes(lm, size_of(row, position), graph=graph) for row in examples)
+    need = kept + rows * max(row_bytes(lm, size_of(row, position), graph=graph) for row in examples)
     if need > (free := free_bytes(lm.device)):
         raise InputError(
             f"too little memory for {what}: a pass of {rows} rows needs about {need / 2**20:.0f} MiB, "

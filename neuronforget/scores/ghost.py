@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
-from neuronforget.scores.per_example import encoded, over_examples
+from neuronforget.scores.per_example import batched, encoded, over_examples
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 from neuronforget.taps import TorchHooks
 
@@ -33,7 +33,7 @@ def value_fisher(
     The Fisher information of the write weights (a ghost norm, Li et al. 2022, arXiv:2110.05679): tokens x tokens in
     place of neurons x width. Unsigned; a neuron that is silent but could be written through scores 0.
     """
-    rows, tap = encoded(lm, forget, retain), TorchHooks(lm)
+    parts, tap = batched(lm, encoded(lm, forget, retain), batch_size), TorchHooks(lm)
     written: dict[int, Tensor] = {}
 
     def keep(layer: int, _module: nn.Module, _inputs: Any, out: Tensor) -> None:
@@ -50,8 +50,8 @@ def value_fisher(
             module = lm.model.get_submodule(site.path)
             stack.callback(module.register_forward_hook(partial(keep, site.layer)).remove)
         return over_examples(
-            lm, rows, measure, name="value_fisher", sign="large: the forget loss depends on what it writes",
-            contrast=contrast, batch_size=batch_size, progress=progress,
+            lm, parts, measure, name="value_fisher", sign="large: the forget loss depends on what it writes",
+            contrast=contrast, progress=progress,
         )  # fmt: skip
 
 

@@ -32,24 +32,28 @@ def longest(lm: LM, rows: list[list[Encoded]]) -> Batch:
     )
 
 
+def batched(lm: LM, rows: list[list[Encoded]], batch_size: int) -> list[list[Batch]]:
+    """Return the batches of each corpus, of like length, longest first."""
+    return [list(batches(part, batch_size, lm.pad_id, lm.device)) for part in rows]
+
+
 def over_examples(
     lm: LM,
-    rows: list[list[Encoded]],
+    parts: list[list[Batch]],
     measure: Measure,
     *,
     name: str,
     sign: str,
     contrast: Contrast,
-    batch_size: int,
     progress: bool,
     info: dict[str, Any] | None = None,
 ) -> Scores:
     """Score every neuron by the mean of `measure` over the forget examples (against the retain examples)."""
     found = []
-    for which, examples in zip(("forget", "retain"), rows, strict=False):
-        with tqdm(total=len(examples), desc=f"{name} {which}", disable=not progress) as bar:
-            parts = batches(examples, batch_size, lm.pad_id, lm.device)
-            found.append(_mean_and_error(measure, parts, bar))
+    for which, part in zip(("forget", "retain"), parts, strict=False):
+        count = sum(len(batch.index) for batch in part)
+        with tqdm(total=count, desc=f"{name} {which}", disable=not progress) as bar:
+            found.append(_mean_and_error(measure, part, bar))
     (forget, error), (retain, error_r) = (*found, (None, None))[:2]
     assert forget is not None  # a corpus is never empty
     values, error = contrasted((forget, retain), contrast, (error, error_r))

@@ -12,9 +12,9 @@ from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.recording import record
+from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.gradient import grad_x_act
 from neuronforget.scores.per_example import encoded, longest
-from neuronforget.scores.rows import blocks_of
 from neuronforget.scores.rules import FrozenAttention, frozen_norms, halved_gates, linear_activations
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 

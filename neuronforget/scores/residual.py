@@ -15,8 +15,8 @@ from neuronforget.corpora import Batch, Corpus, Encoded, encode
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
-from neuronforget.scores.per_example import encoded, over_examples
-from neuronforget.scores.rows import blocks_of
+from neuronforget.scores.blocks import blocks_of
+from neuronforget.scores.per_example import batched, encoded, over_examples
 from neuronforget.scores.rules import direct_paths, droppable_blocks, frozen_norms
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 from neuronforget.taps import Pass, TorchHooks
@@ -62,7 +62,7 @@ def direct(
     sign = "positive: it writes towards the answer, so ablating it lowers the answer's logit"
     with activations_only(lm), frozen_norms(lm), direct_paths(lm):
         return over_examples(
-            lm, rows, measure, name=name, sign=sign, contrast=contrast, batch_size=batch_size, progress=progress
+            lm, batched(lm, rows, batch_size), measure, name=name, sign=sign, contrast=contrast, progress=progress
         )
 
 
@@ -85,7 +85,7 @@ def gradient_drop(
     depth = len(blocks_of(lm))
     if depth < 2:
         raise InputError("gradient_drop leaves one block out at a time and needs two or more; use grad_x_act")
-    rows, tap = encoded(lm, forget, retain), TorchHooks(lm)
+    parts, tap = batched(lm, encoded(lm, forget, retain), batch_size), TorchHooks(lm)
     sign = "large: the forget loss depends on it"
     with activations_only(lm), droppable_blocks(lm) as dropped:
 
@@ -97,10 +97,7 @@ def gradient_drop(
                 total = total + _products(out, loss, keep=layer + 1 < depth).abs()
             return total / (depth - 1)
 
-        return over_examples(
-            lm, rows, measure, name="gradient_drop", sign=sign, contrast=contrast, batch_size=batch_size,
-            progress=progress,
-        )  # fmt: skip
+        return over_examples(lm, parts, measure, name="gradient_drop", sign=sign, contrast=contrast, progress=progress)
 
 
 def _products(out: Pass, total: Tensor, keep: bool = False) -> Float[Tensor, "example layer neuron"]:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
-from neuronforget.scores.rows import blocks_of, hidden_of
+from neuronforget.scores.blocks import blocks_of, hidden_of
 from neuronforget.sites import Site
 
 

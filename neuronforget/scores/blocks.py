@@ -1,0 +1,59 @@
+"""A model's blocks: where they are, what they are given, and standing in for what they or their neurons do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from neuronforget.errors import InputError
+from neuronforget.models import LM
+from neuronforget.sites import Site
+
+#: Replaces a layer's activations `[row, token, neuron]`.
+Edit = Callable[[Tensor], Tensor]
+
+
+def blocks_of(lm: LM) -> nn.ModuleList:
+    """Return the list of blocks that holds the model's neurons."""
+    words = lm.sites[0].path.split(".")
+    for i in range(1, len(words)):
+        found = lm.model.get_submodule(".".join(words[:i]))
+        if isinstance(found, nn.ModuleList):
+            return found
+    raise InputError(f"{lm.sites[0].path} lies in no list of blocks: this score needs them to run rows from one upward")
+
+
+def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden states among a block's arguments."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+@contextmanager
+def edited(lm: LM, site: Site, tokens: int, edit: Edit) -> Iterator[None]:
+    """Within the block of code the activations `[row, token, neuron]` of a layer are what `edit` makes of them."""
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        act = inputs[0]
+        return (edit(act.view(-1, tokens, act.shape[-1])).view(act.shape), *inputs[1:])
+
+    handle = lm.model.get_submodule(site.path).register_forward_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def forward_of(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Give a block another forward within the block of code, and back what it had."""
+    own = vars(block).get("forward")  # a dispatched model has one already
+    block.forward = forward
+    try:
+        yield
+    finally:
+        del block.forward
+        if own is not None:
+            block.forward = own
