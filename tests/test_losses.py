@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -45,10 +46,27 @@ def by_hand(logits: Tensor, batch: Batch) -> list[list[float]]:
     return found
 
 
+@dataclass
+class Given:
+    """Passes of a model whose logits and hidden states are given, by who computes them (and in which context)."""
+
+    values: dict[str, Tensor]
+
+    def logits(self, batch: Batch, who: str = "trained", context: str = "") -> Tensor:
+        return self.values[context or who]
+
+    def hidden(self, batch: Batch, who: str = "trained", layer: int | None = None) -> Tensor:
+        return self.values[f"{who} {layer}"]
+
+
+def given(batch: Batch, logits: Tensor, reference: Tensor | None = None, **others: Tensor) -> Answered:
+    known = None if reference is None else lambda: reference
+    return Answered(batch, Given({"trained": logits, **others}), known)
+
+
 def answered(seed: int, lengths: tuple[int, ...] = (6, 4, 5), answers: tuple[int, ...] = (2, 1, 3)) -> Answered:
     batch = batch_of(lengths, answers, seed)
-    reference = torch.tensor([sum(tokens) for tokens in by_hand(logits_for(batch, seed + 100), batch)])
-    return Answered(logits_for(batch, seed), batch, reference)
+    return given(batch, logits_for(batch, seed), start=logits_for(batch, seed + 100).detach())
 
 
 def outputs(forget: Answered, retain: Answered | None = None, preferred: Answered | None = None) -> Outputs:
@@ -64,7 +82,8 @@ def nll(part: Answered) -> float:
 
 
 def dlogp(part: Answered) -> list[float]:
-    return [sum(t) - float(r) for t, r in zip(by_hand(part.logits, part.batch), part.reference, strict=True)]
+    pairs = zip(by_hand(part.logits, part.batch), by_hand(part.start_logits, part.batch), strict=True)
+    return [sum(now) - sum(start) for now, start in pairs]
 
 
 def softplus(x: float) -> float:
@@ -112,7 +131,7 @@ def gradient(loss: Any, part: Answered) -> Tensor:
 
 
 def at_the_start(part: Answered) -> Answered:
-    return Answered(part.logits, part.batch, answer_logp(part.logits.detach(), part.batch))
+    return given(part.batch, part.logits, answer_logp(part.logits.detach(), part.batch))
 
 
 def test_npo_starts_as_gradient_ascent_on_whole_answers_and_fades_as_it_forgets() -> None:
@@ -120,7 +139,7 @@ def test_npo_starts_as_gradient_ascent_on_whole_answers_and_fades_as_it_forgets(
     ascent = gradient(answer_logp(F.logits, F.batch).mean(), F)
     first = gradient(npo(outputs(start), alpha=0.0), F)
     torch.testing.assert_close(first, ascent)
-    forgotten = Answered(F.logits, F.batch, start.reference + 200.0)  # each answer e^200 less likely than at the start
+    forgotten = given(F.batch, F.logits, start.reference + 200.0)  # each answer e^200 less likely than at the start
     assert float(gradient(npo(outputs(forgotten), alpha=0.0), F).norm()) < 1e-6 * float(first.norm())
     # The limit beta -> 0 is gradient ascent at every point (paper, section 3).
     torch.testing.assert_close(gradient(npo(outputs(F), beta=1e-6, alpha=0.0), F), ascent, rtol=1e-4, atol=1e-6)
@@ -164,7 +183,7 @@ def test_each_part_is_computed_when_asked_for_and_once() -> None:
 
 
 def test_losses_are_read_in_fp32_whatever_the_model_computes_in() -> None:
-    half = Answered(F.logits.detach().bfloat16(), F.batch, F.reference)
-    exact = Answered(half.logits.float(), F.batch, F.reference)
+    half = given(F.batch, F.logits.detach().bfloat16(), F.reference)
+    exact = given(F.batch, half.logits.float(), F.reference)
     for loss in (ga, partial(npo, alpha=0.0)):
         assert torch.equal(loss(outputs(half)), loss(outputs(exact)))
