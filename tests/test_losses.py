@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from given import VOCAB, batch_of, given, normal, outputs
 from torch import Tensor
 
 from neuronforget.corpora import Batch
@@ -16,22 +16,9 @@ from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Answer, Answered, Outputs, dpo, ga, grad_diff, npo
 
-VOCAB = 11
-
-
-def batch_of(lengths: tuple[int, ...], answers: tuple[int, ...], seed: int = 0) -> Batch:
-    """Right-padded random tokens; the last `answers[i]` tokens of example i are its answer."""
-    width = max(lengths)
-    ids = torch.randint(1, VOCAB, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
-    place, end = torch.arange(width), torch.tensor(lengths)[:, None]
-    mask = place < end - torch.tensor(answers)[:, None]
-    real = place < end
-    return Batch(ids * real, real.long(), real & ~mask, torch.zeros(len(lengths)).long(), tuple(range(len(lengths))))
-
 
 def logits_for(batch: Batch, seed: int) -> Tensor:
-    shape = (*batch.input_ids.shape, VOCAB)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return normal(seed, *batch.input_ids.shape, VOCAB).requires_grad_()
 
 
 def by_hand(logits: Tensor, batch: Batch) -> list[list[float]]:
@@ -46,34 +33,9 @@ def by_hand(logits: Tensor, batch: Batch) -> list[list[float]]:
     return found
 
 
-@dataclass
-class Given:
-    """Passes of a model whose logits and hidden states are given, by who computes them (and in which context)."""
-
-    values: dict[str, Tensor]
-
-    def logits(self, batch: Batch, who: str = "trained", context: str = "") -> Tensor:
-        return self.values[context or who]
-
-    def hidden(self, batch: Batch, who: str = "trained", layer: int | None = None) -> Tensor:
-        return self.values[f"{who} {layer}"]
-
-
-def given(batch: Batch, logits: Tensor, reference: Tensor | None = None, **others: Tensor) -> Answered:
-    known = None if reference is None else lambda: reference
-    return Answered(batch, Given({"trained": logits, **others}), known)
-
-
 def answered(seed: int, lengths: tuple[int, ...] = (6, 4, 5), answers: tuple[int, ...] = (2, 1, 3)) -> Answered:
     batch = batch_of(lengths, answers, seed)
     return given(batch, logits_for(batch, seed), start=logits_for(batch, seed + 100).detach())
-
-
-def outputs(forget: Answered, retain: Answered | None = None, preferred: Answered | None = None) -> Outputs:
-    def of(part: Answered | None) -> Any:
-        return None if part is None else lambda: part
-
-    return Outputs(lambda: forget, of(retain), of(preferred))
 
 
 def nll(part: Answered) -> float:

@@ -112,12 +112,14 @@ class Answering:
         if who == "reinforced" and self.reinforced is None:
             raise InputError("this loss needs a reinforced model: give reinforced=finetune(lm, forget, loss=learn)")
         with torch.no_grad(), self.start():
-            if who == "reinforced":
-                assert self.reinforced is not None
-                with self.reinforced.on(self.lm):
-                    yield
-            else:
+            changes = self.reinforced.changes if who == "reinforced" and self.reinforced is not None else ()
+            try:  # put, not `on`: whether the edit fits is compared once, not at every step
+                for change in changes:
+                    change.put(self.lm.model, "after")
                 yield
+            finally:
+                for change in changes:
+                    change.put(self.lm.model, "before")
 
     def _answer(self, kind: str, index: list[int]) -> Answered:
         batch = collate([self._rows(kind)[i] for i in index], self.lm.pad_id, self.lm.device)

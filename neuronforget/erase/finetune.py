@@ -33,6 +33,7 @@ def finetune(
     loss: Loss = npo,
     neurons: Neurons | None = None,
     preferred: Preferred = None,
+    reinforced: Edit | None = None,
     steps: int = 60,
     lr: float | None = None,
     batch_size: int = 32,
@@ -45,8 +46,10 @@ def finetune(
     """Train `loss` on the read and write weights of `neurons`, or (without them) on every parameter.
 
     `preferred` are the answers a preference loss prefers: a corpus parallel to `forget`, or refusals to draw
-    from; without it the examples' own `wrong` answers. `lr` defaults by size of the model (`default_lr`).
-    Dropout is off. The model is left as it was, whatever happens. Raises InputError if nothing changed.
+    from; without it the examples' own `wrong` answers. `reinforced` is what whp contrasts the model with: an edit
+    that learned the forget corpus better, `finetune(lm, forget, loss=losses.learn)`. `lr` defaults by size of the
+    model (`default_lr`). Dropout is off. The model is left as it was, whatever happens. Raises InputError if
+    nothing changed.
     """
     if retain is not None:
         check_disjoint(forget, retain)
@@ -59,10 +62,13 @@ def finetune(
     info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
     info |= {"retain": retain.digest() if retain else None, "neurons": len(neurons) if neurons else None}
     answers = preferred_answers(forget, preferred, seed)
+    if reinforced is not None:
+        with reinforced.on(lm):
+            info["reinforced"] = lm.digest()
     info |= {"model_before_training": lm.digest()}
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
     with frozen(lm):
-        work = Answering(lm, forget, retain, answers, batch_size, seed)
+        work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
         if neurons is not None:
             slices = Slices.of(lm, neurons)
             work.start = slices.off
