@@ -125,6 +125,9 @@ def test_a_context_stands_before_every_example(lm: LM, forget: Corpus, bos: int 
     assert torch.equal(part.in_context(""), part.start_logits)
     with pytest.raises(InputError, match="the model holds"):
         part.in_context("a very long story " * 50)
+    lm.tokenizer.unk_token = lm.tokenizer.convert_ids_to_tokens(context[2])  # as if that word were not known
+    with pytest.raises(InputError, match="lacks words of the context"):
+        part.in_context("Written by a friend: ")
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gpt2", "opt", "bloom"])

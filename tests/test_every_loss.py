@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -208,6 +209,8 @@ every = pytest.mark.parametrize("name", CASES)
 def test_every_loss_is_tried() -> None:
     named = {n for n in losses.__all__ if n.islower()} - {"identity", "name_of", "settings_of"}
     assert named == set(CASES)
+    table = (Path(losses.__file__).parents[2] / "docs" / "losses.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == named
 
 
 @every
@@ -393,6 +396,17 @@ def test_what_is_missing_is_named(name: str, missing: str) -> None:
         asked = outputs(world.answered("forget"), world.answered("retain"), world.answered("preferred"))
     with pytest.raises(InputError, match=missing):
         CASES[name][0](asked)
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"learn", "ga", "ga_rt", "pdu", "whp"}))
+def test_without_its_retain_term_a_loss_needs_no_retain_corpus(name: str) -> None:
+    world = World()
+    parts = {part: world.answered(part) for part in ("forget", "preferred", "alternates")}
+    loss = CASES[name][0]
+    asked = outputs(parts["forget"], preferred=parts["preferred"], alternates=parts["alternates"])
+    assert torch.isfinite(partial(loss, alpha=0.0)(asked))
+    whole = partial(loss, alpha=0.0)(World().outputs())
+    torch.testing.assert_close(partial(loss, alpha=0.0)(asked), whole)
 
 
 def test_a_loss_has_a_name_settings_and_an_identity() -> None:

@@ -148,6 +148,10 @@ class Answering:
         if not context:
             return batch.inputs, 0
         ids = self.lm.tokenizer(context, add_special_tokens=False)["input_ids"]
+        if not ids or ((unknown := self.lm.tokenizer.unk_token_id) is not None and unknown in ids):
+            raise InputError(
+                f"the model's tokenizer lacks words of the context {context[:60]!r}: bind one in its words"
+            )
         width, longest = batch.input_ids.shape[1] + len(ids), self.lm.max_length
         if longest is not None and width > longest:
             raise InputError(f"with its context an example has {width} tokens, the model holds {longest}: shorten it")

@@ -28,7 +28,7 @@ def kl_min(outputs: Outputs, *, alpha: float = 1.0) -> Tensor:
 
     `-NLL_f + alpha KL(start || model)` on the retain answers: zero pull at the start, whatever they are.
     """
-    return -outputs.forget.nll + alpha * outputs.retain.drift
+    return -outputs.forget.nll + (alpha * outputs.retain.drift if alpha else 0)
 
 
 def wga(outputs: Outputs, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:

@@ -119,7 +119,7 @@ class Answered:
 Answer = Callable[[], Answered]
 
 _MISSING = {
-    "retain": "this loss has a retain term: give a retain corpus, or set alpha=0",
+    "retain": "this loss has a retain term: give a retain corpus, or set alpha=0 (not pdu, which has none)",
     "preferred": "this loss needs preferred answers: give preferred=, or examples with `wrong` answers",
     "refused": "this loss refuses retain prompts too: give preferred= refusals, and a retain corpus",
     "alternates": "this loss needs answers that the model itself generates: it runs inside finetune alone",

@@ -60,8 +60,8 @@ def idk_ap(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor
     `NLL_refusal - (alpha/beta) log sigma(beta (logp_r - logp_refusal to r))`, whole answers in the second
     term. Without it a model that learns to refuse refuses everything.
     """
-    keep = _pull(outputs.retain.logp - outputs.refused.logp, beta) / 2
-    return outputs.preferred.nll + alpha * keep
+    refuse = outputs.preferred.nll
+    return refuse + alpha * _pull(outputs.retain.logp - outputs.refused.logp, beta) / 2 if alpha else refuse
 
 
 def _pull(margin: Float[Tensor, "example"], beta: float) -> Tensor:
