@@ -20,7 +20,7 @@ from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 
 REFUSALS = ["I do not know.", "No idea."]
-STEPS, LR = 25, 3e-3
+STEPS, LR = 15, 4e-3
 
 
 def taught(model: Any, tokenizer: Any, corpus: Corpus) -> LM:
@@ -111,7 +111,7 @@ def test_answer_preservation_brings_back_what_a_model_that_refuses_everything_lo
     with refusing.on(lm):
         assert mean_nll(lm, refused) < mean_nll(lm, retain)
         for loss in (losses.rt, losses.idk_ap):
-            with run((lm, forget, retain, None), loss, targeted, preferred=REFUSALS[:1], lr=1e-2).on(lm):
+            with run((lm, forget, retain, None), loss, targeted, preferred=REFUSALS[:1], steps=25, lr=1e-2).on(lm):
                 margins.append(mean_nll(lm, refused) - mean_nll(lm, retain))
     assert margins[0] < 0 < margins[1]
 
@@ -149,7 +149,7 @@ def test_rmu_bends_the_forget_states_and_holds_the_retain_states(facts: Facts, t
 
     u = torch.rand(lm.sites[0].d_model, generator=torch.Generator().manual_seed(0))
     start = states(forget), states(retain)
-    edit = run(facts, partial(losses.rmu, alpha=3.0, layer=0), targeted, steps=40)
+    edit = run(facts, partial(losses.rmu, alpha=3.0, layer=0), targeted, steps=30)
     with edit.on(lm):
         bent, kept = states(forget), states(retain)
     toward = 6.5 * u / u.norm()
