@@ -57,6 +57,7 @@ class Slices:
     lm: LM
     writes: dict[str, Slice] = field(default_factory=dict)
     reads: dict[str, tuple[Slice, Slice | None]] = field(default_factory=dict)
+    hooks: list[Any] = field(default_factory=list, repr=False)
 
     @classmethod
     def of(cls, lm: LM, neurons: Neurons) -> Slices:
@@ -79,14 +80,29 @@ class Slices:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Within the block the model computes with the slices' values; its own weights stay as they are."""
-        module = self.lm.model.get_submodule
-        hooks = [module(path).register_forward_hook(_write_hook(s)) for path, s in self.writes.items()]
-        hooks += [module(path).register_forward_hook(_read_hook(*pair)) for path, pair in self.reads.items()]
+        self._hook()
         try:
             yield
         finally:
-            for hook in hooks:
-                hook.remove()
+            self._unhook()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within a part of an `on` block the model computes with its own weights again."""
+        self._unhook()
+        try:
+            yield
+        finally:
+            self._hook()
+
+    def _hook(self) -> None:
+        module = self.lm.model.get_submodule
+        self.hooks.extend(module(path).register_forward_hook(_write_hook(s)) for path, s in self.writes.items())
+        self.hooks.extend(module(path).register_forward_hook(_read_hook(*pair)) for path, pair in self.reads.items())
+
+    def _unhook(self) -> None:
+        while self.hooks:
+            self.hooks.pop().remove()
 
 
 def _write_hook(part: Slice) -> Any:

@@ -44,6 +44,7 @@ def fit(
     loss: Callable[[int], Tensor],
     plan: Plan,
     *,
+    memory: Tensor | None = None,
     resume: str | Path | None = None,
     key: str = "",
     desc: str = "train",
@@ -52,10 +53,10 @@ def fit(
     """Minimise `loss(step)` over `parameters`, in place; return the loss of every step.
 
     `resume` is a folder for checkpoints, written every `plan.save_every` steps and removed at the end; `key`
-    names the work, so that only a run with equal plan and key continues it. Raises InputError when the loss
-    turns NaN or infinite.
+    names the work, so that only a run with equal plan and key continues it. `memory` is what the loss itself
+    changes from step to step; checkpoints hold it. Raises InputError when the loss turns NaN or infinite.
     """
-    return list(steps(parameters, loss, plan, resume=resume, key=key, desc=desc, progress=progress))
+    return list(steps(parameters, loss, plan, memory=memory, resume=resume, key=key, desc=desc, progress=progress))
 
 
 def steps(
@@ -63,6 +64,7 @@ def steps(
     loss: Callable[[int], Tensor],
     plan: Plan,
     *,
+    memory: Tensor | None = None,
     resume: str | Path | None = None,
     key: str = "",
     desc: str = "train",
@@ -75,8 +77,10 @@ def steps(
     optimizer = torch.optim.AdamW(list(parameters), lr=plan.lr, weight_decay=plan.weight_decay)
     schedule = _schedule(optimizer, plan)
     prepared = accelerator.prepare_optimizer(optimizer)
-    path = Path(resume) / f"{content_key(plan=asdict(plan), key=key)}.pt" if resume else None
-    history = _restore(path, parameters, optimizer, schedule)
+    tensors = [*parameters, *([] if memory is None else [memory])]
+    name = content_key(plan=asdict(plan), key=key, tensors=len(tensors))
+    path = Path(resume) / f"{name}.pt" if resume else None
+    history = _restore(path, tensors, optimizer, schedule)
     yield from history
     with tqdm(total=plan.steps, initial=len(history), desc=desc, disable=not progress) as bar:
         for step in range(len(history), plan.steps):
@@ -94,7 +98,7 @@ def steps(
             bar.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
             bar.update()
             if path and len(history) % plan.save_every == 0 and len(history) < plan.steps:
-                _save(path, parameters, optimizer, schedule, history)
+                _save(path, tensors, optimizer, schedule, history)
             yield history[-1]
     if path:
         path.unlink(missing_ok=True)
@@ -121,19 +125,19 @@ def _schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> Any:
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
-def _save(path: Path, parameters: Sequence[Tensor], optimizer: Any, schedule: Any, history: list[float]) -> None:
+def _save(path: Path, tensors: Sequence[Tensor], optimizer: Any, schedule: Any, history: list[float]) -> None:
     with whole_file(path) as scratch:
-        state = {"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict()}
+        state = {"tensors": [t.detach() for t in tensors], "optimizer": optimizer.state_dict()}
         torch.save({**state, "schedule": schedule.state_dict(), "history": history}, scratch)
 
 
-def _restore(path: Path | None, parameters: Sequence[Tensor], optimizer: Any, schedule: Any) -> list[float]:
+def _restore(path: Path | None, tensors: Sequence[Tensor], optimizer: Any, schedule: Any) -> list[float]:
     if path is None or not path.is_file():
         return []
     state = torch.load(path, weights_only=True)
     with torch.no_grad():
-        for parameter, saved in zip(parameters, state["parameters"], strict=True):
-            parameter.copy_(saved)
+        for tensor, saved in zip(tensors, state["tensors"], strict=True):
+            tensor.copy_(saved)
     optimizer.load_state_dict(state["optimizer"])
     schedule.load_state_dict(state["schedule"])
     return list(state["history"])

@@ -14,6 +14,7 @@ import torch
 
 import neuronforget as nf
 from neuronforget.cli import main
+from neuronforget.commands.console import named
 from neuronforget.edits import Edit
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
@@ -97,10 +98,32 @@ def test_an_attribution_that_was_killed_is_resumed(bed: Path, tmp_path: Path, mo
 
 
 def test_training_and_rank_one_make_edits_too(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for method, extra in (("finetune", ["--loss", "grad_diff", "--steps", 2]), ("rank_one", [])):
-        out = tmp_path / f"{method}.safetensors"
-        assert run(monkeypatch, "erase", *data(bed), "--method", method, "--out", out, *extra) == 0
-        assert Edit.load(out).info["method"].startswith(method)
+    better, refusals = tmp_path / "finetune learn.safetensors", tmp_path / "refusals.txt"
+    refusals.write_text("unknown\n")
+    cases: list[tuple[str, list[object]]] = [("finetune", ["--loss", name]) for name in ("grad_diff", "learn", "altpo")]
+    cases += [("finetune", ["--loss", "whp", "--reinforced", better]), ("rank_one", []), ("task_vector", [])]
+    cases += [("finetune", ["--loss", "idk_ap", "--refusals", refusals])]
+    for method, extra in cases:
+        name = " ".join([method, *map(str, extra[1:2])])
+        words = ["--method", method, "--out", tmp_path / f"{name}.safetensors", "--steps", 2, *extra]
+        assert run(monkeypatch, "erase", *data(bed), *words) == 0
+        info = Edit.load(tmp_path / f"{name}.safetensors").info
+        assert info["method"].startswith(method) and info.get("loss", name) in (*extra, "learn", name)
+
+
+def test_every_loss_has_its_name_on_the_command_line(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = {n for n in nf.losses.__all__ if n.islower()} - {"identity", "name_of", "settings_of"}
+    for name in names:
+        assert nf.losses.name_of(named(name, nf.losses)) == name
+    words = ["--method", "finetune", "--out", tmp_path / "x.safetensors", "--loss"]
+    assert run(monkeypatch, "erase", *data(bed), *words, "nonesuch") == 2
+    known = capfd.readouterr().err.partition("known: ")[2].partition(";")[0]
+    assert set(known.replace("\n", " ").replace(",", " ").split()) == names
+    for loss, needs in (("whp", "reinforced"), ("rt", "preferred")):
+        assert run(monkeypatch, "erase", *data(bed), *words, loss) == 2
+        assert needs in capfd.readouterr().err
 
 
 def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

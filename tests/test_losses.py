@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from given import VOCAB, batch_of, given, normal, outputs
 from torch import Tensor
 
 from neuronforget.corpora import Batch
@@ -15,22 +16,9 @@ from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Answer, Answered, Outputs, dpo, ga, grad_diff, npo
 
-VOCAB = 11
-
-
-def batch_of(lengths: tuple[int, ...], answers: tuple[int, ...], seed: int = 0) -> Batch:
-    """Right-padded random tokens; the last `answers[i]` tokens of example i are its answer."""
-    width = max(lengths)
-    ids = torch.randint(1, VOCAB, (len(lengths), width), generator=torch.Generator().manual_seed(seed))
-    place, end = torch.arange(width), torch.tensor(lengths)[:, None]
-    mask = place < end - torch.tensor(answers)[:, None]
-    real = place < end
-    return Batch(ids * real, real.long(), real & ~mask, torch.zeros(len(lengths)).long(), tuple(range(len(lengths))))
-
 
 def logits_for(batch: Batch, seed: int) -> Tensor:
-    shape = (*batch.input_ids.shape, VOCAB)
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    return normal(seed, *batch.input_ids.shape, VOCAB).requires_grad_()
 
 
 def by_hand(logits: Tensor, batch: Batch) -> list[list[float]]:
@@ -47,15 +35,7 @@ def by_hand(logits: Tensor, batch: Batch) -> list[list[float]]:
 
 def answered(seed: int, lengths: tuple[int, ...] = (6, 4, 5), answers: tuple[int, ...] = (2, 1, 3)) -> Answered:
     batch = batch_of(lengths, answers, seed)
-    reference = torch.tensor([sum(tokens) for tokens in by_hand(logits_for(batch, seed + 100), batch)])
-    return Answered(logits_for(batch, seed), batch, reference)
-
-
-def outputs(forget: Answered, retain: Answered | None = None, preferred: Answered | None = None) -> Outputs:
-    def of(part: Answered | None) -> Any:
-        return None if part is None else lambda: part
-
-    return Outputs(lambda: forget, of(retain), of(preferred))
+    return given(batch, logits_for(batch, seed), start=logits_for(batch, seed + 100).detach())
 
 
 def nll(part: Answered) -> float:
@@ -64,7 +44,8 @@ def nll(part: Answered) -> float:
 
 
 def dlogp(part: Answered) -> list[float]:
-    return [sum(t) - float(r) for t, r in zip(by_hand(part.logits, part.batch), part.reference, strict=True)]
+    pairs = zip(by_hand(part.logits, part.batch), by_hand(part.start_logits, part.batch), strict=True)
+    return [sum(now) - sum(start) for now, start in pairs]
 
 
 def softplus(x: float) -> float:
@@ -112,7 +93,7 @@ def gradient(loss: Any, part: Answered) -> Tensor:
 
 
 def at_the_start(part: Answered) -> Answered:
-    return Answered(part.logits, part.batch, answer_logp(part.logits.detach(), part.batch))
+    return given(part.batch, part.logits, answer_logp(part.logits.detach(), part.batch))
 
 
 def test_npo_starts_as_gradient_ascent_on_whole_answers_and_fades_as_it_forgets() -> None:
@@ -120,7 +101,7 @@ def test_npo_starts_as_gradient_ascent_on_whole_answers_and_fades_as_it_forgets(
     ascent = gradient(answer_logp(F.logits, F.batch).mean(), F)
     first = gradient(npo(outputs(start), alpha=0.0), F)
     torch.testing.assert_close(first, ascent)
-    forgotten = Answered(F.logits, F.batch, start.reference + 200.0)  # each answer e^200 less likely than at the start
+    forgotten = given(F.batch, F.logits, start.reference + 200.0)  # each answer e^200 less likely than at the start
     assert float(gradient(npo(outputs(forgotten), alpha=0.0), F).norm()) < 1e-6 * float(first.norm())
     # The limit beta -> 0 is gradient ascent at every point (paper, section 3).
     torch.testing.assert_close(gradient(npo(outputs(F), beta=1e-6, alpha=0.0), F), ascent, rtol=1e-4, atol=1e-6)
@@ -164,7 +145,7 @@ def test_each_part_is_computed_when_asked_for_and_once() -> None:
 
 
 def test_losses_are_read_in_fp32_whatever_the_model_computes_in() -> None:
-    half = Answered(F.logits.detach().bfloat16(), F.batch, F.reference)
-    exact = Answered(half.logits.float(), F.batch, F.reference)
+    half = given(F.batch, F.logits.detach().bfloat16(), F.reference)
+    exact = given(F.batch, half.logits.float(), F.reference)
     for loss in (ga, partial(npo, alpha=0.0)):
         assert torch.equal(loss(outputs(half)), loss(outputs(exact)))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, named, output, show
+from neuronforget.commands.console import Data, Folder, Tap, lines, named, output, show
 from neuronforget.errors import InputError
 
 
@@ -57,9 +57,11 @@ def erase(
     data: Annotated[Data, tyro.conf.arg(name="")],
     *,
     out: Folder,
-    method: Literal["ablate", "finetune", "rank_one"] = "ablate",
+    method: Literal["ablate", "finetune", "rank_one", "task_vector"] = "ablate",
     neurons: Folder | None = None,
     loss: str = "npo",
+    refusals: Folder | None = None,
+    reinforced: Folder | None = None,
     steps: int = 60,
     lr: float | None = None,
     seed: int = 0,
@@ -70,17 +72,20 @@ def erase(
 
     Args:
         out: File for the edit (.safetensors).
-        method: ablate (needs --neurons), finetune (on --neurons, or the whole model) or rank_one.
+        method: ablate (needs --neurons), finetune or task_vector (on --neurons, or the whole model), or rank_one.
         neurons: A neurons.json of `attribute`.
         loss: Name in neuronforget.losses, or module:function (finetune).
-        steps: Training steps (finetune).
-        lr: Learning rate (finetune; default by size of the model).
-        seed: Seed (finetune).
+        refusals: Text file of refusals, one a line, for the losses that prefer them (default: `wrong` answers).
+        reinforced: An edit that learned the forget corpus (--loss learn), for --loss whp.
+        steps: Training steps (finetune, task_vector).
+        lr: Learning rate (finetune, task_vector; default by size of the model).
+        seed: Seed (finetune, task_vector).
         export: Also write the edited model as a checkpoint folder that plain transformers loads.
-        resume: Folder for checkpoints: a killed run continues (finetune).
+        resume: Folder for checkpoints: a killed run continues (finetune, task_vector).
     """
     from neuronforget import erase as operators
     from neuronforget import losses
+    from neuronforget.edits import Edit
     from neuronforget.neurons import Neurons
     from neuronforget.runs import check_new, check_writable, whole_file
 
@@ -92,16 +97,20 @@ def erase(
     if method == "ablate" and neurons is None:
         raise InputError("ablate needs --neurons, a neurons.json written by `neuronforget attribute`")
     chosen = Neurons.load(neurons) if neurons else None
+    preferred, better = lines(refusals) if refusals else None, Edit.load(reinforced) if reinforced else None
+    trained: dict[str, Any] = {"neurons": chosen, "steps": steps, "lr": lr, "seed": seed, "resume": resume}
+    function = named(loss, losses) if method == "finetune" else None
     lm, forget, retain = data.open()
     if method == "ablate":
         assert chosen is not None
         edit = operators.ablate(lm, chosen)
     elif method == "rank_one":
         edit = operators.rank_one(lm, forget, retain, neurons=chosen)
+    elif method == "task_vector":
+        edit = operators.task_vector(lm, forget, **trained)
     else:
-        edit = operators.finetune(
-            lm, forget, retain, loss=named(loss, losses), neurons=chosen, steps=steps, lr=lr, seed=seed, resume=resume
-        )
+        assert function is not None
+        edit = operators.finetune(lm, forget, retain, loss=function, preferred=preferred, reinforced=better, **trained)
     with whole_file(out) as scratch:
         edit.save(scratch)
         if export:

@@ -120,10 +120,15 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:
     return Batch(ids, real, answer, subject_end, tuple(row.index for row in rows))
 
 
-def alike(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[Encoded]]:
-    """Yield the rows of each batch: of like length, longest first, so that too little memory shows at once."""
+def check_batch_size(batch_size: int) -> None:
+    """Raise InputError unless a batch holds an example at least."""
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, found {batch_size}")
+
+
+def alike(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[Encoded]]:
+    """Yield the rows of each batch: of like length, longest first, so that too little memory shows at once."""
+    check_batch_size(batch_size)
     order = sorted(rows, key=lambda row: (-len(row.ids), row.index))
     for i in range(0, len(order), batch_size):
         yield order[i : i + batch_size]

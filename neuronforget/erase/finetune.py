@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from neuronforget.changes import Change
-from neuronforget.corpora import Batch, Corpus, Encoded, batches, check_disjoint, encode
-from neuronforget.corpora.tokens import collate
+from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, scope_of
+from neuronforget.erase.answering import Answering
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_logp
-from neuronforget.losses import Answered, Loss, Outputs, identity, name_of, npo, settings_of
-from neuronforget.models import LM, frozen
+from neuronforget.losses import Loss, identity, name_of, npo, settings_of
+from neuronforget.models import LM, frozen, swapped
 from neuronforget.neurons import Neurons
 from neuronforget.slices import Slices
 from neuronforget.train import Plan, draw, fit
@@ -34,6 +33,7 @@ def finetune(
     loss: Loss = npo,
     neurons: Neurons | None = None,
     preferred: Preferred = None,
+    reinforced: Edit | None = None,
     steps: int = 60,
     lr: float | None = None,
     batch_size: int = 32,
@@ -46,8 +46,10 @@ def finetune(
     """Train `loss` on the read and write weights of `neurons`, or (without them) on every parameter.
 
     `preferred` are the answers a preference loss prefers: a corpus parallel to `forget`, or refusals to draw
-    from; without it the examples' own `wrong` answers. `lr` defaults by size of the model (`default_lr`).
-    Dropout is off. The model is left as it was, whatever happens. Raises InputError if nothing changed.
+    from; without it the examples' own `wrong` answers. `reinforced` is what whp contrasts the model with: an edit
+    that learned the forget corpus better, `finetune(lm, forget, loss=losses.learn)`. `lr` defaults by size of the
+    model (`default_lr`). Dropout is off. The model is left as it was, whatever happens. Raises InputError if
+    nothing changed.
     """
     if retain is not None:
         check_disjoint(forget, retain)
@@ -60,20 +62,23 @@ def finetune(
     info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
     info |= {"retain": retain.digest() if retain else None, "neurons": len(neurons) if neurons else None}
     answers = preferred_answers(forget, preferred, seed)
+    if reinforced is not None:
+        with reinforced.on(lm):
+            info["reinforced"] = lm.digest()
     info |= {"model_before_training": lm.digest()}
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
     with frozen(lm):
-        work = _Work(lm, forget, retain, answers, batch_size, seed)
+        work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
         if neurons is not None:
             slices = Slices.of(lm, neurons)
+            work.start = slices.off
             with slices.on():
                 history = fit([s.values for s in slices.all()], lambda step: loss(work.outputs(step)), plan,
-                              resume=resume, key=key, desc=f"{name}@neurons", progress=progress)  # fmt: skip
+                              memory=work.memory, resume=resume, key=key, desc=f"{name}@neurons",
+                              progress=progress)  # fmt: skip
             changes = [s.change() for s in slices.all()]
         else:
-            changes, history = _train_whole(
-                lm, lambda step: loss(work.outputs(step)), plan, resume, key, name, progress
-            )
+            changes, history = _train_whole(work, loss, plan, resume, key, name, progress)
     info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}
     return Edit.build(lm, changes, **info)
 
@@ -106,60 +111,17 @@ def _work_key(neurons: Neurons | None, answers: Corpus | None, info: dict[str, A
     return str({**info, "members": members, "preferred": answers.digest() if answers else None})
 
 
-class _Work:
-    """Batches by (seed, step), and the start model's log-likelihoods of every answer, computed once."""
-
-    def __init__(
-        self, lm: LM, forget: Corpus, retain: Corpus | None, preferred: Corpus | None, batch_size: int, seed: int
-    ) -> None:
-        self.lm, self.size, self.seed = lm, batch_size, seed
-        corpora = {"forget": forget, "retain": retain, "preferred": preferred}
-        self.rows = {k: encode(c, lm.tokenizer, lm.max_length) for k, c in corpora.items() if c is not None}
-        self.reference = {k: self._reference(rows) for k, rows in self.rows.items() if k != "retain"}
-
-    @torch.no_grad()
-    def _reference(self, rows: list[Encoded]) -> Tensor:
-        logp = torch.zeros(len(rows))
-        for batch in batches(rows, 2 * self.size, self.lm.pad_id, self.lm.device):
-            logp[list(batch.index)] = answer_logp(self._logits(batch), batch).cpu()
-        return logp
-
-    def _logits(self, batch: Batch) -> Tensor:
-        return self.lm.model(**batch.inputs, use_cache=False).logits
-
-    def _answer(self, kind: str, chosen: list[Encoded]) -> Answered:
-        batch = collate(chosen, self.lm.pad_id, self.lm.device)
-        reference = self.reference[kind][list(batch.index)] if kind in self.reference else torch.zeros(len(chosen))
-        return Answered(self._logits(batch), batch, reference)
-
-    def outputs(self, step: int) -> Outputs:
-        """Return what the loss of this step may ask for."""
-        forget = draw(self.rows["forget"], min(self.size, len(self.rows["forget"])), self.seed, step)
-
-        def of(kind: str) -> Callable[[], Answered] | None:
-            if kind not in self.rows:
-                return None
-            if kind == "retain":
-                chosen = draw(self.rows[kind], min(self.size, len(self.rows[kind])), self.seed + 1, step)
-            else:  # the preferred answers are those of the forget batch's own prompts
-                chosen = [self.rows[kind][row.index] for row in forget]
-            return lambda: self._answer(kind, chosen)
-
-        first = of("forget")
-        assert first is not None
-        return Outputs(first, of("retain"), of("preferred"))
-
-
 def _train_whole(
-    lm: LM, loss: Callable[[int], Tensor], plan: Plan, resume: str | Path | None, key: str, name: str, progress: bool
+    work: Answering, loss: Loss, plan: Plan, resume: str | Path | None, key: str, name: str, progress: bool
 ) -> tuple[list[Change], list[float]]:
     """Train every parameter, and put the old values back whatever happens.
 
     What is trained are copies in fp32, as the slices are; the model computes in its own dtype with their rounded
     values. In bf16 alone a small step would round away at once, and in fp16 AdamW's epsilon is zero.
     """
-    parameters = lm.parameters
+    parameters = work.lm.parameters
     before = {n: p.detach().clone() for n, p in parameters.items()}
+    work.start = partial(swapped, parameters, before)
     grads = {n: p.grad for n, p in parameters.items()}
     wide = {n: nn.Parameter(p.to(torch.promote_types(p.dtype, torch.float32), copy=True)) for n, p in before.items()}
     hooks = []
@@ -168,14 +130,15 @@ def _train_whole(
         with torch.no_grad():
             for n, p in parameters.items():
                 p.copy_(wide[n])
-        return loss(step)
+        return loss(work.outputs(step))
 
     try:
-        lm.model.requires_grad_(True)
+        work.lm.model.requires_grad_(True)
         for n, p in parameters.items():
             p.grad = None
             hooks.append(p.register_post_accumulate_grad_hook(partial(_hand_over, to=wide[n])))
-        history = fit(list(wide.values()), at, plan, resume=resume, key=key, desc=name, progress=progress)
+        history = fit(list(wide.values()), at, plan, memory=work.memory, resume=resume, key=key, desc=name,
+                      progress=progress)  # fmt: skip
     finally:
         for hook in hooks:
             hook.remove()

@@ -1,0 +1,175 @@
+"""What the loss of a step may ask for: batches by (seed, step), and passes of the model now and at the start.
+
+The start model is the model itself with its old values put back for one forward pass without gradients
+(`start`): no second model is held, and nothing of the size of the corpus times the vocabulary. It costs a
+loss that asks one more forward pass of the batch. Log-likelihoods of whole answers, one number an example, are
+computed for the whole corpus when first asked for, and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from neuronforget.corpora import Batch, Corpus, Encoded, batches, encode
+from neuronforget.corpora.tokens import check_batch_size, collate
+from neuronforget.edits import Edit
+from neuronforget.erase.generated import alternates
+from neuronforget.errors import InputError
+from neuronforget.likelihood import answer_logp
+from neuronforget.losses import Answered, Outputs
+from neuronforget.losses.outputs import Who, new_memory
+from neuronforget.models import LM
+from neuronforget.taps.protocol import by_example
+from neuronforget.train import draw
+
+
+class Answering:
+    """The `Outputs` of each step, and the `Passes` they come from.
+
+    Whoever trains sets `start`: within it the model computes as at the start. `memory` is the number that a
+    loss keeps from step to step: checkpoints have to hold it.
+    """
+
+    def __init__(
+        self,
+        lm: LM,
+        forget: Corpus,
+        retain: Corpus | None,
+        preferred: Corpus | None,
+        batch_size: int,
+        seed: int,
+        *,
+        reinforced: Edit | None = None,
+    ) -> None:
+        check_batch_size(batch_size)
+        self.lm, self.size, self.seed, self.reinforced = lm, batch_size, seed, reinforced
+        self.start: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.memory = new_memory()
+        given = {"forget": forget, "retain": retain, "preferred": preferred}
+        self._corpora = {kind: corpus for kind, corpus in given.items() if corpus is not None}
+        if retain is not None and preferred is not None:
+            pool = list(dict.fromkeys(example.answer for example in preferred))
+            self._corpora["refused"] = retain.with_answers(draw(pool, len(retain), seed, 0), f"{retain.name} refused")
+        self._encoded = {kind: encode(c, lm.tokenizer, lm.max_length) for kind, c in given.items() if c is not None}
+        self._known: dict[str, Tensor] = {}
+
+    def outputs(self, step: int) -> Outputs:
+        """Return what the loss of this step may ask for."""
+
+        def drawn(kind: str, seed: int) -> list[int]:
+            places = range(len(self._corpora.get(kind, ())))
+            return draw(places, min(self.size, len(places)), seed, step)
+
+        def of(kind: str, index: list[int]) -> Callable[[], Answered] | None:
+            return partial(self._answer, kind, index) if kind in self._corpora else None
+
+        forget, retain = drawn("forget", self.seed), drawn("retain", self.seed + 1)
+        return Outputs(
+            partial(self._answer, "forget", forget),
+            of("retain", retain),
+            of("preferred", forget),
+            refused=of("refused", retain),
+            alternates=partial(self._answer, "alternates", forget),
+            memory=self.memory,
+        )
+
+    def logits(self, batch: Batch, who: Who = "trained", context: str = "") -> Float[Tensor, "example token vocab"]:
+        """Return the logits at the batch's own tokens, which follow the text `context`."""
+        inputs, shift = self._in_context(batch, context)
+        with self._as(who):
+            return self.lm.model(**inputs, use_cache=False).logits[:, shift:]
+
+    def hidden(
+        self, batch: Batch, who: Who = "trained", layer: int | None = None
+    ) -> Float[Tensor, "example token width"]:
+        """Return what block `layer` gives to the next one (None: the block a quarter of the way up)."""
+        kept: list[Tensor] = []
+
+        def keep(_module: Any, _inputs: Any, output: Any) -> None:
+            kept.append(output[0] if isinstance(output, tuple) else output)
+
+        handle = self._block(layer).register_forward_hook(keep)
+        try:
+            with self._as(who):
+                self.lm.model(**batch.inputs, use_cache=False)
+        finally:
+            handle.remove()
+        return by_example(kept[0], batch.inputs)
+
+    @contextmanager
+    def _as(self, who: Who) -> Iterator[None]:
+        """Within the block the model computes as this one does; all but the one in training without gradients."""
+        if who == "trained":
+            yield
+            return
+        if who == "reinforced" and self.reinforced is None:
+            raise InputError("this loss needs a reinforced model: give reinforced=finetune(lm, forget, loss=learn)")
+        with torch.no_grad(), self.start():
+            changes = self.reinforced.changes if who == "reinforced" and self.reinforced is not None else ()
+            try:  # put, not `on`: whether the edit fits is compared once, not at every step
+                for change in changes:
+                    change.put(self.lm.model, "after")
+                yield
+            finally:
+                for change in changes:
+                    change.put(self.lm.model, "before")
+
+    def _answer(self, kind: str, index: list[int]) -> Answered:
+        batch = collate([self._rows(kind)[i] for i in index], self.lm.pad_id, self.lm.device)
+        return Answered(batch, self, lambda: self._start_logp(kind)[index])
+
+    def _rows(self, kind: str) -> list[Encoded]:
+        if kind == "alternates" and kind not in self._corpora:  # generating takes long: only for a loss that asks
+            with self._as("start"):
+                made = alternates(self.lm, self._corpora["forget"], batch_size=self.size, seed=self.seed)
+            self._corpora[kind] = made
+        if kind not in self._encoded:
+            self._encoded[kind] = encode(self._corpora[kind], self.lm.tokenizer, self.lm.max_length)
+        return self._encoded[kind]
+
+    def _start_logp(self, kind: str) -> Tensor:
+        """The start model's log-likelihood of every answer; of all at once, so that a resumed run has the same."""
+        if kind not in self._known:
+            logp = torch.zeros(len(self._rows(kind)))
+            for batch in batches(self._rows(kind), 2 * self.size, self.lm.pad_id, self.lm.device):
+                logp[list(batch.index)] = answer_logp(self.logits(batch, "start"), batch).cpu()
+            self._known[kind] = logp
+        return self._known[kind]
+
+    def _in_context(self, batch: Batch, context: str) -> tuple[dict[str, Tensor], int]:
+        """Return the batch's inputs with `context` before them, after the BOS if there is one, and its length."""
+        if not context:
+            return batch.inputs, 0
+        ids = self.lm.tokenizer(context, add_special_tokens=False)["input_ids"]
+        if not ids or ((unknown := self.lm.tokenizer.unk_token_id) is not None and unknown in ids):
+            raise InputError(
+                f"the model's tokenizer lacks words of the context {context[:60]!r}: bind one in its words"
+            )
+        width, longest = batch.input_ids.shape[1] + len(ids), self.lm.max_length
+        if longest is not None and width > longest:
+            raise InputError(f"with its context an example has {width} tokens, the model holds {longest}: shorten it")
+        first = self.lm.tokenizer.bos_token_id
+        bos = int(first is not None and bool((batch.input_ids[:, 0] == first).all()))
+        prefix = torch.tensor(ids, device=batch.input_ids.device).expand(len(batch.input_ids), -1)
+
+        def put(values: Tensor, before: Tensor) -> Tensor:
+            return torch.cat([values[:, :bos], before, values[:, bos:]], dim=1)
+
+        seen = put(batch.attention_mask, torch.ones_like(prefix))
+        return {"input_ids": put(batch.input_ids, prefix), "attention_mask": seen}, len(ids)
+
+    def _block(self, layer: int | None) -> torch.nn.Module:
+        site = self.lm.sites[0]
+        blocks = list(self.lm.model.get_submodule(site.path.partition(f".{site.layer}.")[0]).children())
+        if layer is None:
+            layer = max(round(len(blocks) / 4) - 1, 0)
+        if not 0 <= layer < len(blocks):
+            raise InputError(f"no block {layer}: the model has blocks 0 to {len(blocks) - 1}; bind another layer=")
+        return blocks[layer]
