@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, named, output, show
+from neuronforget.commands.console import Data, Folder, Tap, assigned, named, output, show
 from neuronforget.errors import InputError
 
 
@@ -57,12 +57,13 @@ def erase(
     data: Annotated[Data, tyro.conf.arg(name="")],
     *,
     out: Folder,
-    method: Literal["ablate", "finetune", "rank_one"] = "ablate",
+    method: str = "ablate",
     neurons: Folder | None = None,
-    loss: str = "npo",
-    steps: int = 60,
+    loss: str | None = None,
+    steps: int | None = None,
     lr: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    set: tuple[str, ...] = (),
     export: Folder | None = None,
     resume: Folder | None = None,
 ) -> None:
@@ -70,17 +71,18 @@ def erase(
 
     Args:
         out: File for the edit (.safetensors).
-        method: ablate (needs --neurons), finetune (on --neurons, or the whole model) or rank_one.
-        neurons: A neurons.json of `attribute`.
-        loss: Name in neuronforget.losses, or module:function (finetune).
-        steps: Training steps (finetune).
-        lr: Learning rate (finetune; default by size of the model).
-        seed: Seed (finetune).
+        method: Operator of neuronforget.erase (docs/operators.md lists them), or module:function.
+        neurons: A neurons.json of `attribute`; some operators need it, others then keep to these neurons.
+        loss: Name in neuronforget.losses, or module:function (finetune; default npo).
+        steps: Steps of training, or of the search for a target (default: the operator's).
+        lr: Learning rate of these steps (default: the operator's).
+        seed: Seed, for operators that draw at random.
+        set: Further settings of the operator, each NAME=VALUE: --set sigma=0.2 layers=[3,4].
         export: Also write the edited model as a checkpoint folder that plain transformers loads.
         resume: Folder for checkpoints: a killed run continues (finetune).
     """
-    from neuronforget import erase as operators
     from neuronforget import losses
+    from neuronforget.erase.catalogue import OPERATORS, check_call, make
     from neuronforget.neurons import Neurons
     from neuronforget.runs import check_new, check_writable, whole_file
 
@@ -89,19 +91,13 @@ def erase(
         raise InputError(f"{out} lies in the model's own folder: choose another place for the edit")
     if export:
         check_new(export)
-    if method == "ablate" and neurons is None:
-        raise InputError("ablate needs --neurons, a neurons.json written by `neuronforget attribute`")
+    operator = named(method, OPERATORS)
     chosen = Neurons.load(neurons) if neurons else None
+    asked = {"loss": named(loss, losses) if loss else None, "steps": steps, "lr": lr, "seed": seed, "resume": resume}
+    given = {**assigned(set), **{name: value for name, value in asked.items() if value is not None}}
+    check_call(operator, chosen, given)
     lm, forget, retain = data.open()
-    if method == "ablate":
-        assert chosen is not None
-        edit = operators.ablate(lm, chosen)
-    elif method == "rank_one":
-        edit = operators.rank_one(lm, forget, retain, neurons=chosen)
-    else:
-        edit = operators.finetune(
-            lm, forget, retain, loss=named(loss, losses), neurons=chosen, steps=steps, lr=lr, seed=seed, resume=resume
-        )
+    edit = make(operator, lm, forget, retain, neurons=chosen, **given)
     with whole_file(out) as scratch:
         edit.save(scratch)
         if export:

@@ -1,0 +1,94 @@
+"""Every operator by name, and one way to call any of them: each is given what its parameters name.
+
+An operator is a function that returns an `Edit`. Parameters called `lm`, `neurons`, `forget` and `retain` (corpora),
+`forget_moments` and `retain_moments` (recordings of them), `forget_peaks` and `retain_peaks` (recordings with the
+per-example table) are filled in here, recorded only where asked for; all others are the operator's settings. A new
+operator is one more name in `OPERATORS`; one of your own needs no place there: pass the function.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from numbers import Real
+from typing import Any
+
+from neuronforget.corpora import Corpus
+from neuronforget.edits import Edit
+from neuronforget.erase.ablate import ablate
+from neuronforget.erase.finetune import finetune
+from neuronforget.erase.rank_one import rank_one
+from neuronforget.errors import InputError
+from neuronforget.losses import name_of
+from neuronforget.models import LM
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+from neuronforget.recording import record
+
+Operator = Callable[..., Edit]
+
+OPERATORS: dict[str, Operator] = {
+    operator.__name__: operator
+    for operator in (
+        ablate,
+        finetune,
+        rank_one,
+    )
+}
+
+#: What `make` fills in by the name of a parameter.
+GIVEN = ("lm", "neurons", "forget", "retain", "forget_moments", "retain_moments", "forget_peaks", "retain_peaks")
+
+
+def make(
+    operator: Operator,
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    neurons: Neurons | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    tap: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Edit:
+    """Return the edit that `operator` makes of what its parameters name, with its own `settings`.
+
+    `moments` are recordings made before, as "forget" and "retain"; what is missing is recorded through `tap`.
+    Raises InputError, before any work, as `check_call` does.
+    """
+    check_call(operator, neurons, settings)
+    wanted = inspect.signature(operator).parameters
+    corpora = {"forget": forget, "retain": retain}
+    given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
+    for name, corpus in corpora.items():
+        for kind, table in (("moments", False), ("peaks", True)):
+            if f"{name}_{kind}" in wanted:
+                found = (moments or {}).get(name)
+                if found is None or (table and not found.table):
+                    found = record(lm, corpus, tap=tap, per_example=table, progress=progress)
+                given[f"{name}_{kind}"] = found
+    return operator(**{name: value for name, value in given.items() if name in wanted}, **settings)
+
+
+def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where `operator` lacks its neurons, or is not called with such settings."""
+    wanted, name = inspect.signature(operator).parameters, name_of(operator)
+    required = [key for key, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if "neurons" in required and neurons is None:
+        raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
+    if neurons is not None and "neurons" not in wanted:
+        raise InputError(f"{name} edits no chosen neurons: leave out neurons=")
+    own = {key: parameter.default for key, parameter in wanted.items() if key not in GIVEN}
+    if missing := [key for key in required if key in own and key not in settings]:
+        raise InputError(f"{name} needs the setting {missing[0]}")
+    for key, value in settings.items():
+        if key not in own:
+            raise InputError(f"{name} has no setting {key!r}; it has {', '.join(own) or 'none'}")
+        if isinstance(own[key], Real) and not isinstance(value, Real):
+            raise InputError(f"{name}: {key} is a number (by default {own[key]}), found {value!r}")
+
+
+def takes_neurons(operator: Operator) -> bool:
+    """Can the operator be kept to chosen neurons?"""
+    return "neurons" in inspect.signature(operator).parameters
