@@ -28,7 +28,7 @@ def some(lm: LM) -> Neurons:
 
 
 def test_every_operator_of_the_package_stands_in_the_table_under_its_own_name() -> None:
-    public = {name for name in erase.__all__ if name.islower() and name not in ("make", "units_of", "live_units")}
+    public = {name for name in erase.__all__ if name.islower() and name not in ("make", "units_of")}
     assert set(OPERATORS) == public
     assert all(operator.__name__ == name for name, operator in OPERATORS.items())
 

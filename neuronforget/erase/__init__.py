@@ -2,7 +2,16 @@
 
 from neuronforget.erase.ablate import ablate
 from neuronforget.erase.catalogue import OPERATORS, make
+from neuronforget.erase.concept import leace
+from neuronforget.erase.damping import aura, dampen, ssd
+from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune
+from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
+from neuronforget.erase.units import units_of
+from neuronforget.erase.words import concept_vector, revs
 
-__all__ = ["OPERATORS", "ablate", "finetune", "make", "rank_one"]
+__all__ = [
+    "OPERATORS", "ablate", "alpha_edit", "aura", "concept_vector", "dampen", "finetune", "leace", "make", "memit",
+    "noise", "rank_one", "revive", "revs", "ssd", "units_of",
+]  # fmt: skip

@@ -16,8 +16,13 @@ from typing import Any
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate
+from neuronforget.erase.concept import leace
+from neuronforget.erase.damping import aura, dampen, ssd
+from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune
+from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
+from neuronforget.erase.words import concept_vector, revs
 from neuronforget.errors import InputError
 from neuronforget.losses import name_of
 from neuronforget.models import LM
@@ -31,8 +36,18 @@ OPERATORS: dict[str, Operator] = {
     operator.__name__: operator
     for operator in (
         ablate,
+        alpha_edit,
+        aura,
+        concept_vector,
+        dampen,
         finetune,
+        leace,
+        memit,
+        noise,
         rank_one,
+        revive,
+        revs,
+        ssd,
     )
 }
 
