@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -32,7 +30,7 @@ def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
     """
     check_neurons(lm, neurons)
     factors = factor if isinstance(factor, Tensor) else torch.full(lm.shape, float(factor), dtype=torch.float64)
-    return finished(lm, neurons, _damped(lm, neurons, factors), method="dampen", factor=_range(factors, neurons))
+    return _dampened(lm, neurons, factors, "dampen")
 
 
 def ssd(
@@ -88,25 +86,20 @@ def _by_rule(lm: LM, neurons: Neurons | None, factors: Factors, method: str, **i
     if not len(dampened):
         found = f"none of {int(among.sum())} neurons"
         raise InputError(f"{method} changed nothing: {found} has more to do with forget than its rule asks for")
-    return finished(
-        lm, dampened, _damped(lm, dampened, factors), method=method, factor=_range(factors, dampened), **info
-    )
+    return _dampened(lm, dampened, factors, method, **info)
 
 
-def _damped(lm: LM, neurons: Neurons, factors: Factors) -> Iterator[Change]:
+def _dampened(lm: LM, neurons: Neurons, factors: Factors, method: str, **info: float) -> Edit:
     if tuple(factors.shape) != lm.shape or not torch.isfinite(factors).all():
-        raise InputError(f"factor is a finite number or {lm.shape[0]} x {lm.shape[1]} of them, found {factors.shape}")
-    chosen = neurons.by_layer()
+        found = f"{tuple(factors.shape)} numbers, of which {int((~torch.isfinite(factors)).sum())} are not finite"
+        raise InputError(f"factor is a finite number, or {lm.shape[0]} x {lm.shape[1]} of them; found {found}")
+    own, chosen, changes = factors[neurons.mask()], neurons.by_layer(), []
     for row, site in enumerate(lm.sites):
         if site.layer in chosen:
             index, part = chosen[site.layer], site.write
             before = slice_of(lm, part, index)
             scale = factors[row, index].double().to(before.device)
             after = before.double() * (scale if part.dim == 1 else scale[:, None])
-            yield Change(part.name, after, before, part.dim, part.index(index))
-
-
-def _range(factors: Factors, neurons: Neurons) -> list[float]:
-    """The least and the greatest factor, for the edit's info."""
-    own = factors[neurons.mask()]
-    return [float(own.min()), float(own.max())]
+            changes.append(Change(part.name, after, before, part.dim, part.index(index)))
+    span = [float(own.min()), float(own.max())]
+    return finished(lm, neurons, changes, method=method, factor=span, **info)

@@ -2,12 +2,14 @@
 
 The hidden state that the last of the layers is to hand on (`z = h + delta`, where a fact's subject ends) is found
 first; then each layer, lowest first and under the changes below it, makes its share `(z - h) / (layers left)` of what
-is still missing (Meng et al. 2023, arXiv:2210.07229; Fang et al. 2024, arXiv:2410.02355).
+is still missing. Layers from which no answer can be reached (above the last that reads those positions) stay as they
+are (Meng et al. 2023, arXiv:2210.07229; Fang et al. 2024, arXiv:2410.02355).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +120,13 @@ def _spread(
     info: dict[str, Any],
 ) -> Edit:
     """Find each fact's hidden state after the last layer, and let the layers make it between them."""
-    chosen = neurons.by_layer()
-    last = blocks_of(lm)[max(chosen)]
     work = aim.batches(lm, forget, batch_size)
     with activations_only(lm):
+        top = _top(lm, list(neurons.by_layer()), work, aim)
+        chosen = {layer: index for layer, index in neurons.by_layer().items() if layer <= top}
+        last = blocks_of(lm)[top]
         moves = [output_changes(lm, [last], batch, aim) for batch in work]
-        check_reach(moves, [max(chosen)])
+        check_reach(moves, list(neurons.by_layer()))
         goal = _hidden(lm, last, work) + torch.cat([move[0] for move in moves])
         second = second_moments(lm, chosen, retain, batch_size=batch_size, cache=cache)
 
@@ -133,6 +136,17 @@ def _spread(
         changes = solve_layers(lm, chosen, work, share, lambda keys, wanted, at: solve(keys, wanted, second[at]))
     info |= {"facts": len(forget), "layers": sorted(chosen), **aim.info}
     return finished(lm, neurons, changes, **info, forget=forget.digest(), retain=retain.digest())
+
+
+def _top(lm: LM, layers: list[int], work: list[Batch], aim: Aim) -> int:
+    """Return the highest layer from which every fact's answer can be reached, else that of the most facts."""
+    reached = {}
+    for layer in sorted(layers, reverse=True):
+        moves = [output_changes(lm, [blocks_of(lm)[layer]], batch, replace(aim, steps=1)) for batch in work]
+        reached[layer] = sum(int(move.any(-1).sum()) for move in moves)
+        if reached[layer] == sum(len(batch.index) for batch in work):
+            break
+    return max(reached, key=lambda layer: reached[layer])  # the highest of equals: it was tried first
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ def _kept(path: Path, key: str, width: int) -> Second | None:
     try:
         with reading(path, "second moments"), safe_open(str(path), "pt") as file:
             meta: dict[str, Any] = file.metadata() or {}
-            second = file.get_tensor("second")
+            second = file.get_tensor("second").clone()  # the file's own memory would change with the file
     except InputError:
         return None
     sound = second.shape == (width, width) and second.dtype == torch.float64
