@@ -12,10 +12,12 @@ from neuronforget.commands.console import assigned, named
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase import OPERATORS, make
+from neuronforget.erase.catalogue import further
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
+from neuronforget.recording import record
 
 
 @pytest.fixture
@@ -63,6 +65,9 @@ def test_making_by_name_is_calling_the_function(lm: LM, halves: tuple[Corpus, Co
         ("ablate", False, {}, "ablate edits chosen neurons"),
         ("ablate", True, {"mod": "mean"}, "no setting 'mod'; it has mode, moments, units"),
         ("rank_one", False, {"steps": "many"}, "steps is a number"),
+        ("rank_one", False, {"preserve": "much"}, "preserve is a number"),
+        ("memit", False, {"layers": 3}, "layers is a list of numbers"),
+        ("memit", False, {"layers": ["a"]}, "layers is a list of numbers"),
     ],
 )
 def test_a_wrong_call_is_refused_in_words(
@@ -81,3 +86,20 @@ def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
     assert named("ablate", OPERATORS) is erase.ablate
     with pytest.raises(InputError, match="known: ablate"):
         named("abate", OPERATORS)
+
+
+def test_a_comparison_runs_further_operators_on_the_selection_a_control_and_their_own_choice(
+    lm: LM, halves: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(lm: LM, neurons: Neurons) -> Edit:
+        return erase.ablate(lm, neurons, units="dead")
+
+    operators = (erase.ssd, erase.noise, own)
+    chosen, other = some(lm), Neurons(frozenset({(0, 9)}), (0, 1), lm.shape[1])
+    moments = {c.name: record(lm, c, tap="torch_hooks", progress=False) for c in halves}
+    monkeypatch.setattr("neuronforget.erase.catalogue.record", lambda *_, **__: pytest.fail("recorded again"))
+    plan = further(operators, lm, *halves, {"@neurons": chosen, "@random 0": other, "@none": None}, moments)
+    assert set(plan) == {"ssd", *(f"{n}@{w}" for n in ("ssd", "noise", "own") for w in ("neurons", "random 0"))}
+    assert plan["own@random 0"]().info["units"] == "dead"
+    found, expected = plan["noise@neurons"](), erase.noise(lm, chosen)
+    assert all(torch.equal(a.after, b.after) for a, b in zip(found.changes, expected.changes, strict=True))

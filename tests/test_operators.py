@@ -12,7 +12,7 @@ from torch import Tensor
 from neuronforget.corpora import Corpus, Example
 from neuronforget.edits import Edit
 from neuronforget.erase import OPERATORS, ablate, make, revive, units_of
-from neuronforget.erase.catalogue import takes_neurons
+from neuronforget.erase.catalogue import takes
 from neuronforget.erase.units import count_units
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -59,7 +59,7 @@ def family(request: pytest.FixtureRequest, tokenizer: Any) -> LM:
 
 
 def made(name: str, lm: LM, halves: tuple[Corpus, Corpus]) -> Edit:
-    chosen = some(lm) if takes_neurons(OPERATORS[name]) else None
+    chosen = some(lm) if takes(OPERATORS[name], "neurons") else None
     return make(
         OPERATORS[name], lm, *halves, neurons=chosen, tap="torch_hooks", progress=False, **QUICK.get(name, {})
     ) if name != "finetune" else OPERATORS[name](lm, *halves, neurons=chosen, **QUICK[name])  # fmt: skip

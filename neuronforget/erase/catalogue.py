@@ -9,7 +9,9 @@ operator is one more name in `OPERATORS`; one of your own needs no place there: 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -73,37 +75,75 @@ def make(
     Raises InputError, before any work, as `check_call` does.
     """
     check_call(operator, neurons, settings)
-    wanted = inspect.signature(operator).parameters
     corpora = {"forget": forget, "retain": retain}
     given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
     for name, corpus in corpora.items():
         for kind, table in (("moments", False), ("peaks", True)):
-            if f"{name}_{kind}" in wanted:
+            if takes(operator, f"{name}_{kind}"):
                 found = (moments or {}).get(name)
                 if found is None or (table and not found.table):
                     found = record(lm, corpus, tap=tap, per_example=table, progress=progress)
                 given[f"{name}_{kind}"] = found
-    return operator(**{name: value for name, value in given.items() if name in wanted}, **settings)
+    return operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
 
 
 def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[str, Any]) -> None:
     """Raise InputError where `operator` lacks its neurons, or is not called with such settings."""
     wanted, name = inspect.signature(operator).parameters, name_of(operator)
     required = [key for key, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-    if "neurons" in required and neurons is None:
+    if needs_neurons(operator) and neurons is None:
         raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
-    if neurons is not None and "neurons" not in wanted:
+    if neurons is not None and not takes(operator, "neurons"):
         raise InputError(f"{name} edits no chosen neurons: leave out neurons=")
-    own = {key: parameter.default for key, parameter in wanted.items() if key not in GIVEN}
+    own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
     if missing := [key for key in required if key in own and key not in settings]:
         raise InputError(f"{name} needs the setting {missing[0]}")
     for key, value in settings.items():
         if key not in own:
             raise InputError(f"{name} has no setting {key!r}; it has {', '.join(own) or 'none'}")
-        if isinstance(own[key], Real) and not isinstance(value, Real):
-            raise InputError(f"{name}: {key} is a number (by default {own[key]}), found {value!r}")
+        if kind := _unlike(value, own[key]):
+            raise InputError(f"{name}: {key} is {kind} (by default {own[key].default}), found {value!r}")
 
 
-def takes_neurons(operator: Operator) -> bool:
-    """Can the operator be kept to chosen neurons?"""
-    return "neurons" in inspect.signature(operator).parameters
+def _unlike(value: Any, parameter: inspect.Parameter) -> str | None:
+    """What the parameter's annotation asks for, where that is numbers and the value is none (it may be typed text)."""
+    kinds = set(re.findall(r"\w+", str(parameter.annotation)))
+    if value is None and "None" in kinds:
+        return None
+    if kinds and kinds <= {"int", "float", "None"}:
+        return None if isinstance(value, Real) else "a number"
+    if kinds <= {"Sequence", "int", "None"} and "Sequence" in kinds:
+        listed = isinstance(value, list | tuple) and all(isinstance(x, int) for x in value)
+        return None if listed else "a list of numbers"
+    return None
+
+
+def further(
+    operators: Iterable[Operator],
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    places: Mapping[str, Neurons | None],
+    moments: Mapping[str, Moments],
+) -> dict[str, Callable[[], Edit]]:
+    """Return, by name, how to make each operator's edit, by its defaults: at `places`, and where itself chooses."""
+    plan: dict[str, Callable[[], Edit]] = {}
+    for operator in operators:
+        make_at = partial(make, operator, lm, forget, retain, moments=moments, progress=False)
+        if takes(operator, "neurons"):
+            found = {suffix: neurons for suffix, neurons in places.items() if neurons is not None}
+            plan |= {name_of(operator) + suffix: partial(make_at, neurons=where) for suffix, where in found.items()}
+        if not needs_neurons(operator):
+            plan[name_of(operator)] = make_at
+    return plan
+
+
+def takes(operator: Operator, name: str) -> bool:
+    """Does the operator name this among its parameters ("neurons", "forget_peaks")?"""
+    return name in inspect.signature(operator).parameters
+
+
+def needs_neurons(operator: Operator) -> bool:
+    """Can the operator do nothing without chosen neurons?"""
+    parameter = inspect.signature(operator).parameters.get("neurons")
+    return parameter is not None and parameter.default is parameter.empty
