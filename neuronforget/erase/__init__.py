@@ -1,6 +1,6 @@
 """Erase: each function returns an `Edit`; `OPERATORS` has them by name, `make` calls any of them."""
 
-from neuronforget.erase.ablate import ablate
+from neuronforget.erase.ablate import ablate, ablate_mean
 from neuronforget.erase.catalogue import OPERATORS, make
 from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
@@ -12,6 +12,6 @@ from neuronforget.erase.units import units_of
 from neuronforget.erase.words import concept_vector, revs
 
 __all__ = [
-    "OPERATORS", "ablate", "alpha_edit", "aura", "concept_vector", "dampen", "finetune", "leace", "make", "memit",
-    "noise", "rank_one", "revive", "revs", "ssd", "units_of",
+    "OPERATORS", "ablate", "ablate_mean", "alpha_edit", "aura", "concept_vector", "dampen", "finetune", "leace", "make",
+    "memit", "noise", "rank_one", "revive", "revs", "ssd", "units_of",
 ]  # fmt: skip

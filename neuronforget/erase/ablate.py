@@ -50,6 +50,13 @@ def ablate(
     return finished(lm, neurons, changes, method=f"ablate:{mode}")
 
 
+def ablate_mean(
+    lm: LM, neurons: Neurons, retain_moments: Moments, *, units: Literal["sleeping", "dead"] = "sleeping"
+) -> Edit:
+    """Ablate to the retain mean: `ablate(mode="mean")` as `make` calls it, which records the moments."""
+    return ablate(lm, neurons, mode="mean", moments=retain_moments, units=units)
+
+
 def check_neurons(lm: LM, neurons: Neurons) -> None:
     """Raise InputError unless `neurons` is a non-empty set of this model's neurons."""
     if not len(neurons):

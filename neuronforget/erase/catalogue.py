@@ -17,7 +17,7 @@ from typing import Any
 
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import ablate
+from neuronforget.erase.ablate import ablate, ablate_mean
 from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
@@ -38,6 +38,7 @@ OPERATORS: dict[str, Operator] = {
     operator.__name__: operator
     for operator in (
         ablate,
+        ablate_mean,
         alpha_edit,
         aura,
         concept_vector,

@@ -37,10 +37,11 @@ def leace(
 ) -> Edit:
     """Erase "forget or retain" from the MLP outputs of `layers` (default: all), or from the activations of `neurons`.
 
-    The label is the corpus of each token; every token of both counts once. Layers are fitted lowest first, each under
-    the changes below it, in fp64. `shrinkage` regularises the covariance as concept-erasure does, for few tokens. A
-    model without an output bias is given one while the edit is on, which not every architecture can export (see
-    `Edit.export`). Raises InputError for corpora that share examples, and where concept-erasure is not installed.
+    The label is the corpus of each token; every token of both counts once. Layers are fitted lowest first, each in
+    a pass of its own under the changes below it, in fp64. `shrinkage` regularises the covariance as concept-erasure
+    does, for few tokens. A model without an output bias is given one while the edit is on, which not every architecture
+    can export (see `Edit.export`). Raises InputError for corpora that share examples, and where concept-erasure is not
+    installed.
     """
     fitter = _fitter()
     check_disjoint(forget, retain)

@@ -54,7 +54,9 @@ def null_change(
     InputError where no direction is so free.
     """
     values, vectors = torch.linalg.eigh(second)
-    free = vectors[:, values.clamp_min(0).cumsum(0) <= cut * values.clamp_min(0).sum()]
+    values = values.clamp_min(0)
+    rounding = len(values) * torch.finfo(values.dtype).eps  # what eigenvalues that are zero are found as
+    free = vectors[:, values.cumsum(0) <= max(cut, rounding) * values.sum()]
     if not free.shape[1]:
         raise InputError(
             f"no direction of these {len(second)} neurons holds less than cut={cut:g} of their second moments on "
