@@ -95,14 +95,13 @@ def test_the_fold_equals_applying_the_eraser(family: str, tokenizer: Any, halves
     from concept_erasure import LeaceEraser
 
     lm = LM(build(family, vocab_size=len(tokenizer)), tokenizer)
-    settings: dict[str, Any] = {"constrain_cov_trace": False, "svd_tol": 1e-9}
     outputs, z = seen(lm, halves, 0, inputs=False)
-    expected = LeaceEraser.fit(outputs, z, **settings)(outputs)
+    expected = LeaceEraser.fit(outputs, z, svd_tol=1e-9)(outputs)
     with erase.leace(lm, *halves, layers=[0], batch_size=2).on(lm):
         torch.testing.assert_close(seen(lm, halves, 0, inputs=False)[0], expected, rtol=1e-3, atol=1e-4)
     inputs, index = seen(lm, halves, 1, inputs=True)[0], some(lm).by_layer()[1]
     erased = inputs.clone()
-    erased[:, index] = LeaceEraser.fit(inputs[:, index], z, **settings)(inputs[:, index])
+    erased[:, index] = LeaceEraser.fit(inputs[:, index], z, svd_tol=1e-9)(inputs[:, index])
     assert explained(inputs[:, index], z) > 0.02 and explained(erased[:, index], z) < 1e-8
     with torch.no_grad():
         expected = lm.model.get_submodule(lm.sites[1].path)(erased.float()).double()

@@ -90,8 +90,8 @@ def _fit(
 ) -> tuple[Tensor, Tensor]:
     """Return (P, mean) of `x' = P x + (1 - P) mean`."""
     width = site.d_model if where == "outputs" else len(index)
-    # Holding the trace down would mix in another projection, after which the concept is no longer gone.
-    fit = fitter(width, 1, dtype=torch.float64, shrinkage=shrinkage, constrain_cov_trace=False, svd_tol=1e-9)
+    # The tolerance is an absolute covariance: at the package's 0.01 a weak concept would be left as it is.
+    fit = fitter(width, 1, dtype=torch.float64, shrinkage=shrinkage, svd_tol=1e-9)
     for batch, label in work:
         x = features(lm, site, index, where, batch)
         fit.update(x, torch.full((len(x), 1), label, dtype=torch.float64))
