@@ -35,8 +35,8 @@ class Change:
         return parameter if self.index is None else parameter.index_select(self.dim, self.index.to(parameter.device))
 
     def write(self, parameter: Tensor, values: Tensor) -> None:
-        """Write `values` over that part, in place."""
-        values = values.to(parameter.device)
+        """Write `values` over that part, in place and in its dtype."""
+        values = values.to(parameter.device, parameter.dtype)
         if self.index is None:
             parameter.copy_(values)
         else:

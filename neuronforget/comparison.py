@@ -7,7 +7,7 @@ on the whole model, and the evaluation of them all at full strength, over a fron
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from neuronforget import erase, losses, select
 from neuronforget.attribution import attribute
 from neuronforget.corpora import Corpus, check_disjoint, encode
 from neuronforget.edits import Edit
+from neuronforget.erase.catalogue import Operator, further, takes
 from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references, evaluate
 from neuronforget.findings import describe
@@ -80,6 +81,7 @@ def compare(
     gold: LM | None = None,
     truth: Neurons | None = None,
     preferred: Corpus | tuple[str, ...] | None = None,
+    operators: Sequence[Operator] = (),
     score: Score = grad_x_act,
     share: float = 0.05,
     steps: int = 60,
@@ -95,7 +97,8 @@ def compare(
     """Compare neuron-level erasure with full-model unlearning, random neurons and the model that never knew.
 
     `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one
-    matched in write norm and one in activation, are ablated beside it. `preferred` serves DPO (left out
+    matched in write norm and one in activation, are ablated beside it. `operators` are further ones to run, on the
+    selection, on a random set and (where they can) on what they choose themselves. `preferred` serves DPO (left out
     where there is none). Retain is measured on `measured` random examples. `resume` is a folder where
     finished edits wait for a run that was killed. A method that cannot make its edit is left out, and the
     findings say why; if none can, InputError is raised. `batch_size` is that of the forward passes; a training
@@ -108,7 +111,7 @@ def compare(
     check_references(lm, gold, damage)
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
         encode(corpus, lm.tokenizer, lm.max_length)
-    table = needs(score) == "examples"
+    table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
     moments = [
         record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in (forget, retain)
     ]
@@ -119,6 +122,9 @@ def compare(
     neurons = select.per_layer(scores, share)
     others = random_controls(lm, neurons, moments[1], controls, seed)
     plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, batch_size=batch_size, seed=seed)
+    places = {"@neurons": neurons, "@random 0": others.get("random 0")}
+    recorded = dict(zip(("forget", "retain"), moments, strict=True))
+    plan |= further(operators, lm, forget, retain, places, recorded)
     answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
     work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sorted(neurons.members))
     edits, failed = _make(lm, plan, resume, work, progress)

@@ -126,6 +126,42 @@ def test_every_loss_has_its_name_on_the_command_line(
         assert needs in capfd.readouterr().err
 
 
+def test_every_operator_makes_an_edit_by_its_name(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neuronforget.erase import OPERATORS
+
+    nf.Neurons(frozenset((k, j) for k in (0, 1) for j in range(20)), (0, 1), 64).save(tmp_path / "neurons.json")
+    settings = {
+        "concept_vector": ["most=4"],
+        "revs": ["most=4", "rank=9"],
+        "ssd": ["alpha=0.5"],
+        "alpha_edit": ["cut=0.2"],
+    }
+    for method in sorted(set(OPERATORS) - {"finetune", "rank_one"}):
+        out = tmp_path / f"{method}.safetensors"
+        words = ["--method", method, "--neurons", tmp_path / "neurons.json", "--out", out]
+        extra = ["--set", *settings[method]] if method in settings else []
+        assert run(monkeypatch, "erase", *data(bed), *words, *extra) == 0, method
+        info = Edit.load(out).info
+        assert info["method"].startswith("ablate:mean" if method == "ablate_mean" else method) and info["units"]
+        if method in ("revs", "ssd"):
+            assert info["rank"] == 9 if method == "revs" else info["alpha"] == 0.5
+
+
+def test_a_setting_that_an_operator_has_not_is_refused_before_the_model_is_read(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("neuronforget.commands.console.load", lambda *_, **__: pytest.fail("the model was read"))
+    for words, said in (
+        (["--method", "rank_one", "--set", "power=2"], "rank_one has no setting 'power'"),
+        (["--method", "memit", "--loss", "npo"], "memit has no setting 'loss'"),
+        (["--method", "noise"], "noise edits chosen neurons"),
+        (["--method", "rank_on"], "known: ablate"),
+    ):
+        assert run(monkeypatch, "erase", *data(bed), *words, "--out", tmp_path / "edit.safetensors") == 2
+        assert said in capfd.readouterr().err
+    assert not (tmp_path / "edit.safetensors").exists()
+
+
 def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
     assert run(monkeypatch, "compare", "--testbed", bed, "--out", tmp_path / "out", "--steps", 2) == 0

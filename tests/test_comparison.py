@@ -45,6 +45,14 @@ def test_every_method_stands_beside_its_controls(found: Comparison) -> None:
     }  # fmt: skip
 
 
+def test_further_operators_stand_beside_them(tmp_path: Path) -> None:
+    found = compare(operators=(erase.aura, erase.memit), resume=tmp_path)
+    scopes = {name: edit.info["scope"] for name, edit in found.edits.items()}
+    for method in ("aura", "memit"):
+        assert scopes[f"{method}@neurons"] == "neurons" and scopes[f"{method}@random 0"] == "control"
+    assert {"aura", "memit"} <= set(found.results.frame["edit"])
+
+
 def test_targeted_edits_and_their_controls_change_as_many_values(found: Comparison) -> None:
     for method in ("ga", "npo", "rank_one"):
         sizes = {found.edits[f"{method}@{where}"].summary()["values"] for where in ("neurons", "random 0")}

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuronforget import erase
 from neuronforget.corpora import Corpus, Example, batches, encode
-from neuronforget.erase.rank_one import least_change
+from neuronforget.erase.least_change import least_change
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
 from neuronforget.likelihood import answer_logp
@@ -210,5 +210,5 @@ def test_bad_input_is_refused(lm: LM, facts: Corpus, retain: Corpus) -> None:
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"lr": 0.0}, {"clamp": 0.0}, {"preserve": -1.0}])
 def test_settings_that_cannot_work_are_refused(lm: LM, facts: Corpus, retain: Corpus, bad: Any) -> None:
-    with pytest.raises(InputError, match="rank_one needs"):
+    with pytest.raises(InputError, match=r"facts are moved with|preserve is lambda"):
         rank_one(lm, facts, retain, neurons=some(lm), **bad)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import sys
@@ -58,19 +59,34 @@ class Data:
         return replace(found, template=self.template or found.template, max_tokens=self.max_tokens)
 
 
-def named(name: str, module: Any) -> Callable[..., Any]:
-    """Return the function of that name in `module`, or `package.module:function`."""
+def named(name: str, table: Any) -> Callable[..., Any]:
+    """Return the function of that name in `table` (a module, or a dictionary), or `package.module:function`."""
     where, _, function = name.rpartition(":")
-    known = [n for n, v in vars(module).items() if _defined(v, module) and not n.startswith("_")]
+    listed = isinstance(table, dict)
+    known = table if listed else {n: v for n, v in vars(table).items() if _defined(v, table) and not n.startswith("_")}
     if "" not in sys.path:
         sys.path.insert(0, "")  # a module of one's own lies where one stands
     try:
-        found = getattr(import_module(where), function) if where else vars(module)[name] if name in known else None
+        found = getattr(import_module(where), function) if where else known.get(name)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise InputError(f"no function {name!r} ({error})") from None
     if not callable(found) or inspect.isclass(found):
         raise InputError(f"no function {name!r}; known: {', '.join(known)}; or give module:function")
-    return _called(found, module)
+    return found if listed else _called(found, table)
+
+
+def assigned(words: tuple[str, ...]) -> dict[str, Any]:
+    """Return settings from words NAME=VALUE; a value is a Python literal (0.1, [3,4], True), else text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, sign, text = word.partition("=")
+        if not sign or not name.isidentifier() or name in found:
+            raise InputError(f"--set takes settings NAME=VALUE, each name once; found {word!r}")
+        try:
+            found[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            found[name] = text
+    return found
 
 
 def _defined(value: Any, module: Any) -> bool:

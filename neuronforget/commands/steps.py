@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, lines, named, output, show
+from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show
 from neuronforget.errors import InputError
 
 
@@ -57,14 +57,15 @@ def erase(
     data: Annotated[Data, tyro.conf.arg(name="")],
     *,
     out: Folder,
-    method: Literal["ablate", "finetune", "rank_one", "task_vector"] = "ablate",
+    method: str = "ablate",
     neurons: Folder | None = None,
-    loss: str = "npo",
+    loss: str | None = None,
     refusals: Folder | None = None,
     reinforced: Folder | None = None,
-    steps: int = 60,
+    steps: int | None = None,
     lr: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
+    set: tuple[str, ...] = (),
     export: Folder | None = None,
     resume: Folder | None = None,
 ) -> None:
@@ -72,20 +73,21 @@ def erase(
 
     Args:
         out: File for the edit (.safetensors).
-        method: ablate (needs --neurons), finetune or task_vector (on --neurons, or the whole model), or rank_one.
-        neurons: A neurons.json of `attribute`.
-        loss: Name in neuronforget.losses, or module:function (finetune).
+        method: Operator of neuronforget.erase (docs/operators.md lists them), or module:function.
+        neurons: A neurons.json of `attribute`; some operators need it, others then keep to these neurons.
+        loss: Name in neuronforget.losses, or module:function (finetune; default npo).
         refusals: Text file of refusals, one a line, for the losses that prefer them (default: `wrong` answers).
         reinforced: An edit that learned the forget corpus (--loss learn), for --loss whp.
-        steps: Training steps (finetune, task_vector).
-        lr: Learning rate (finetune, task_vector; default by size of the model).
-        seed: Seed (finetune, task_vector).
+        steps: Steps of training, or of the search for a target (default: the operator's).
+        lr: Learning rate of these steps (default: the operator's).
+        seed: Seed, for operators that draw at random.
+        set: Further settings of the operator, each NAME=VALUE: --set sigma=0.2 layers=[3,4].
         export: Also write the edited model as a checkpoint folder that plain transformers loads.
         resume: Folder for checkpoints: a killed run continues (finetune, task_vector).
     """
-    from neuronforget import erase as operators
     from neuronforget import losses
     from neuronforget.edits import Edit
+    from neuronforget.erase.catalogue import OPERATORS, check_call, make
     from neuronforget.neurons import Neurons
     from neuronforget.runs import check_new, check_writable, whole_file
 
@@ -94,23 +96,21 @@ def erase(
         raise InputError(f"{out} lies in the model's own folder: choose another place for the edit")
     if export:
         check_new(export)
-    if method == "ablate" and neurons is None:
-        raise InputError("ablate needs --neurons, a neurons.json written by `neuronforget attribute`")
+    operator = named(method, OPERATORS)
     chosen = Neurons.load(neurons) if neurons else None
-    preferred, better = lines(refusals) if refusals else None, Edit.load(reinforced) if reinforced else None
-    trained: dict[str, Any] = {"neurons": chosen, "steps": steps, "lr": lr, "seed": seed, "resume": resume}
-    function = named(loss, losses) if method == "finetune" else None
+    asked: dict[str, Any] = {
+        "loss": named(loss, losses) if loss else None,
+        "steps": steps,
+        "lr": lr,
+        "seed": seed,
+        "resume": resume,
+    }
+    asked |= {"preferred": lines(refusals) if refusals else None}
+    asked |= {"reinforced": Edit.load(reinforced) if reinforced else None}
+    given = {**assigned(set), **{name: value for name, value in asked.items() if value is not None}}
+    check_call(operator, chosen, given)
     lm, forget, retain = data.open()
-    if method == "ablate":
-        assert chosen is not None
-        edit = operators.ablate(lm, chosen)
-    elif method == "rank_one":
-        edit = operators.rank_one(lm, forget, retain, neurons=chosen)
-    elif method == "task_vector":
-        edit = operators.task_vector(lm, forget, **trained)
-    else:
-        assert function is not None
-        edit = operators.finetune(lm, forget, retain, loss=function, preferred=preferred, reinforced=better, **trained)
+    edit = make(operator, lm, forget, retain, neurons=chosen, **given)
     with whole_file(out) as scratch:
         edit.save(scratch)
         if export:

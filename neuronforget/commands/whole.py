@@ -87,6 +87,7 @@ def compare(
     n: int | None = None,
     template: str | None = None,
     refusals: Folder | None = None,
+    operators: tuple[str, ...] = (),
     score: str = "grad_x_act",
     share: float = 0.05,
     steps: int = 60,
@@ -110,6 +111,7 @@ def compare(
         n: Use the first n examples of each corpus.
         template: Format string with {prompt}, or "chat".
         refusals: Text file of refusals, one a line, for DPO.
+        operators: Further operators to run (docs/operators.md lists them), or module:function.
         score: Name in neuronforget.scores, or module:function.
         share: Share of each layer to select (1 or more: this number).
         steps: Training steps of every trained method.
@@ -119,11 +121,13 @@ def compare(
         batch_size: Examples in a forward pass.
     """
     from neuronforget import scores as table
+    from neuronforget.erase import OPERATORS
     from neuronforget.models import load
     from neuronforget.testbed import Testbed
 
     settings: dict[str, Any] = {
         "score": named(score, table),
+        "operators": tuple(named(operator, OPERATORS) for operator in operators),
         "share": share,
         "steps": steps,
         "tap": tap,

@@ -1,9 +1,22 @@
-"""Erase: each function returns an `Edit`; `alternates` writes answers for one of them to prefer."""
+"""Erase: each function returns an `Edit`; `OPERATORS` has them by name, `make` calls any of them.
 
-from neuronforget.erase.ablate import ablate
+`alternates` writes answers for one of them to prefer; `units_of` tells dead units from live ones.
+"""
+
+from neuronforget.erase.ablate import ablate, ablate_mean
 from neuronforget.erase.arithmetic import task_vector
+from neuronforget.erase.catalogue import OPERATORS, make
+from neuronforget.erase.concept import leace
+from neuronforget.erase.damping import aura, dampen, ssd
+from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune
 from neuronforget.erase.generated import alternates
+from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
+from neuronforget.erase.units import units_of
+from neuronforget.erase.words import concept_vector, revs
 
-__all__ = ["ablate", "alternates", "finetune", "rank_one", "task_vector"]
+__all__ = [
+    "OPERATORS", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura", "concept_vector", "dampen", "finetune",
+    "leace", "make", "memit", "noise", "rank_one", "revive", "revs", "ssd", "task_vector", "units_of",
+]  # fmt: skip

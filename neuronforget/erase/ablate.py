@@ -2,18 +2,20 @@
 
 A unit with only its write weights zeroed still receives a gradient there and can relearn ("sleeping");
 with its read weights zeroed too, every gradient of it is exactly zero for ever ("dead"), and robustness to
-relearning is then an artefact. Which of the two was done stands in `edit.info["units"]`.
+relearning is then an artefact. Which units an edit leaves stands in `edit.info["units"]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
+from neuronforget.erase.units import count_units, units_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -45,7 +47,14 @@ def ablate(
     if mode == "mean":
         assert moments is not None
         changes += _mean_biases(lm, neurons, moments)
-    return Edit.build(lm, changes, method=f"ablate:{mode}", units=units, scope=scope_of(neurons), neurons=len(neurons))
+    return finished(lm, neurons, changes, method=f"ablate:{mode}")
+
+
+def ablate_mean(
+    lm: LM, neurons: Neurons, retain_moments: Moments, *, units: Literal["sleeping", "dead"] = "sleeping"
+) -> Edit:
+    """Ablate to the retain mean: `ablate(mode="mean")` as `make` calls it, which records the moments."""
+    return ablate(lm, neurons, mode="mean", moments=retain_moments, units=units)
 
 
 def check_neurons(lm: LM, neurons: Neurons) -> None:
@@ -61,6 +70,22 @@ def scope_of(neurons: Neurons | None) -> str:
     if neurons is None:
         return "full"
     return "control" if neurons.info.get("control") else "neurons"
+
+
+def finished(lm: LM, neurons: Neurons | None, changes: Iterable[Change], **info: Any) -> Edit:
+    """Return the edit, with what it is compared as and which units it leaves (`neurons=None`: of all) in its info."""
+    edit = Edit.build(lm, changes, scope=scope_of(neurons), neurons=len(neurons) if neurons else None, **info)
+    with edit.on(lm):
+        units = units_of(lm, all_of(lm, [site.layer for site in lm.sites]) if neurons is None else neurons)
+    return replace(edit, info={**edit.info, "units": count_units(units.values())})
+
+
+def all_of(lm: LM, layers: Iterable[int]) -> Neurons:
+    """Return all neurons of some layers. Raises InputError for a layer that has none."""
+    known, asked = tuple(site.layer for site in lm.sites), tuple(layers)
+    if unknown := set(asked) - set(known):
+        raise InputError(f"no neurons in layer {min(unknown)}: the model's layers are {known}")
+    return Neurons(frozenset((layer, j) for layer in asked for j in range(lm.shape[1])), known, lm.shape[1])
 
 
 def _zeroed(lm: LM, neurons: Neurons, units: str) -> Iterator[Change]:

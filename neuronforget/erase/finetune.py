@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neuronforget.changes import Change
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import check_neurons, scope_of
+from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
@@ -57,10 +57,10 @@ def finetune(
         check_neurons(lm, neurons)
     plan = Plan(steps, default_lr(lm, neurons) if lr is None else lr, weight_decay, clip, seed=seed)
     name = name_of(loss)
-    info: dict[str, Any] = {"method": f"finetune:{name}", "scope": scope_of(neurons), "loss": name}
+    info: dict[str, Any] = {"method": f"finetune:{name}", "loss": name}
     info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": plan.lr, "seed": seed}
     info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
-    info |= {"retain": retain.digest() if retain else None, "neurons": len(neurons) if neurons else None}
+    info |= {"retain": retain.digest() if retain else None}
     answers = preferred_answers(forget, preferred, seed)
     if reinforced is not None:
         with reinforced.on(lm):
@@ -80,7 +80,7 @@ def finetune(
         else:
             changes, history = _train_whole(work, loss, plan, resume, key, name, progress)
     info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}
-    return Edit.build(lm, changes, **info)
+    return finished(lm, neurons, changes, **info)
 
 
 def default_lr(lm: LM, neurons: Neurons | None) -> float:

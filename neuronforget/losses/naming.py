@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ def settings_of(loss: Loss) -> dict[str, Any]:
     return found
 
 
-def name_of(loss: Loss) -> str:
+def name_of(loss: Callable[..., Any]) -> str:
     """Return what a loss is called: its function's name, or its class's."""
     while isinstance(loss, partial):
         loss = loss.func

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -35,20 +37,26 @@ def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[Top
     The final norm is left out, as in `w_j @ W_U` (arXiv:2203.14680), so logits compare within a neuron, not between
     layers. Raises InputError for a neuron that the model has not, and where the unembedding has another width.
     """
-    head, sites = lm.model.get_output_embeddings(), {site.layer: site for site in lm.sites}
-    if head is None or head.weight.shape[1] != lm.sites[0].d_model:
-        raise InputError(f"{lm.name}: the unembedding does not read the width that its neurons write")
-    if not 1 <= k <= len(head.weight):
-        raise InputError(f"k is the number of tokens: 1 to {len(head.weight)}, found {k}")
+    unembedding, sites = unembedding_of(lm), {site.layer: site for site in lm.sites}
+    if not 1 <= k <= len(unembedding):
+        raise InputError(f"k is the number of tokens: 1 to {len(unembedding)}, found {k}")
     found = []
     for layer, j in neurons:
         if layer not in sites or not 0 <= j < lm.shape[1]:
             raise InputError(f"no neuron {j} in layer {layer}: the model has layers {tuple(sites)} of {lm.shape[1]}")
         write = sites[layer].write
         vector = lm.parameters[write.name].select(write.dim, j + write.offset)
-        logits = head.weight.float() @ vector.to(head.weight.device).float()
+        logits = unembedding.float() @ vector.to(unembedding.device).float()
         up, down = logits.topk(k), (-logits).topk(k)
         promoted = [(lm.tokenizer.decode([i]), v) for i, v in zip(up.indices.tolist(), up.values.tolist(), strict=True)]
         ends = zip(down.indices.tolist(), down.values.tolist(), strict=True)
         found.append(TopTokens(layer, j, tuple(promoted), tuple((lm.tokenizer.decode([i]), -v) for i, v in ends)))
     return found
+
+
+def unembedding_of(lm: LM) -> Float[Tensor, "vocab d_model"]:
+    """Return the weights that read logits. Raises InputError where they do not read the width that neurons write."""
+    head = lm.model.get_output_embeddings()
+    if head is None or head.weight.shape[1] != lm.sites[0].d_model:
+        raise InputError(f"{lm.name}: the unembedding does not read the width that its neurons write")
+    return head.weight.detach()

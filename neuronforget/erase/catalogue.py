@@ -1,0 +1,152 @@
+"""Every operator by name, and one way to call any of them: each is given what its parameters name.
+
+An operator is a function that returns an `Edit`. Parameters called `lm`, `neurons`, `forget` and `retain` (corpora),
+`forget_moments` and `retain_moments` (recordings of them), `forget_peaks` and `retain_peaks` (recordings with the
+per-example table) are filled in here, recorded only where asked for; all others are the operator's settings. A new
+operator is one more name in `OPERATORS`; one of your own needs no place there: pass the function.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from numbers import Real
+from typing import Any
+
+from neuronforget.corpora import Corpus
+from neuronforget.edits import Edit
+from neuronforget.erase.ablate import ablate, ablate_mean
+from neuronforget.erase.arithmetic import task_vector
+from neuronforget.erase.concept import leace
+from neuronforget.erase.damping import aura, dampen, ssd
+from neuronforget.erase.drawn import noise, revive
+from neuronforget.erase.finetune import finetune
+from neuronforget.erase.many_layers import alpha_edit, memit
+from neuronforget.erase.rank_one import rank_one
+from neuronforget.erase.words import concept_vector, revs
+from neuronforget.errors import InputError
+from neuronforget.losses import name_of
+from neuronforget.models import LM
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+from neuronforget.recording import record
+
+Operator = Callable[..., Edit]
+
+OPERATORS: dict[str, Operator] = {
+    operator.__name__: operator
+    for operator in (
+        ablate,
+        ablate_mean,
+        alpha_edit,
+        aura,
+        concept_vector,
+        dampen,
+        finetune,
+        leace,
+        memit,
+        noise,
+        rank_one,
+        revive,
+        revs,
+        ssd,
+        task_vector,
+    )
+}
+
+#: What `make` fills in by the name of a parameter.
+GIVEN = ("lm", "neurons", "forget", "retain", "forget_moments", "retain_moments", "forget_peaks", "retain_peaks")
+
+
+def make(
+    operator: Operator,
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    neurons: Neurons | None = None,
+    moments: Mapping[str, Moments] | None = None,
+    tap: str | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Edit:
+    """Return the edit that `operator` makes of what its parameters name, with its own `settings`.
+
+    `moments` are recordings made before, as "forget" and "retain"; what is missing is recorded through `tap`.
+    Raises InputError, before any work, as `check_call` does.
+    """
+    check_call(operator, neurons, settings)
+    corpora = {"forget": forget, "retain": retain}
+    given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
+    for name, corpus in corpora.items():
+        for kind, table in (("moments", False), ("peaks", True)):
+            if takes(operator, f"{name}_{kind}"):
+                found = (moments or {}).get(name)
+                if found is None or (table and not found.table):
+                    found = record(lm, corpus, tap=tap, per_example=table, progress=progress)
+                given[f"{name}_{kind}"] = found
+    return operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
+
+
+def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where `operator` lacks its neurons, or is not called with such settings."""
+    wanted, name = inspect.signature(operator).parameters, name_of(operator)
+    required = [key for key, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+    if needs_neurons(operator) and neurons is None:
+        raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
+    if neurons is not None and not takes(operator, "neurons"):
+        raise InputError(f"{name} edits no chosen neurons: leave out neurons=")
+    own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
+    if missing := [key for key in required if key in own and key not in settings]:
+        raise InputError(f"{name} needs the setting {missing[0]}")
+    for key, value in settings.items():
+        if key not in own:
+            raise InputError(f"{name} has no setting {key!r}; it has {', '.join(own) or 'none'}")
+        if kind := _unlike(value, own[key]):
+            raise InputError(f"{name}: {key} is {kind} (by default {own[key].default}), found {value!r}")
+
+
+def _unlike(value: Any, parameter: inspect.Parameter) -> str | None:
+    """What the parameter's annotation asks for, where that is numbers and the value is none (it may be typed text)."""
+    kinds = set(re.findall(r"\w+", str(parameter.annotation)))
+    if value is None and "None" in kinds:
+        return None
+    if kinds and kinds <= {"int", "float", "None"}:
+        return None if isinstance(value, Real) else "a number"
+    if kinds <= {"Sequence", "int", "None"} and "Sequence" in kinds:
+        listed = isinstance(value, list | tuple) and all(isinstance(x, int) for x in value)
+        return None if listed else "a list of numbers"
+    return None
+
+
+def further(
+    operators: Iterable[Operator],
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    places: Mapping[str, Neurons | None],
+    moments: Mapping[str, Moments],
+) -> dict[str, Callable[[], Edit]]:
+    """Return, by name, how to make each operator's edit, by its defaults: at `places`, and where itself chooses."""
+    plan: dict[str, Callable[[], Edit]] = {}
+    for operator in operators:
+        make_at = partial(make, operator, lm, forget, retain, moments=moments, progress=False)
+        if takes(operator, "neurons"):
+            found = {suffix: neurons for suffix, neurons in places.items() if neurons is not None}
+            plan |= {name_of(operator) + suffix: partial(make_at, neurons=where) for suffix, where in found.items()}
+        if not needs_neurons(operator):
+            plan[name_of(operator)] = make_at
+    return plan
+
+
+def takes(operator: Operator, name: str) -> bool:
+    """Does the operator name this among its parameters ("neurons", "forget_peaks")?"""
+    return name in inspect.signature(operator).parameters
+
+
+def needs_neurons(operator: Operator) -> bool:
+    """Can the operator do nothing without chosen neurons?"""
+    parameter = inspect.signature(operator).parameters.get("neurons")
+    return parameter is not None and parameter.default is parameter.empty

@@ -1,0 +1,105 @@
+"""The table of operators: each is called with what it names, and a wrong call is refused before any work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from neuronforget import erase
+from neuronforget.commands.console import assigned, named
+from neuronforget.corpora import Corpus
+from neuronforget.edits import Edit
+from neuronforget.erase import OPERATORS, make
+from neuronforget.erase.catalogue import further
+from neuronforget.errors import InputError
+from neuronforget.models import LM
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+from neuronforget.recording import record
+
+
+@pytest.fixture
+def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
+    return Corpus(corpus.examples[:3], "forget"), Corpus(corpus.examples[3:], "retain")
+
+
+def some(lm: LM) -> Neurons:
+    return Neurons(frozenset({(0, 1), (1, 3)}), (0, 1), lm.shape[1])
+
+
+def test_every_operator_of_the_package_stands_in_the_table_under_its_own_name() -> None:
+    public = {name for name in erase.__all__ if name.islower() and name not in ("alternates", "make", "units_of")}
+    assert set(OPERATORS) == public
+    assert all(operator.__name__ == name for name, operator in OPERATORS.items())
+
+
+def test_an_operator_is_given_what_its_parameters_name_and_nothing_else(
+    lm: LM, halves: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def own(lm: LM, retain_moments: Moments, forget_peaks: Moments, *, neurons: Neurons, power: float = 2.0) -> Edit:
+        seen.update(locals())
+        return erase.ablate(lm, neurons)
+
+    make(own, lm, *halves, neurons=some(lm), tap="torch_hooks", progress=False, power=3.0)
+    assert seen["lm"] is lm and seen["neurons"] == some(lm) and seen["power"] == 3.0
+    assert seen["retain_moments"].info["corpus"] == "retain" and not seen["retain_moments"].table
+    assert seen["forget_peaks"].info["corpus"] == "forget" and seen["forget_peaks"].table
+    again = {"forget": seen["forget_peaks"], "retain": seen["retain_moments"]}
+    monkeypatch.setattr("neuronforget.erase.catalogue.record", lambda *_, **__: pytest.fail("recorded again"))
+    make(own, lm, *halves, neurons=some(lm), moments=again, progress=False)
+
+
+def test_making_by_name_is_calling_the_function(lm: LM, halves: tuple[Corpus, Corpus]) -> None:
+    found, expected = make(OPERATORS["ablate"], lm, *halves, neurons=some(lm)), erase.ablate(lm, some(lm))
+    assert found.info == expected.info
+    assert all(torch.equal(a.after, b.after) for a, b in zip(found.changes, expected.changes, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen", "settings", "message"),
+    [
+        ("ablate", False, {}, "ablate edits chosen neurons"),
+        ("ablate", True, {"mod": "mean"}, "no setting 'mod'; it has mode, moments, units"),
+        ("rank_one", False, {"steps": "many"}, "steps is a number"),
+        ("rank_one", False, {"preserve": "much"}, "preserve is a number"),
+        ("memit", False, {"layers": 3}, "layers is a list of numbers"),
+        ("memit", False, {"layers": ["a"]}, "layers is a list of numbers"),
+    ],
+)
+def test_a_wrong_call_is_refused_in_words(
+    lm: LM, halves: tuple[Corpus, Corpus], method: str, chosen: bool, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        make(OPERATORS[method], lm, *halves, neurons=some(lm) if chosen else None, **settings)
+
+
+def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
+    found = assigned(("sigma=0.2", "layers=[0, 1]", "target=I do not know", "mode=noise", "cache=None"))
+    assert found == {"sigma": 0.2, "layers": [0, 1], "target": "I do not know", "mode": "noise", "cache": None}
+    for wrong in (("sigma",), ("=2",), ("a b=2",), ("x=1", "x=2")):
+        with pytest.raises(InputError, match="NAME=VALUE"):
+            assigned(wrong)
+    assert named("ablate", OPERATORS) is erase.ablate
+    with pytest.raises(InputError, match="known: ablate"):
+        named("abate", OPERATORS)
+
+
+def test_a_comparison_runs_further_operators_on_the_selection_a_control_and_their_own_choice(
+    lm: LM, halves: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(lm: LM, neurons: Neurons) -> Edit:
+        return erase.ablate(lm, neurons, units="dead")
+
+    operators = (erase.ssd, erase.noise, own)
+    chosen, other = some(lm), Neurons(frozenset({(0, 9)}), (0, 1), lm.shape[1])
+    moments = {c.name: record(lm, c, tap="torch_hooks", progress=False) for c in halves}
+    monkeypatch.setattr("neuronforget.erase.catalogue.record", lambda *_, **__: pytest.fail("recorded again"))
+    plan = further(operators, lm, *halves, {"@neurons": chosen, "@random 0": other, "@none": None}, moments)
+    assert set(plan) == {"ssd", *(f"{n}@{w}" for n in ("ssd", "noise", "own") for w in ("neurons", "random 0"))}
+    assert plan["own@random 0"]().info["units"] == "dead"
+    found, expected = plan["noise@neurons"](), erase.noise(lm, chosen)
+    assert all(torch.equal(a.after, b.after) for a, b in zip(found.changes, expected.changes, strict=True))
