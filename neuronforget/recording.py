@@ -1,8 +1,8 @@
 """record(): one streaming pass over a corpus, forward and backward to activations only.
 
 The recorded loss is `L = sum_n NLL_n`, `NLL_n` the mean over example n's answer tokens, so that an example's
-gradient does not depend on the batch it came in. Each layer's activations and gradients are reduced to
-moments in a tensor hook as the backward pass reaches them, and freed: memory does not grow with the corpus.
+gradient does not depend on the batch it came in. Each layer's activations and gradients are reduced to moments
+as the backward pass reaches them (small layers a few together), and freed: memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def _stacked(layers: list[dict[str, Tensor]], names: tuple[str, ...], dim: int) 
 def _reduce_backwards(
     acts: dict[int, Tensor], loss: Tensor, layout: Callable[[torch.device], Layout], table: tuple[str, ...]
 ) -> dict[int, Piece]:
-    """Reduce each layer when the backward pass reaches it; `acts` is emptied on the way."""
+    """Reduce layers when the backward pass has reached them; `acts` is emptied on the way."""
     got: dict[int, Piece] = {}
     if without := [layer for layer, act in acts.items() if not act.requires_grad]:
         raise InputError(

@@ -6,10 +6,8 @@ one `embedding_bag` adds up the rows of every piece, in fp32 and in order.
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import prod
 
 import torch
 from torch import Tensor
@@ -33,10 +31,7 @@ from neuronforget_kernels.layout import Layout
 #: What is added up as it is, and squared.
 BASES, SQUARES = SUMS[:3], SUMS[3:6]
 #: Elements of a block's activations; with all terms ten times as many.
-BLOCK = 122_880
-#: Values of a thread's buffers that outlive a call, 16 MB in fp32.
-KEPT = 2**22
-_ROOMS = threading.local()
+BLOCK = 61_440
 
 
 def names_of(want: int) -> list[int]:
@@ -46,21 +41,6 @@ def names_of(want: int) -> list[int]:
     squares = [square for base, square in zip(BASES, SQUARES, strict=True) if base in bases]
     rest = [name for name in (SQUARE, ABS, POSITIVE, ABS_AG) if want & name]
     return [*bases, *(squares if any(want & name for name in squares) else []), *rest]
-
-
-def room(name: str, *shapes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> list[Tensor]:
-    """Return uninitialised tensors, up to `KEPT` values in memory that the thread's next call by that name reuses.
-
-    Fresh memory costs more than what is done in it here: the system hands it out page by page, at the first touch.
-    """
-    sizes = [-(-prod(shape) // 16) * 16 for shape in shapes]  # each begins at a multiple of 64 bytes
-    whole = getattr(_ROOMS, name, None)
-    if whole is None or len(whole) < sum(sizes):
-        whole = torch.empty(sum(sizes), dtype=dtype)
-        if len(whole) <= KEPT:
-            setattr(_ROOMS, name, whole)
-    parts = whole[: sum(sizes)].split(sizes)
-    return [part[: prod(shape)].view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,9 +100,10 @@ class BlockSums:
         self.width, self.weights, self.peak, self.names = width, layout.weights, want & PEAK, names_of(want)
         self.blocks = blocks_of(layout, max(1, BLOCK // max(1, width)))
         most = max((block.count for block in self.blocks), default=0)
-        pieces, order = len(layout.low), torch.arange(most)
-        shapes = (most, len(self.names), width), (pieces, len(self.names), width), (2, pieces, width), (2, most, width)
-        terms, self.sums, self.extremes, (self.act, self.grad) = room("blocks", *shapes)
+        self.act, self.grad = torch.empty((2, most, width)).unbind()
+        self.sums = torch.empty((len(layout.low), len(self.names), width))
+        self.extremes = torch.empty((2, len(layout.low), width))
+        terms, order = torch.empty((most, len(self.names), width)), torch.arange(most)
         self.views = [_Views(terms[: block.count], order[: block.count], self.names) for block in self.blocks]
 
     @torch.inference_mode()

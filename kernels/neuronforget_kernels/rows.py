@@ -19,7 +19,7 @@ from neuronforget_kernels.accumulators import (
     S,
     U,
 )
-from neuronforget_kernels.blocks import BASES, BlockSums, names_of, room
+from neuronforget_kernels.blocks import BASES, BlockSums, names_of
 from neuronforget_kernels.compiled import PieceSums
 from neuronforget_kernels.layout import Layout, pivot_of
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
@@ -58,7 +58,8 @@ def row_moments(
             _enter(table[..., columns], by, extremes, pivot[columns], layout.counts)
         for group, row in enumerate(fields[..., columns]):
             chosen = torch.nonzero(layout.group == group)[:, 0] if layout.grouped else slice(None)
-            _fill(row, names, sums[chosen], pivot[columns].double(), extremes[:, chosen], layout.counts[chosen])
+            wide = _wide(layout, sums.shape[-1])[:, : len(layout.counts[chosen])]
+            _fill(row, names, sums[chosen], pivot[columns].double(), extremes[:, chosen], layout.counts[chosen], wide)
     return fields, table if table is not None else fields.new_zeros((len(TABLE_FIELDS), 0, 0))
 
 
@@ -66,6 +67,14 @@ def _sums_for(layout: Layout, width: int, want: int) -> BlockSums:
     """Made for a batch's first layer, kept for the others."""
     if (key := (BlockSums, width, want)) not in layout.kept:
         layout.kept[key] = BlockSums(layout, width, want)
+    return layout.kept[key]
+
+
+def _wide(layout: Layout, width: int) -> Tensor:
+    """Room for as many fp64 values of each example and neuron as `_fill` has use for, kept likewise."""
+    if (key := ("wide", width)) not in layout.kept:
+        shape = len(BASES) + len(_PRODUCTS), layout.examples, width
+        layout.kept[key] = torch.empty(shape, dtype=torch.float64)
     return layout.kept[key]
 
 
@@ -102,19 +111,20 @@ def _enter(table: Tensor, by: dict[int, Tensor], extremes: Tensor, pivot: Tensor
 
 
 @torch.inference_mode()
-def _fill(fields: Tensor, names: list[int], sums: Tensor, pivot: Tensor, extremes: Tensor, counts: Tensor) -> None:
+def _fill(
+    fields: Tensor, names: list[int], sums: Tensor, pivot: Tensor, extremes: Tensor, counts: Tensor, wide: Tensor
+) -> None:
     """The fields of one group from its examples' sums [example, sum, neuron]."""
     total, bases = sums.sum(0, dtype=torch.float64), sum(name in BASES for name in names)
-    shapes = [(len(sums), bases, sums.shape[-1]), (len(sums), len(_PRODUCTS), sums.shape[-1])]
-    wide, products = room("wide", *shapes, dtype=torch.float64)
-    of = dict(zip(names, wide.copy_(sums[:, :bases]).unbind(1), strict=False))
+    wide, products = wide[:bases].copy_(sums[:, :bases].transpose(0, 1)), wide[len(BASES) :]
+    of = dict(zip(names, wide, strict=False))
     made = [field for field, factors in _PRODUCTS.items() if of.keys() >= set(factors)]
-    for field, into in zip(made, products.unbind(1), strict=False):
+    for field, into in zip(made, products, strict=False):
         first, *second = (of[factor] for factor in _PRODUCTS[field])
         torch.mul(first, second[0], out=into) if second else torch.abs(first, out=into)
     kept = [i for i, name in enumerate(names) if name in _TOTALS]
     where = [PIECE_FIELDS.index(field) for field in (*(_TOTALS[names[i]] for i in kept), *made)]
-    fields[where] = torch.cat([total[kept], products[:, : len(made)].sum(0)])
+    fields[where] = torch.cat([total[kept], products[: len(made)].sum(1)])
     row = dict(zip(PIECE_FIELDS, fields.unbind(), strict=True))
     if len(counts):
         row["max"].copy_(extremes[0].amax(0)), row["min"].copy_(extremes[1].amax(0)).neg_()
