@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,6 +30,19 @@ class Ranks:
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
+
+    def add_gradients(self, parameters: Sequence[torch.Tensor], value: float) -> float:
+        """Add up every parameter's gradient over the ranks, in place; return the sum of their `value`s.
+
+        Where a rank has no gradient for a parameter that another has one for, its own counts as 0.
+        """
+        found = self.gather(([p.grad is not None for p in parameters], value))
+        if self.world > 1:
+            for parameter, *has in zip(parameters, *(flags for flags, _ in found), strict=True):
+                if any(has):
+                    parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    dist.all_reduce(parameter.grad)
+        return sum(theirs for _, theirs in found)
 
     def each(self, value: T) -> Iterator[T]:
         """Yield every rank's value in rank order; only one of them is held beside the own."""

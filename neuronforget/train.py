@@ -1,13 +1,14 @@
 """The only training loop: AdamW on given parameters, resumable, and a function of its seed alone.
 
 What is drawn at a step depends on (seed, step) only, so a run that was killed and resumed ends bit-equal to
-one that was not.
+one that was not. A step's loss may come in parts, run one after another and on several processes: gradients add up.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,14 +18,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.errors import InputError
+from neuronforget.ranks import Ranks
 from neuronforget.runs import content_key, whole_file
+from neuronforget.stopping import Stopping
 
 T = TypeVar("T")
+
+#: The loss of a step, or its parts, whose sum it is: each is run back before the next is asked for.
+StepLoss = Callable[[int], Tensor | Iterable[Tensor]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to train: `steps` of AdamW at `lr`, gradients clipped to the norm `clip` (None: not)."""
+    """How to train: `steps` of AdamW at `lr`, gradients clipped to the norm `clip` (None: not).
+
+    `rates` are the parameters' own learning rates, one each, in place of `lr`.
+    """
 
     steps: int = 60
     lr: float = 1e-3
@@ -33,18 +42,22 @@ class Plan:
     schedule: Literal["constant", "onecycle"] = "constant"
     seed: int = 0
     save_every: int = 20
+    rates: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr > 0:
-            raise InputError(f"training needs steps >= 1 and lr > 0; found steps={self.steps}, lr={self.lr}")
+        if self.steps < 1 or not self.lr > 0 or not all(rate > 0 for rate in self.rates or ()):
+            lr = self.lr if self.rates is None else min(self.rates, default=0)
+            raise InputError(f"training needs steps >= 1 and lr > 0; found steps={self.steps}, lr={lr}")
 
 
 def fit(
     parameters: Sequence[Tensor],
-    loss: Callable[[int], Tensor],
+    loss: StepLoss,
     plan: Plan,
     *,
     memory: Tensor | None = None,
+    stopping: Stopping | None = None,
+    ranks: Ranks | None = None,
     resume: str | Path | None = None,
     key: str = "",
     desc: str = "train",
@@ -54,54 +67,56 @@ def fit(
 
     `resume` is a folder for checkpoints, written every `plan.save_every` steps and removed at the end; `key`
     names the work, so that only a run with equal plan and key continues it. `memory` is what the loss itself
-    changes from step to step; checkpoints hold it. Raises InputError when the loss turns NaN or infinite.
+    changes from step to step; checkpoints hold it. `stopping` ends the run early, at the values it kept. The
+    parts of a loss of several `ranks` are added over them; every rank ends with the same values. Raises
+    InputError when the loss or a gradient turns NaN or infinite, and on all ranks where one fails.
     """
-    return list(steps(parameters, loss, plan, memory=memory, resume=resume, key=key, desc=desc, progress=progress))
+    return list(
+        steps(
+            parameters, loss, plan, memory=memory, stopping=stopping, ranks=ranks, resume=resume, key=key, desc=desc,
+            progress=progress,
+        )
+    )  # fmt: skip
 
 
 def steps(
     parameters: Sequence[Tensor],
-    loss: Callable[[int], Tensor],
+    loss: StepLoss,
     plan: Plan,
     *,
     memory: Tensor | None = None,
+    stopping: Stopping | None = None,
+    ranks: Ranks | None = None,
     resume: str | Path | None = None,
     key: str = "",
     desc: str = "train",
     progress: bool = True,
 ) -> Iterator[float]:
     """Do what `fit` does a step at a time, so that trainings of several parts of a model can take turns."""
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=parameters[0].device.type == "cpu")
-    optimizer = torch.optim.AdamW(list(parameters), lr=plan.lr, weight_decay=plan.weight_decay)
-    schedule = _schedule(optimizer, plan)
-    prepared = accelerator.prepare_optimizer(optimizer)
-    tensors = [*parameters, *([] if memory is None else [memory])]
-    name = content_key(plan=asdict(plan), key=key, tensors=len(tensors))
-    path = Path(resume) / f"{name}.pt" if resume else None
-    history = _restore(path, tensors, optimizer, schedule)
+    ranks = ranks or Ranks()
+    optimizer = torch.optim.AdamW(_groups(parameters, plan), lr=plan.lr, weight_decay=plan.weight_decay)
+    descent = _Descent(parameters, optimizer, plan, ranks, desc)
+    name = content_key(plan=asdict(plan), key=key, tensors=len(parameters) + (memory is not None))
+    checkpoint = _Checkpoint(resume, name, descent, memory, stopping)
+    with ranks.together() as claims:
+        history = checkpoint.restore()
+        claims += [name, len(history)]
+    if stopping is not None:
+        stopping.begin(parameters)
     yield from history
-    with tqdm(total=plan.steps, initial=len(history), desc=desc, disable=not progress) as bar:
+    with tqdm(total=plan.steps, initial=len(history), desc=desc, disable=not progress or ranks.rank > 0) as bar:
         for step in range(len(history), plan.steps):
-            value = loss(step)
-            if not torch.isfinite(value):
-                advice = f"lower lr (now {plan.lr:g})" if step else "check the loss and the model's weights"
-                raise InputError(f"{desc}: the loss is {float(value.detach())} at step {step}: {advice}")
-            prepared.zero_grad()
-            accelerator.backward(value)
-            if plan.clip is not None:
-                accelerator.clip_grad_norm_(parameters, plan.clip)
-            prepared.step()
-            schedule.step()
-            history.append(float(value.detach()))
+            history.append(descent.step(step, loss))
             bar.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
             bar.update()
-            if path and len(history) % plan.save_every == 0 and len(history) < plan.steps:
-                _save(path, tensors, optimizer, schedule, history)
+            last = len(history) == plan.steps
+            over = stopping is not None and stopping.look(len(history), parameters, last=last)
+            if len(history) % plan.save_every == 0 and not (last or over):
+                checkpoint.save(history)
             yield history[-1]
-    if path:
-        path.unlink(missing_ok=True)
+            if over:
+                break
+    checkpoint.remove()
     for parameter in parameters:
         parameter.grad = None
 
@@ -119,25 +134,99 @@ def draw(items: Sequence[T], count: int, seed: int, step: int) -> list[T]:
     return picked
 
 
+class _Descent:
+    """Steps down a loss, of this process alone or of all that work together."""
+
+    def __init__(
+        self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, plan: Plan, ranks: Ranks, desc: str
+    ) -> None:
+        from accelerate import Accelerator
+
+        self.parameters, self.optimizer, self.plan, self.ranks, self.desc = parameters, optimizer, plan, ranks, desc
+        self.schedule = _schedule(optimizer, plan)
+        self.accelerator = Accelerator(cpu=parameters[0].device.type == "cpu")
+        self.prepared = self.accelerator.prepare_optimizer(optimizer)
+
+    def step(self, step: int, loss: StepLoss) -> float:
+        """Do one step, and return its loss."""
+        self.prepared.zero_grad()
+        with self.ranks.together():
+            value = self._back(step, loss(step))
+        value = self.ranks.add_gradients(self.parameters, value)
+        if self.plan.clip is None:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        else:
+            norm = self.accelerator.clip_grad_norm_(self.parameters, self.plan.clip)
+        self._check("gradient", float(norm), step)
+        self.prepared.step()
+        self.schedule.step()
+        return value
+
+    def _back(self, step: int, found: Tensor | Iterable[Tensor]) -> float:
+        total = 0.0
+        for part in [found] if isinstance(found, Tensor) else found:
+            self._check("loss", float(part.detach()), step)
+            self.accelerator.backward(part)
+            total += float(part.detach())
+        return total
+
+    def _check(self, what: str, value: float, step: int) -> None:
+        if not math.isfinite(value):
+            advice = f"lower lr (now {self.plan.lr:g})" if step else "check the loss and the model's weights"
+            raise InputError(f"{self.desc}: the {what} is {value} at step {step}: {advice}")
+
+
+class _Checkpoint:
+    """The file that a killed run goes on from; one for all ranks, which the first of them writes."""
+
+    def __init__(
+        self, folder: str | Path | None, name: str, descent: _Descent, memory: Tensor | None, stopping: Stopping | None
+    ) -> None:
+        self.path = Path(folder) / f"{name}.pt" if folder else None
+        self.descent, self.stopping = descent, stopping
+        self.tensors = [*descent.parameters, *([] if memory is None else [memory])]
+
+    def save(self, history: list[float]) -> None:
+        """Write the run as it is now."""
+        if self.path is None or self.descent.ranks.rank > 0:
+            return
+        state: dict[str, Any] = {"tensors": [t.detach() for t in self.tensors], "history": history}
+        state |= {"optimizer": self.descent.optimizer.state_dict(), "schedule": self.descent.schedule.state_dict()}
+        if self.stopping is not None:
+            state["stopping"] = self.stopping.state()
+        with whole_file(self.path) as scratch:
+            torch.save(state, scratch)
+
+    def restore(self) -> list[float]:
+        """Take the run up where it was left, if it was; return the losses until then."""
+        if self.path is None or not self.path.is_file():
+            return []
+        state = torch.load(self.path, weights_only=True)
+        with torch.no_grad():
+            for tensor, saved in zip(self.tensors, state["tensors"], strict=True):
+                tensor.copy_(saved)
+        self.descent.optimizer.load_state_dict(state["optimizer"])
+        self.descent.schedule.load_state_dict(state["schedule"])
+        if self.stopping is not None:
+            self.stopping.load(state["stopping"], self.descent.parameters)
+        return list(state["history"])
+
+    def remove(self) -> None:
+        """Delete the file: the run has ended."""
+        if self.path is not None and self.descent.ranks.rank == 0:
+            self.path.unlink(missing_ok=True)
+
+
+def _groups(parameters: Sequence[Tensor], plan: Plan) -> list[dict[str, Any]]:
+    """The parameters by learning rate."""
+    found: dict[float, list[Tensor]] = {}
+    for parameter, rate in zip(parameters, plan.rates or [plan.lr] * len(parameters), strict=True):
+        found.setdefault(rate, []).append(parameter)
+    return [{"params": group, "lr": rate} for rate, group in found.items()]
+
+
 def _schedule(optimizer: torch.optim.Optimizer, plan: Plan) -> Any:
     if plan.schedule == "onecycle":
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, plan.lr, total_steps=plan.steps + 1)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=plan.steps + 1)
     return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0, total_iters=0)
-
-
-def _save(path: Path, tensors: Sequence[Tensor], optimizer: Any, schedule: Any, history: list[float]) -> None:
-    with whole_file(path) as scratch:
-        state = {"tensors": [t.detach() for t in tensors], "optimizer": optimizer.state_dict()}
-        torch.save({**state, "schedule": schedule.state_dict(), "history": history}, scratch)
-
-
-def _restore(path: Path | None, tensors: Sequence[Tensor], optimizer: Any, schedule: Any) -> list[float]:
-    if path is None or not path.is_file():
-        return []
-    state = torch.load(path, weights_only=True)
-    with torch.no_grad():
-        for tensor, saved in zip(tensors, state["tensors"], strict=True):
-            tensor.copy_(saved)
-    optimizer.load_state_dict(state["optimizer"])
-    schedule.load_state_dict(state["schedule"])
-    return list(state["history"])

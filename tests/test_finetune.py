@@ -17,7 +17,8 @@ from torch import Tensor
 from neuronforget import erase, losses
 from neuronforget.corpora import Corpus, Example, batches, encode
 from neuronforget.edits import Edit
-from neuronforget.erase.finetune import default_lr, preferred_answers
+from neuronforget.erase.finetune import preferred_answers
+from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Outputs, dpo, ga, grad_diff, npo

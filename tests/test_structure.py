@@ -12,8 +12,8 @@ import neuronforget as nf
 ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
-    "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "train",
-    "scores", "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "results", "metrics",
+    "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "stopping",
+    "train", "scores", "attribution", "neurons", "select", "changes", "edits", "slices", "erase", "results", "metrics",
     "evaluation", "testbed", "findings", "figures", "tables", "reporting", "comparison", "commands", "cli",
 ]  # fmt: skip
 

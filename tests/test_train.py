@@ -124,3 +124,42 @@ def test_draws_pass_over_all_items_before_any_comes_again(size: int, count: int,
 def test_draws_depend_on_seed_and_epoch() -> None:
     assert draw(range(30), 30, 0, 0) != draw(range(30), 30, 1, 0)
     assert draw(range(30), 30, 0, 0) != draw(range(30), 30, 0, 1)
+
+
+def test_a_loss_in_parts_is_their_sum() -> None:
+    def parts(parameters: list[Tensor]) -> Any:
+        def loss(step: int) -> Any:
+            rows = draw(range(len(DATA)), 8, 3, step)
+            for some in (rows[:3], rows[3:]):
+                errors = DATA[some] @ parameters[0] + parameters[1] - GOAL[some]
+                yield (errors**2).mean() * (len(some) / len(rows))
+
+        return loss
+
+    parameters = start()
+    losses = fit(parameters, parts(parameters), PLAN, progress=False)
+    whole, expected = train(PLAN)
+    assert losses == pytest.approx(expected, rel=1e-4)
+    for found, wanted in zip(parameters, whole, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "onecycle"])
+def test_each_parameter_may_have_its_own_rate(schedule: Any) -> None:
+    """Adam's first step is the rate in size; over several, equal rates are one rate."""
+    rates = (0.1, 0.003)
+    plan = Plan(steps=1, lr=0.1, weight_decay=0.0, clip=None, rates=rates)
+    (slope, bias), _ = train(plan)
+    assert slope.abs().tolist() == pytest.approx([0.1] * 6, rel=1e-3) and bias.abs().item() == pytest.approx(0.003)
+    plain = Plan(steps=17, lr=0.05, schedule=schedule)
+    same = Plan(steps=17, lr=1.0, schedule=schedule, rates=(0.05, 0.05))
+    assert equal(train(plain)[0], train(same)[0])
+
+
+def test_a_gradient_that_is_no_number_stops_before_it_is_stepped_along() -> None:
+    """The square root's slope at 0 is infinite, its value is not."""
+    for clip in (None, 1.0):
+        parameters = start()
+        with pytest.raises(InputError, match="work: the gradient is inf at step 0"):
+            fit(parameters, lambda step: parameters[1].sqrt().sum(), Plan(clip=clip), desc="work", progress=False)  # noqa: B023
+        assert equal(parameters, start())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,10 +23,11 @@ from neuronforget.corpora.tokens import check_batch_size, collate
 from neuronforget.edits import Edit
 from neuronforget.erase.generated import alternates
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_logp
-from neuronforget.losses import Answered, Outputs
+from neuronforget.likelihood import answer_logp, answer_nll
+from neuronforget.losses import Answered, Outputs, Passes
 from neuronforget.losses.outputs import Who, new_memory
 from neuronforget.models import LM
+from neuronforget.scores.blocks import blocks_of
 from neuronforget.taps.protocol import by_example
 from neuronforget.train import draw
 
@@ -62,23 +64,53 @@ class Answering:
 
     def outputs(self, step: int) -> Outputs:
         """Return what the loss of this step may ask for."""
+        return self.part(step)[0]
 
-        def drawn(kind: str, seed: int) -> list[int]:
-            places = range(len(self._corpora.get(kind, ())))
-            return draw(places, min(self.size, len(places)), seed, step)
+    def part(self, step: int, place: int = 0, count: int = 1) -> tuple[Outputs, float]:
+        """Return one of `count` parts of a step's batch, and the share of the step's forget examples that it has.
 
-        def of(kind: str, index: list[int]) -> Callable[[], Answered] | None:
-            return partial(self._answer, kind, index) if kind in self._corpora else None
+        Its loss times that share has the gradient that adds up, over the parts, to that of the whole batch, where
+        the loss is a sum of means over examples. Raises InputError where a part of some batch would be empty.
+        """
+        forget, share = self._drawn("forget", self.seed, step, place, count)
+        retain, of_retain = self._drawn("retain", self.seed + 1, step, place, count)
 
-        forget, retain = drawn("forget", self.seed), drawn("retain", self.seed + 1)
-        return Outputs(
+        def of(kind: str, index: list[int], weight: float = 1.0) -> Callable[[], Answered] | None:
+            return partial(self._answer, kind, index, weight) if kind in self._corpora else None
+
+        outputs = Outputs(
             partial(self._answer, "forget", forget),
-            of("retain", retain),
+            of("retain", retain, of_retain / share),
             of("preferred", forget),
-            refused=of("refused", retain),
+            refused=of("refused", retain, of_retain / share),
             alternates=partial(self._answer, "alternates", forget),
-            memory=self.memory,
+            memory=self.memory if count == 1 else None,
+            part=count > 1,
         )
+        return outputs, share
+
+    def check_parts(self, count: int) -> None:
+        """Raise InputError unless every batch has an example for each of `count` parts."""
+        if count < 1:
+            raise InputError(f"accumulate must be at least 1, found {count}")
+        for kind, corpus in self._corpora.items():
+            if count > (size := min(self.size, len(corpus))):
+                raise InputError(
+                    f"a step's batch of {size} {kind} examples cannot be run in {count} parts (accumulate= times the "
+                    "processes of the launch): lower accumulate=, or raise batch_size="
+                )
+
+    def measure(self, sample: int | None) -> Callable[[], float]:
+        """Return what reads the mean NLL (nats) of the model in training on `sample` retain examples (None: all)."""
+        rows = self._rows("retain")
+        if sample is not None and sample < len(rows):
+            rows = draw(rows, sample, self.seed, 0)
+
+        def nll() -> float:
+            parts = batches(rows, self.size, self.lm.pad_id, self.lm.device)
+            return sum(float(answer_nll(self.logits(batch), batch).sum()) for batch in parts) / len(rows)
+
+        return nll
 
     def logits(self, batch: Batch, who: Who = "trained", context: str = "") -> Float[Tensor, "example token vocab"]:
         """Return the logits at the batch's own tokens, which follow the text `context`."""
@@ -121,9 +153,16 @@ class Answering:
                 for change in changes:
                     change.put(self.lm.model, "before")
 
-    def _answer(self, kind: str, index: list[int]) -> Answered:
+    def _drawn(self, kind: str, seed: int, step: int, place: int, count: int) -> tuple[list[int], float]:
+        """The examples of one part of a step's batch, and the share of the batch that they are."""
+        places = range(len(self._corpora.get(kind, ())))
+        whole = draw(places, min(self.size, len(places)), seed, step)
+        part = whole[len(whole) * place // count : len(whole) * (place + 1) // count]
+        return part, len(part) / len(whole) if whole else 1.0
+
+    def _answer(self, kind: str, index: list[int], weight: float = 1.0) -> Answered:
         batch = collate([self._rows(kind)[i] for i in index], self.lm.pad_id, self.lm.device)
-        return Answered(batch, self, lambda: self._start_logp(kind)[index])
+        return Answered(batch, self if weight == 1 else _Weighed(self, weight), lambda: self._start_logp(kind)[index])
 
     def _rows(self, kind: str) -> list[Encoded]:
         if kind == "alternates" and kind not in self._corpora:  # generating takes long: only for a loss that asks
@@ -166,10 +205,30 @@ class Answering:
         return {"input_ids": put(batch.input_ids, prefix), "attention_mask": seen}, len(ids)
 
     def _block(self, layer: int | None) -> torch.nn.Module:
-        site = self.lm.sites[0]
-        blocks = list(self.lm.model.get_submodule(site.path.partition(f".{site.layer}.")[0]).children())
+        blocks = blocks_of(self.lm)
         if layer is None:
             layer = max(round(len(blocks) / 4) - 1, 0)
         if not 0 <= layer < len(blocks):
             raise InputError(f"no block {layer}: the model has blocks 0 to {len(blocks) - 1}; bind another layer=")
         return blocks[layer]
+
+
+@dataclass(frozen=True)
+class _Weighed:
+    """Passes whose gradients count `weight` times: a part has more of one batch than of another."""
+
+    passes: Passes
+    weight: float
+
+    def logits(self, batch: Batch, who: Who = "trained", context: str = "") -> Float[Tensor, "example token vocab"]:
+        return self._weigh(self.passes.logits(batch, who, context))
+
+    def hidden(
+        self, batch: Batch, who: Who = "trained", layer: int | None = None
+    ) -> Float[Tensor, "example token width"]:
+        return self._weigh(self.passes.hidden(batch, who, layer))
+
+    def _weigh(self, values: Tensor) -> Tensor:
+        if values.requires_grad:
+            values.register_hook(lambda grad: grad * self.weight)
+        return values

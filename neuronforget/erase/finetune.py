@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from neuronforget.changes import Change
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
+from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
+from neuronforget.erase.trained import ByName, Trained, sliced, sliced_names, whole
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
-from neuronforget.models import LM, frozen, swapped
+from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slices
+from neuronforget.stopping import Budget, Stopping
 from neuronforget.train import Plan, draw, fit
 
 Preferred = Corpus | Sequence[str] | None
@@ -35,10 +36,12 @@ def finetune(
     preferred: Preferred = None,
     reinforced: Edit | None = None,
     steps: int = 60,
-    lr: float | None = None,
+    lr: Rates | None = None,
     batch_size: int = 32,
+    accumulate: int = 1,
     weight_decay: float = 0.01,
     clip: float | None = 1.0,
+    budget: float | Budget | None = None,
     seed: int = 0,
     resume: str | Path | None = None,
     progress: bool = True,
@@ -47,48 +50,97 @@ def finetune(
 
     `preferred` are the answers a preference loss prefers: a corpus parallel to `forget`, or refusals to draw
     from; without it the examples' own `wrong` answers. `reinforced` is what whp contrasts the model with: an edit
-    that learned the forget corpus better, `finetune(lm, forget, loss=losses.learn)`. `lr` defaults by size of the
-    model (`default_lr`). Dropout is off. The model is left as it was, whatever happens. Raises InputError if
-    nothing changed.
+    that learned the forget corpus better, `finetune(lm, forget, loss=losses.learn)`.
+
+    `lr` defaults by size of the model (`default_lr`); a mapping or function gives it by layer (None: what lies in
+    none), and 0 leaves a layer as it is. `batch_size` are a step's examples, run `accumulate` times in parts. With a
+    `budget`, the last values are kept at which the retain loss had risen by so many nats at most; `info` has the
+    measurements. Dropout is off. The model is left as it was, whatever happens. Raises InputError if nothing changed.
     """
     if retain is not None:
         check_disjoint(forget, retain)
     if neurons is not None:
         check_neurons(lm, neurons)
-    plan = Plan(steps, default_lr(lm, neurons) if lr is None else lr, weight_decay, clip, seed=seed)
+    lr = default_lr(lm, neurons) if lr is None else lr
+    rates = rates_of(lm, lr, lm.parameters if neurons is None else sliced_names(lm, neurons))
+    plan = Plan(steps, max(rates.values()), weight_decay, clip, seed=seed)
+    budget = _budget(budget, retain)
     name = name_of(loss)
     info: dict[str, Any] = {"method": f"finetune:{name}", "loss": name}
-    info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": plan.lr, "seed": seed}
-    info |= {"batch_size": batch_size, "weight_decay": weight_decay, "forget": forget.digest()}
-    info |= {"retain": retain.digest() if retain else None}
+    info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": as_info(lm, lr, rates), "seed": seed}
+    info |= {"batch_size": batch_size, "accumulate": accumulate, "weight_decay": weight_decay}
+    info |= {"forget": forget.digest(), "retain": retain.digest() if retain else None}
+    info |= {"budget": asdict(budget) if budget else None}
     answers = preferred_answers(forget, preferred, seed)
+    work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
+    work.check_parts(accumulate)
     if reinforced is not None:
         with reinforced.on(lm):
             info["reinforced"] = lm.digest()
     info |= {"model_before_training": lm.digest()}
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
-    with frozen(lm):
-        work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
-        if neurons is not None:
-            slices = Slices.of(lm, neurons)
-            work.start = slices.off
-            with slices.on():
-                history = fit([s.values for s in slices.all()], lambda step: loss(work.outputs(step)), plan,
-                              memory=work.memory, resume=resume, key=key, desc=f"{name}@neurons",
-                              progress=progress)  # fmt: skip
-            changes = [s.change() for s in slices.all()]
-        else:
-            changes, history = _train_whole(work, loss, plan, resume, key, name, progress)
+    with frozen(lm), _training(lm, neurons, rates) as trained:
+        run = _Run(work, trained, loss, accumulate)
+        stopping = Stopping(run.measure(budget), budget) if budget else None
+        history = fit(trained.values, run.step, replace(plan, rates=tuple(trained.rates)), memory=work.memory,
+                      stopping=stopping, resume=resume, key=key, desc=name + ("@neurons" if neurons else ""),
+                      progress=progress)  # fmt: skip
+        changes = trained.changes()
     info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}
-    return finished(lm, neurons, changes, **info)
+    return finished(lm, neurons, changes, **info, **_stopped(stopping))
 
 
-def default_lr(lm: LM, neurons: Neurons | None) -> float:
-    """Return 1e-5 (whole model) or 1e-4 (slices) for large models; 3e-4 or 1e-3 under 100M parameters."""
-    small = sum(p.numel() for p in lm.parameters.values()) < 100_000_000
-    if neurons is None:
-        return 3e-4 if small else 1e-5
-    return 1e-3 if small else 1e-4
+@dataclass(frozen=True)
+class _Run:
+    """The loss of each step, in parts, of what is trained."""
+
+    work: Answering
+    trained: Trained
+    loss: Loss
+    parts: int
+
+    def __post_init__(self) -> None:
+        self.work.start = self.trained.start
+
+    def step(self, step: int) -> Iterator[Tensor]:
+        """Yield the loss of one part of the step's batch after another, each by its share of the whole."""
+        self.trained.put()
+        for place in range(self.parts):
+            outputs, share = self.work.part(step, place, self.parts)
+            yield self.loss(outputs) * share
+
+    def measure(self, budget: Budget) -> Callable[[], float]:
+        """Return what reads the retain loss with the values as they are."""
+        read = self.work.measure(budget.examples)
+
+        def measured() -> float:
+            self.trained.put()
+            return read()
+
+        return measured
+
+
+def _training(lm: LM, neurons: Neurons | None, rates: ByName) -> AbstractContextManager[Trained]:
+    return whole(lm, rates) if neurons is None else sliced(lm, neurons, rates)
+
+
+def _budget(budget: float | Budget | None, retain: Corpus | None) -> Budget | None:
+    if budget is not None and retain is None:
+        raise InputError("a budget is of the retain loss: give a retain corpus, or leave out budget=")
+    return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
+
+
+def _stopped(stopping: Stopping | None) -> dict[str, Any]:
+    """What an edit's info says of its budget. Raises InputError where no step was within it."""
+    if stopping is None:
+        return {}
+    if stopping.step == 0:
+        step, rise = stopping.rises[-1]
+        raise InputError(
+            f"the retain loss had risen by {rise:.3g} nats after {step} steps, where it was first read: more than the "
+            f"budget of {stopping.budget.rise:g}; lower lr, raise the budget or read it more often (Budget(every=))"
+        )
+    return {"stopped_at": stopping.step, "retain_rises": [list(pair) for pair in stopping.rises]}
 
 
 def preferred_answers(forget: Corpus, preferred: Preferred, seed: int) -> Corpus | None:
@@ -109,50 +161,3 @@ def _work_key(neurons: Neurons | None, answers: Corpus | None, info: dict[str, A
     """Name the work, so that a checkpoint is continued by equal work alone."""
     members = sorted(neurons.members) if neurons is not None else None
     return str({**info, "members": members, "preferred": answers.digest() if answers else None})
-
-
-def _train_whole(
-    work: Answering, loss: Loss, plan: Plan, resume: str | Path | None, key: str, name: str, progress: bool
-) -> tuple[list[Change], list[float]]:
-    """Train every parameter, and put the old values back whatever happens.
-
-    What is trained are copies in fp32, as the slices are; the model computes in its own dtype with their rounded
-    values. In bf16 alone a small step would round away at once, and in fp16 AdamW's epsilon is zero.
-    """
-    parameters = work.lm.parameters
-    before = {n: p.detach().clone() for n, p in parameters.items()}
-    work.start = partial(swapped, parameters, before)
-    grads = {n: p.grad for n, p in parameters.items()}
-    wide = {n: nn.Parameter(p.to(torch.promote_types(p.dtype, torch.float32), copy=True)) for n, p in before.items()}
-    hooks = []
-
-    def at(step: int) -> Tensor:
-        with torch.no_grad():
-            for n, p in parameters.items():
-                p.copy_(wide[n])
-        return loss(work.outputs(step))
-
-    try:
-        work.lm.model.requires_grad_(True)
-        for n, p in parameters.items():
-            p.grad = None
-            hooks.append(p.register_post_accumulate_grad_hook(partial(_hand_over, to=wide[n])))
-        history = fit(list(wide.values()), at, plan, memory=work.memory, resume=resume, key=key, desc=name,
-                      progress=progress)  # fmt: skip
-    finally:
-        for hook in hooks:
-            hook.remove()
-        with torch.no_grad():
-            for n, p in parameters.items():
-                p.copy_(before[n])
-                p.grad = grads[n]
-    moved = [n for n in parameters if not torch.equal(wide[n], before[n].to(wide[n].dtype))]
-    return [Change(n, wide[n].detach(), before[n]) for n in moved], history
-
-
-def _hand_over(parameter: Tensor, *, to: Tensor) -> None:
-    """Give a parameter's gradient to its wide copy."""
-    assert parameter.grad is not None
-    wide = parameter.grad.to(to.dtype)
-    to.grad = wide if to.grad is None else to.grad + wide
-    parameter.grad = None

@@ -129,7 +129,7 @@ _MISSING = {
 class Outputs:
     """What a loss is given. Asking for a part that the caller did not give raises InputError.
 
-    `memory` is the number that `keep` hands out.
+    `memory` is the number that `keep` hands out. A `part` is given some of a step's examples alone.
     """
 
     def __init__(
@@ -141,10 +141,12 @@ class Outputs:
         refused: Answer | None = None,
         alternates: Answer | None = None,
         memory: Tensor | None = None,
+        part: bool = False,
     ) -> None:
         self._parts = {"forget": forget, "retain": retain, "preferred": preferred}
         self._parts |= {"refused": refused, "alternates": alternates}
         self._memory = new_memory() if memory is None else memory
+        self._whole = not part
 
     @cached_property
     def forget(self) -> Answered:
@@ -178,8 +180,12 @@ class Outputs:
     def keep(self, first: float) -> Float[Tensor, ""]:
         """Return a number that the loss may change in place: it lasts from step to step, and over a resume.
 
-        `first` is its value at the first step.
+        `first` is its value at the first step. Raises InputError where a step is run in parts: it would change at each.
         """
+        if not self._whole:
+            raise InputError(
+                "this loss keeps a number that changes with every step's batch: give accumulate=1, in one process"
+            )
         if self._memory.isnan():
             self._memory.fill_(first)
         return self._memory

@@ -18,12 +18,24 @@ Edit = Callable[[Tensor], Tensor]
 
 def blocks_of(lm: LM) -> nn.ModuleList:
     """Return the list of blocks that holds the model's neurons."""
+    found = lm.model.get_submodule(path_of_blocks(lm))
+    assert isinstance(found, nn.ModuleList)
+    return found
+
+
+def path_of_blocks(lm: LM) -> str:
+    """Return the name of that list. Raises InputError where the neurons lie in none."""
     words = lm.sites[0].path.split(".")
     for i in range(1, len(words)):
-        found = lm.model.get_submodule(".".join(words[:i]))
-        if isinstance(found, nn.ModuleList):
-            return found
-    raise InputError(f"{lm.sites[0].path} lies in no list of blocks: this score needs them to run rows from one upward")
+        if isinstance(lm.model.get_submodule(path := ".".join(words[:i])), nn.ModuleList):
+            return path
+    raise InputError(f"{lm.sites[0].path} lies in no list of blocks: what was asked for goes block by block")
+
+
+def layer_of(path: str, name: str) -> int | None:
+    """Return the block, of those in the list at `path`, that the module or parameter `name` lies in, if in any."""
+    head, _, rest = name.partition(f"{path}.")
+    return None if head or not rest else int(rest.partition(".")[0])
 
 
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -1,0 +1,102 @@
+"""What a training moves: slices of neurons or every parameter; the model is as it was at the end of the block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from neuronforget.changes import Change
+from neuronforget.models import LM, swapped
+from neuronforget.neurons import Neurons
+from neuronforget.slices import Slices
+
+#: Learning rates by the name of a parameter; what is not named is not trained.
+ByName = Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The `values` that are trained, in fp32, each at its own rate, while the model computes with them.
+
+    `start`: within it the model computes as at the start. `put` is due before the first pass after a step.
+    `changes` are those that an edit stores.
+    """
+
+    values: list[nn.Parameter]
+    rates: list[float]
+    start: Callable[[], AbstractContextManager[None]]
+    changes: Callable[[], list[Change]]
+    put: Callable[[], None] = lambda: None
+
+
+def sliced_names(lm: LM, neurons: Neurons) -> list[str]:
+    """Return the parameters in which the weights of `neurons` lie."""
+    chosen = neurons.by_layer()
+    parts = [part for site in lm.sites if site.layer in chosen for part in (site.write, *site.read)]
+    return list(dict.fromkeys(part.name for part in parts))
+
+
+@contextmanager
+def sliced(lm: LM, neurons: Neurons, rates: ByName) -> Iterator[Trained]:
+    """Train the read and write weights of `neurons` alone."""
+    slices = Slices.of(lm, neurons)
+    for part in slices.all():
+        part.values.requires_grad_(part.name in rates)
+    trained = [part for part in slices.all() if part.name in rates]
+    with slices.on():
+        yield Trained(
+            [part.values for part in trained],
+            [rates[part.name] for part in trained],
+            slices.off,
+            lambda: [part.change() for part in slices.all()],
+        )
+
+
+@contextmanager
+def whole(lm: LM, rates: ByName) -> Iterator[Trained]:
+    """Train every parameter that has a rate.
+
+    What is trained are copies in fp32, as the slices are; the model computes in its own dtype with their rounded
+    values. In bf16 alone a small step would round away at once, and in fp16 AdamW's epsilon is zero.
+    """
+    parameters = {n: p for n, p in lm.parameters.items() if n in rates}
+    before = {n: p.detach().clone() for n, p in parameters.items()}
+    grads = {n: p.grad for n, p in parameters.items()}
+    wide = {n: nn.Parameter(p.to(torch.promote_types(p.dtype, torch.float32), copy=True)) for n, p in before.items()}
+    hooks = []
+
+    @torch.no_grad()
+    def put() -> None:
+        for n, p in parameters.items():
+            p.copy_(wide[n])
+
+    def changes() -> list[Change]:
+        moved = [n for n in parameters if not torch.equal(wide[n], before[n].to(wide[n].dtype))]
+        return [Change(n, wide[n].detach(), before[n]) for n in moved]
+
+    try:
+        for n, p in parameters.items():
+            p.requires_grad_(True).grad = None
+            hooks.append(p.register_post_accumulate_grad_hook(partial(_hand_over, to=wide[n])))
+        start = partial(swapped, parameters, before)
+        yield Trained(list(wide.values()), [rates[n] for n in wide], start, changes, put)
+    finally:
+        for hook in hooks:
+            hook.remove()
+        with torch.no_grad():
+            for n, p in parameters.items():
+                p.copy_(before[n])
+                p.grad = grads[n]
+
+
+def _hand_over(parameter: Tensor, *, to: Tensor) -> None:
+    """Give a parameter's gradient to its wide copy."""
+    assert parameter.grad is not None
+    wide = parameter.grad.to(to.dtype)
+    to.grad = wide if to.grad is None else to.grad + wide
+    parameter.grad = None
