@@ -15,9 +15,11 @@ from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
 from neuronforget.erase.units import units_of
 from neuronforget.erase.words import concept_vector, revs
+from neuronforget.lowrank import LoRA
 from neuronforget.stopping import Budget
 
 __all__ = [
-    "Budget", "OPERATORS", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura", "concept_vector", "dampen", "finetune",
-    "leace", "make", "memit", "noise", "rank_one", "revive", "revs", "ssd", "task_vector", "units_of",
+    "OPERATORS", "Budget", "LoRA", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura", "concept_vector",
+    "dampen", "finetune", "leace", "make", "memit", "noise", "rank_one", "revive", "revs", "ssd", "task_vector",
+    "units_of",
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
-from neuronforget.erase.trained import ByName, Trained, sliced, sliced_names, whole
+from neuronforget.erase.trained import ByName, Trained, lowrank, sliced, sliced_names, whole
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
+from neuronforget.lowrank import LoRA
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
 from neuronforget.stopping import Budget, Stopping
@@ -33,6 +34,7 @@ def finetune(
     *,
     loss: Loss = npo,
     neurons: Neurons | None = None,
+    lora: int | LoRA | None = None,
     preferred: Preferred = None,
     reinforced: Edit | None = None,
     steps: int = 60,
@@ -48,6 +50,9 @@ def finetune(
 ) -> Edit:
     """Train `loss` on the read and write weights of `neurons`, or (without them) on every parameter.
 
+    With `lora`, a rank or a `LoRA`, what is trained are adapters of the blocks' linear maps, and the edit holds what
+    they add to the weights.
+
     `preferred` are the answers a preference loss prefers: a corpus parallel to `forget`, or refusals to draw
     from; without it the examples' own `wrong` answers. `reinforced` is what whp contrasts the model with: an edit
     that learned the forget corpus better, `finetune(lm, forget, loss=losses.learn)`.
@@ -61,8 +66,9 @@ def finetune(
         check_disjoint(forget, retain)
     if neurons is not None:
         check_neurons(lm, neurons)
-    lr = default_lr(lm, neurons) if lr is None else lr
-    rates = rates_of(lm, lr, lm.parameters if neurons is None else sliced_names(lm, neurons))
+    lora = lora if lora is None or isinstance(lora, LoRA) else LoRA(lora)
+    lr = default_lr(lm, neurons, adapters=lora is not None) if lr is None else lr
+    rates = rates_of(lm, lr, _names(lm, neurons, lora))
     plan = Plan(steps, max(rates.values()), weight_decay, clip, seed=seed)
     budget = _budget(budget, retain)
     name = name_of(loss)
@@ -70,7 +76,7 @@ def finetune(
     info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": as_info(lm, lr, rates), "seed": seed}
     info |= {"batch_size": batch_size, "accumulate": accumulate, "weight_decay": weight_decay}
     info |= {"forget": forget.digest(), "retain": retain.digest() if retain else None}
-    info |= {"budget": asdict(budget) if budget else None}
+    info |= {"budget": asdict(budget) if budget else None, "lora": asdict(lora) if lora else None}
     answers = preferred_answers(forget, preferred, seed)
     work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
     work.check_parts(accumulate)
@@ -78,13 +84,13 @@ def finetune(
         with reinforced.on(lm):
             info["reinforced"] = lm.digest()
     info |= {"model_before_training": lm.digest()}
+    where = "@neurons" if neurons else "@lora" if lora else ""
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
-    with frozen(lm), _training(lm, neurons, rates) as trained:
+    with frozen(lm), _training(lm, neurons, lora, rates, seed) as trained:
         run = _Run(work, trained, loss, accumulate)
         stopping = Stopping(run.measure(budget), budget) if budget else None
         history = fit(trained.values, run.step, replace(plan, rates=tuple(trained.rates)), memory=work.memory,
-                      stopping=stopping, resume=resume, key=key, desc=name + ("@neurons" if neurons else ""),
-                      progress=progress)  # fmt: skip
+                      stopping=stopping, resume=resume, key=key, desc=name + where, progress=progress)  # fmt: skip
         changes = trained.changes()
     info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}
     return finished(lm, neurons, changes, **info, **_stopped(stopping))
@@ -120,7 +126,20 @@ class _Run:
         return measured
 
 
-def _training(lm: LM, neurons: Neurons | None, rates: ByName) -> AbstractContextManager[Trained]:
+def _names(lm: LM, neurons: Neurons | None, lora: LoRA | None) -> Iterable[str]:
+    """The parameters that are trained, or adapted."""
+    if neurons is not None and lora is not None:
+        raise InputError("neurons= trains their weights, lora= adapters of whole maps: give one of them")
+    if lora is not None:
+        return lora.names(lm)
+    return lm.parameters if neurons is None else sliced_names(lm, neurons)
+
+
+def _training(
+    lm: LM, neurons: Neurons | None, lora: LoRA | None, rates: ByName, seed: int
+) -> AbstractContextManager[Trained]:
+    if lora is not None:
+        return lowrank(lm, lora, rates, seed)
     return whole(lm, rates) if neurons is None else sliced(lm, neurons, rates)
 
 

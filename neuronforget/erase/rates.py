@@ -16,9 +16,14 @@ from neuronforget.scores.blocks import blocks_of, layer_of, path_of_blocks
 Rates = float | Mapping[int | None, float] | Callable[[int | None], float]
 
 
-def default_lr(lm: LM, neurons: Neurons | None) -> float:
-    """Return 1e-5 (whole model) or 1e-4 (slices) for large models; 3e-4 or 1e-3 under 100M parameters."""
+def default_lr(lm: LM, neurons: Neurons | None, *, adapters: bool = False) -> float:
+    """Return 1e-5 (whole model) or 1e-4 (slices) for large models; 3e-4 or 1e-3 under 100M parameters.
+
+    Adapters take ten times the whole model's.
+    """
     small = sum(p.numel() for p in lm.parameters.values()) < 100_000_000
+    if adapters:
+        return 10 * default_lr(lm, None)
     if neurons is None:
         return 3e-4 if small else 1e-5
     return 1e-3 if small else 1e-4

@@ -1,4 +1,4 @@
-"""What a training moves: slices of neurons or every parameter; the model is as it was at the end of the block."""
+"""What a training moves: slices of neurons, every parameter, or adapters; at a block's end the model is as it was."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronforget.changes import Change
+from neuronforget.lowrank import LoRA, adapted
 from neuronforget.models import LM, swapped
 from neuronforget.neurons import Neurons
 from neuronforget.slices import Slices
@@ -55,6 +56,14 @@ def sliced(lm: LM, neurons: Neurons, rates: ByName) -> Iterator[Trained]:
             slices.off,
             lambda: [part.change() for part in slices.all()],
         )
+
+
+@contextmanager
+def lowrank(lm: LM, lora: LoRA, rates: ByName, seed: int) -> Iterator[Trained]:
+    """Train adapters of the weights that have a rate."""
+    with adapted(lm, lora, rates, seed=seed) as found:
+        values = [(value, rate) for name, rate in rates.items() for value in found.values(name)]
+        yield Trained([v for v, _ in values], [rate for _, rate in values], found.off, found.changes)
 
 
 @contextmanager

@@ -1,0 +1,133 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) on a model, by peft: `W + (alpha / rank) B A`.
+
+They are put into the model for a block of code and taken out again; what they learned is told as changes to the
+model's own weights. A is drawn by the seed and B is 0, so that at the start the model computes as without them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuronforget.changes import Change
+from neuronforget.errors import InputError
+from neuronforget.models import LM, frozen
+from neuronforget.scores.blocks import blocks_of, path_of_blocks
+
+#: What peft calls the one adapter.
+NAME = "neuronforget"
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Adapters of this `rank` at the blocks' linear maps, `alpha` 2 rank by default.
+
+    `targets` are the maps' last names ("down_proj", "q_proj"; None: all in the blocks, not the embeddings or the head).
+    """
+
+    rank: int = 8
+    alpha: float | None = None
+    targets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rank, int) or self.rank < 1 or not self.scale > 0:
+            raise InputError(f"adapters need rank >= 1 and alpha > 0; found {self}")
+
+    @property
+    def scale(self) -> float:
+        """What the product `B A` is multiplied by: alpha / rank."""
+        return 2.0 if self.alpha is None else self.alpha / self.rank
+
+    def names(self, lm: LM) -> list[str]:
+        """Return the weights that are adapted. Raises InputError where there are none."""
+        path = path_of_blocks(lm)
+        maps = [name for name, module in blocks_of(lm).named_modules() if _is_linear(module)]
+        found = [m for m in maps if self.targets is None or m.rpartition(".")[2] in self.targets]
+        if not found:
+            known = sorted({m.rpartition(".")[2] for m in maps})
+            raise InputError(f"no linear map called {', '.join(self.targets or ())} to adapt; the blocks have {known}")
+        return [f"{path}.{name}.weight" for name in found]
+
+
+@dataclass(frozen=True, eq=False)
+class Adapters:
+    """Peft's layers by the name of the weight that each adapts, while the model computes with them."""
+
+    layers: dict[str, Any]
+
+    def values(self, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+        """Return A `[rank, inputs]` and B `[outputs, rank]` of one weight, fp32."""
+        layer = self.layers[name]
+        return layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within the block the model computes without them."""
+        for layer in self.layers.values():
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.enable_adapters(True)
+
+    @torch.no_grad()
+    def changes(self) -> list[Change]:
+        """Return what they add up to as changes of the model's own weights, fp32."""
+        found = []
+        for name, layer in self.layers.items():
+            before = layer.get_base_layer().weight.detach()
+            delta = layer.get_delta_weight(NAME).to(before.device)
+            found.append(Change(name, before.to(_wide(before)) + delta, before.clone()))
+        return found
+
+
+@contextmanager
+def adapted(lm: LM, lora: LoRA, names: Iterable[str], *, seed: int = 0) -> Iterator[Adapters]:
+    """Within the block the model has adapters at the weights `names`, and nothing else has gradients.
+
+    Raises InputError without peft, and where the model has adapters of its own.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+    except ImportError as error:
+        raise InputError("adapters need peft: pip install 'neuronforget[adapters]'") from error
+    if hasattr(lm.model, "peft_config") or any(isinstance(m, BaseTunerLayer) for m in lm.model.modules()):
+        raise InputError("the model has adapters already: merge them into it first (peft's merge_and_unload)")
+    paths = {name: name.removesuffix(".weight") for name in names}
+    bases = {path: lm.model.get_submodule(path) for path in paths.values()}
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.scale * lora.rank, target_modules=list(bases))  # type: ignore[arg-type]
+    devices = [lm.device] if lm.device.type == "cuda" else []
+    with frozen(lm):
+        try:
+            with torch.random.fork_rng(devices), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of transposed weights, which peft sees to itself
+                torch.manual_seed(seed)
+                inject_adapter_in_model(config, lm.model, NAME)
+            found = Adapters({name: lm.model.get_submodule(path).eval() for name, path in paths.items()})
+            for value in (v for name in paths for v in found.values(name)):
+                value.data = value.data.to(_wide(value))
+            yield found
+        finally:
+            for path, base in bases.items():
+                parent, _, name = path.rpartition(".")
+                setattr(lm.model.get_submodule(parent), name, base)
+            if hasattr(lm.model, "peft_config"):
+                del lm.model.peft_config
+
+
+def _is_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    kind = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+    return kind and isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
