@@ -100,6 +100,11 @@ class Answering:
                     "processes of the launch): lower accumulate=, or raise batch_size="
                 )
 
+    def largest(self, count: int) -> list[tuple[int, int]]:
+        """Return (examples, tokens) of the largest part, one of `count`, of each corpus' batches."""
+        rows = {kind: -(-min(self.size, len(corpus)) // count) for kind, corpus in self._corpora.items()}
+        return [(rows[kind], max(len(row.ids) for row in encoded)) for kind, encoded in self._encoded.items()]
+
     def measure(self, sample: int | None) -> Callable[[], float]:
         """Return what reads the mean NLL (nats) of the model in training on `sample` retain examples (None: all)."""
         rows = self._rows("retain")

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
+from neuronforget.erase.footprint import Footprint, Trainees, footprint
 from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
-from neuronforget.erase.trained import ByName, Trained, lowrank, sliced, sliced_names, whole
+from neuronforget.erase.trained import Choice, Trained
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
 from neuronforget.lowrank import LoRA
-from neuronforget.models import LM, frozen
+from neuronforget.models import LM, check_whole, frozen
 from neuronforget.neurons import Neurons
+from neuronforget.ranks import Ranks, launched
+from neuronforget.scores.blocks import checkpointed
 from neuronforget.stopping import Budget, Stopping
 from neuronforget.train import Plan, draw, fit
 
@@ -41,10 +46,12 @@ def finetune(
     lr: Rates | None = None,
     batch_size: int = 32,
     accumulate: int = 1,
+    checkpointing: bool = False,
     weight_decay: float = 0.01,
     clip: float | None = 1.0,
     budget: float | Budget | None = None,
     seed: int = 0,
+    split: bool = True,
     resume: str | Path | None = None,
     progress: bool = True,
 ) -> Edit:
@@ -58,39 +65,50 @@ def finetune(
     that learned the forget corpus better, `finetune(lm, forget, loss=losses.learn)`.
 
     `lr` defaults by size of the model (`default_lr`); a mapping or function gives it by layer (None: what lies in
-    none), and 0 leaves a layer as it is. `batch_size` are a step's examples, run `accumulate` times in parts. With a
-    `budget`, the last values are kept at which the retain loss had risen by so many nats at most; `info` has the
-    measurements. Dropout is off. The model is left as it was, whatever happens. Raises InputError if nothing changed.
+    none), and 0 leaves a layer as it is. With a `budget`, the last values are kept at which the retain loss had risen
+    by so many nats at most; `info` has the measurements. Dropout is off. The model is left as it was, whatever happens.
+
+    `batch_size` are a step's examples, run in `accumulate` parts; `checkpointing` computes states again in place of
+    keeping them: both save memory and change the result by no more than rounding. In a launch (torchrun) each process
+    runs its share of every batch and all return the same edit; `split=False`: each works alone. Raises InputError if
+    nothing changed, and before any work where the memory that it needs is not free or a process holds a part of the
+    model alone (FSDP).
     """
+    check_whole(lm)
     if retain is not None:
         check_disjoint(forget, retain)
     if neurons is not None:
         check_neurons(lm, neurons)
-    lora = lora if lora is None or isinstance(lora, LoRA) else LoRA(lora)
+    choice = Choice(lm, neurons, lora if lora is None or isinstance(lora, LoRA) else LoRA(lora))
     lr = default_lr(lm, neurons, adapters=lora is not None) if lr is None else lr
-    rates = rates_of(lm, lr, _names(lm, neurons, lora))
+    rates = rates_of(lm, lr, choice.names())
     plan = Plan(steps, max(rates.values()), weight_decay, clip, seed=seed)
-    budget = _budget(budget, retain)
-    name = name_of(loss)
+    budget, name = _budget(budget, retain), name_of(loss)
+    answers = preferred_answers(forget, preferred, seed)
+    work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
+    run = _Run(work, loss, accumulate, launched(lm.device) if split else Ranks())
+    need = run.footprint(Trainees.of(choice, rates), budget=budget is not None, checkpointing=checkpointing)
+    if progress and not run.ranks.rank:
+        tqdm.write(f"{name}{choice.label}: about {need}", file=sys.stderr)
     info: dict[str, Any] = {"method": f"finetune:{name}", "loss": name}
     info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": as_info(lm, lr, rates), "seed": seed}
     info |= {"batch_size": batch_size, "accumulate": accumulate, "weight_decay": weight_decay}
+    info |= {"processes": run.ranks.world, "lora": asdict(choice.lora) if choice.lora else None}
+    info |= {"budget": asdict(budget) if budget else None}
     info |= {"forget": forget.digest(), "retain": retain.digest() if retain else None}
-    info |= {"budget": asdict(budget) if budget else None, "lora": asdict(lora) if lora else None}
-    answers = preferred_answers(forget, preferred, seed)
-    work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
-    work.check_parts(accumulate)
     if reinforced is not None:
         with reinforced.on(lm):
             info["reinforced"] = lm.digest()
     info |= {"model_before_training": lm.digest()}
-    where = "@neurons" if neurons else "@lora" if lora else ""
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
-    with frozen(lm), _training(lm, neurons, lora, rates, seed) as trained:
-        run = _Run(work, trained, loss, accumulate)
-        stopping = Stopping(run.measure(budget), budget) if budget else None
-        history = fit(trained.values, run.step, replace(plan, rates=tuple(trained.rates)), memory=work.memory,
-                      stopping=stopping, resume=resume, key=key, desc=name + where, progress=progress)  # fmt: skip
+    again = checkpointed(lm) if checkpointing else nullcontext()
+    with frozen(lm), again, choice.training(rates, seed) as trained:
+        work.start = trained.start
+        stopping = Stopping(run.measure(trained, budget), budget) if budget else None
+        history = fit(
+            trained.values, run.of(trained), replace(plan, rates=tuple(trained.rates)), memory=work.memory,
+            stopping=stopping, ranks=run.ranks, resume=resume, key=key, desc=name + choice.label, progress=progress,
+        )  # fmt: skip
         changes = trained.changes()
     info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}
     return finished(lm, neurons, changes, **info, **_stopped(stopping))
@@ -98,49 +116,48 @@ def finetune(
 
 @dataclass(frozen=True)
 class _Run:
-    """The loss of each step, in parts, of what is trained."""
+    """The loss of each step, in parts that the processes of a launch share."""
 
     work: Answering
-    trained: Trained
     loss: Loss
-    parts: int
+    accumulate: int
+    ranks: Ranks
 
-    def __post_init__(self) -> None:
-        self.work.start = self.trained.start
+    @property
+    def parts(self) -> int:
+        return self.accumulate * self.ranks.world
 
-    def step(self, step: int) -> Iterator[Tensor]:
-        """Yield the loss of one part of the step's batch after another, each by its share of the whole."""
-        self.trained.put()
-        for place in range(self.parts):
-            outputs, share = self.work.part(step, place, self.parts)
-            yield self.loss(outputs) * share
+    def footprint(self, trainees: Trainees, *, budget: bool, checkpointing: bool) -> Footprint:
+        """Return what this process needs. Raises InputError, on all, where the parts are too many or it is not free."""
+        self.work.check_parts(self.parts)
+        batches = self.work.largest(self.parts)
+        need = footprint(self.work.lm, trainees, batches, budget=budget, checkpointing=checkpointing)
+        with self.ranks.together():
+            need.check(self.work.lm)
+        return need
 
-    def measure(self, budget: Budget) -> Callable[[], float]:
-        """Return what reads the retain loss with the values as they are."""
+    def of(self, trained: Trained) -> Callable[[int], Iterator[Tensor]]:
+        """Return what yields the loss of one part of a step's batch after another, each by its share of the whole."""
+
+        def step(number: int) -> Iterator[Tensor]:
+            trained.put()
+            for place in range(self.ranks.rank * self.accumulate, (self.ranks.rank + 1) * self.accumulate):
+                outputs, share = self.work.part(number, place, self.parts)
+                yield self.loss(outputs) * share
+
+        return step
+
+    def measure(self, trained: Trained, budget: Budget) -> Callable[[], float]:
+        """Return what reads the retain loss with the values as they are; the first rank's is that of all."""
         read = self.work.measure(budget.examples)
 
         def measured() -> float:
-            self.trained.put()
-            return read()
+            with self.ranks.together():
+                trained.put()
+                value = read()
+            return self.ranks.gather(value)[0]
 
         return measured
-
-
-def _names(lm: LM, neurons: Neurons | None, lora: LoRA | None) -> Iterable[str]:
-    """The parameters that are trained, or adapted."""
-    if neurons is not None and lora is not None:
-        raise InputError("neurons= trains their weights, lora= adapters of whole maps: give one of them")
-    if lora is not None:
-        return lora.names(lm)
-    return lm.parameters if neurons is None else sliced_names(lm, neurons)
-
-
-def _training(
-    lm: LM, neurons: Neurons | None, lora: LoRA | None, rates: ByName, seed: int
-) -> AbstractContextManager[Trained]:
-    if lora is not None:
-        return lowrank(lm, lora, rates, seed)
-    return whole(lm, rates) if neurons is None else sliced(lm, neurons, rates)
 
 
 def _budget(budget: float | Budget | None, retain: Corpus | None) -> Budget | None:

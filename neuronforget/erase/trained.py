@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronforget.changes import Change
+from neuronforget.errors import InputError
 from neuronforget.lowrank import LoRA, adapted
 from neuronforget.models import LM, swapped
 from neuronforget.neurons import Neurons
@@ -35,11 +36,38 @@ class Trained:
     put: Callable[[], None] = lambda: None
 
 
-def sliced_names(lm: LM, neurons: Neurons) -> list[str]:
-    """Return the parameters in which the weights of `neurons` lie."""
-    chosen = neurons.by_layer()
-    parts = [part for site in lm.sites if site.layer in chosen for part in (site.write, *site.read)]
-    return list(dict.fromkeys(part.name for part in parts))
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """Which weights are trained: those of `neurons`, adapters of the blocks' maps (`lora`), or all."""
+
+    lm: LM
+    neurons: Neurons | None = None
+    lora: LoRA | None = None
+
+    def __post_init__(self) -> None:
+        if self.neurons is not None and self.lora is not None:
+            raise InputError("neurons= trains their weights, lora= adapters of whole maps: give one of them")
+
+    @property
+    def label(self) -> str:
+        """What is put after the name of a loss."""
+        return "@neurons" if self.neurons is not None else "@lora" if self.lora is not None else ""
+
+    def names(self) -> list[str]:
+        """Return the parameters in which they lie, or that are adapted."""
+        if self.lora is not None:
+            return self.lora.names(self.lm)
+        if self.neurons is None:
+            return list(self.lm.parameters)
+        chosen = self.neurons.by_layer()
+        parts = [part for site in self.lm.sites if site.layer in chosen for part in (site.write, *site.read)]
+        return list(dict.fromkeys(part.name for part in parts))
+
+    def training(self, rates: ByName, seed: int) -> AbstractContextManager[Trained]:
+        """Return the block in which they are trained; `seed` draws the adapters."""
+        if self.lora is not None:
+            return lowrank(self.lm, self.lora, rates, seed)
+        return whole(self.lm, rates) if self.neurons is None else sliced(self.lm, self.neurons, rates)
 
 
 @contextmanager

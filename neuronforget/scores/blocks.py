@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -69,3 +71,15 @@ def forward_of(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
         del block.forward
         if own is not None:
             block.forward = own
+
+
+@contextmanager
+def checkpointed(lm: LM) -> Iterator[None]:
+    """Within the block of code a backward pass computes each block's states again in place of keeping them.
+
+    transformers' own switch acts in training mode alone, where dropout would be on.
+    """
+    with ExitStack() as stack:
+        for block in blocks_of(lm):
+            stack.enter_context(forward_of(block, partial(checkpoint, block.forward, use_reentrant=False)))
+        yield
