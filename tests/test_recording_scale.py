@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launching import environment, script, torchrun
 from neuronforget_kernels import Layout
 from test_recording import assert_same_moments, run
 from torch import nn
@@ -27,8 +26,6 @@ from neuronforget.models import LM, activations_only
 from neuronforget.moments import Moments, merge
 from neuronforget.ranks import Ranks
 from neuronforget.unfinished import Unfinished
-
-ROOT = Path(nf.__file__).parent.parent
 
 
 class Killed(BaseException):
@@ -183,33 +180,6 @@ KILLED = """
     nf.record(lm, corpus, tap="torch_hooks", batch_size=1, per_example=True, progress=False,
               resume=Unfinished(sys.argv[1], every=0))
 """
-#: What the processes of a test work on: the same model and corpus as the fixtures'.
-WORKERS = """
-    from pathlib import Path
-    import torch
-    from transformers import Qwen2Tokenizer
-    from families import build
-    from neuronforget.corpora import jsonl
-    from neuronforget.models import LM
-    def material():
-        torch.set_num_threads(1)
-        corpus = jsonl(Path(__file__).with_name("facts.jsonl"))
-        tokenizer = Qwen2Tokenizer().train_new_from_iterator([f"{e.prompt} {e.answer}" for e in corpus], 300)
-        return LM(build("qwen2", vocab_size=len(tokenizer)), tokenizer), corpus
-"""
-
-
-def script(folder: Path, corpus: Corpus, body: str) -> Path:
-    corpus.save(folder / "facts.jsonl")
-    (folder / "workers.py").write_text(textwrap.dedent(WORKERS))
-    path = folder / "script.py"
-    path.write_text(textwrap.dedent(body))
-    return path
-
-
-def environment(folder: Path) -> dict[str, str]:
-    paths = [ROOT, ROOT / "kernels", ROOT / "tests", folder]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "OMP_NUM_THREADS": "1"}
 
 
 def test_a_process_killed_outright_leaves_a_state_that_goes_on(lm: LM, corpus: Corpus, tmp_path: Path) -> None:
@@ -330,16 +300,7 @@ LAUNCHED = """
 def launch(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which two processes of one `torchrun` have left what they found."""
     folder = tmp_path_factory.mktemp("launch")
-    words = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        script(folder, corpus, LAUNCHED),
-        folder,
-    ]
-    done = subprocess.run([sys.executable, *words], env=environment(folder), capture_output=True, timeout=180)
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    torchrun(folder, corpus, LAUNCHED)
     return folder
 
 
