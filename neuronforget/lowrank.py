@@ -78,14 +78,12 @@ class Adapters:
                 layer.enable_adapters(True)
 
     @torch.no_grad()
-    def changes(self) -> list[Change]:
-        """Return what they add up to as changes of the model's own weights, fp32."""
-        found = []
+    def changes(self) -> Iterator[Change]:
+        """Yield what they add to each of the model's own weights as its change, fp32: made when it is asked for."""
         for name, layer in self.layers.items():
             before = layer.get_base_layer().weight.detach()
             delta = layer.get_delta_weight(NAME).to(before.device)
-            found.append(Change(name, before.to(_wide(before)) + delta, before.clone()))
-        return found
+            yield Change(name, before.to(_wide(before)) + delta, before.clone())
 
 
 @contextmanager

@@ -108,6 +108,7 @@ def test_what_is_trained_is_counted_as_it_is(tokenizer: Any) -> None:
     plan, kept = planned(choice, work), planned(choice, work, budget=True)
     size = sum(p.numel() for p in lm.model.parameters())
     assert astuple(plan)[:4] == (6 * size, 4 * size, 8 * size, 0) and kept.kept == 4 * size  # bf16: 2 bytes before
+    assert plan.edit == 2 * size and plan.total == 18 * size + plan.activations
     assert kept.total == plan.total + 4 * size
 
 

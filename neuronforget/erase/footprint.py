@@ -1,8 +1,9 @@
 """What a training will take of a device's memory beside the model, told from shapes before the work.
 
 For each trained value 4 bytes of itself in fp32, 4 of its gradient, 8 of AdamW's two means, 4 if a budget keeps it, and
-what it was before. For a backward pass, a token keeps in every block about 12 times the width, 4 times the neurons (3
-without a gate) and its row of attention weights or of the mask, and the logits once, with their softmax and gradient.
+what it was before; the edit then holds the old and new values of all that it covers. For a backward pass, a token
+keeps in every block about 12 times the width, 4 times the neurons (3 without a gate) and its row of attention weights
+or of the mask, and the logits once, with their softmax and its gradient.
 """
 
 from __future__ import annotations
@@ -21,11 +22,15 @@ WIDE = 4  # bytes of a value in fp32
 
 @dataclass(frozen=True)
 class Trainees:
-    """What is trained: how many values, the bytes of what they replace, the inputs a token gives them in fp32."""
+    """What is trained: how many values, the bytes of what they replace, the inputs a token gives them in fp32.
+
+    `merged`: the bytes of what adapters are added to.
+    """
 
     values: int
     before: int
     inputs: int = 0
+    merged: int = 0
 
     @classmethod
     def of(cls, choice: Choice, names: Collection[str]) -> Trainees:
@@ -35,7 +40,8 @@ class Trainees:
         if lora is not None:
             ins = {name: lm.model.get_submodule(name.removesuffix(".weight")) for name in shapes}
             widths = [getattr(m, "in_features", getattr(m, "nx", 0)) for m in ins.values()]
-            return cls(sum(lora.rank * sum(shape) for _, shape, _ in shapes.values()), 0, sum(widths))
+            merged = sum(numel * size for numel, _, size in shapes.values())
+            return cls(sum(lora.rank * sum(shape) for _, shape, _ in shapes.values()), 0, sum(widths), merged)
         if neurons is None:
             return cls(sum(n for n, _, _ in shapes.values()), sum(n * size for n, _, size in shapes.values()))
         values = before = inputs = 0
@@ -52,21 +58,26 @@ class Trainees:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes beside the model: old values and fp32 copies, gradients, optimiser, a budget's copy, a batch's states."""
+    """Bytes beside the model: old values and fp32 copies, gradients, optimiser, a budget's copy, a batch's states.
+
+    `edit`, when those are gone: what the edit holds that the copies do not.
+    """
 
     copies: int
     gradients: int
     optimiser: int
     kept: int
     activations: int
+    edit: int
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
-        return sum(astuple(self))
+        """The most that is needed at once: while it trains, or when the edit is made."""
+        return max(sum(astuple(self)) - self.edit, self.copies + self.edit)
 
     def __str__(self) -> str:
-        named = zip(("copies", "gradients", "optimiser", "budget", "activations"), astuple(self), strict=True)
+        names = ("copies", "gradients", "optimiser", "budget", "activations", "then the edit")
+        named = zip(names, astuple(self), strict=True)
         parts = ", ".join(f"{name} {_said(size)}" for name, size in named if size)
         return f"{_said(self.total)} beside the model ({parts})"
 
@@ -75,7 +86,9 @@ class Footprint:
         free = sum(free_bytes(device) for device in {p.device for p in lm.model.parameters()})
         if self.total <= free:
             return
-        if self.activations > self.total - self.activations:
+        if self.edit + self.copies == self.total:
+            advice = "adapt fewer maps (LoRA(targets=)), or give some layers lr 0"
+        elif self.activations > self.total - self.activations:
             advice = "raise accumulate=, lower batch_size=, shorten the examples, or set checkpointing=True"
         else:
             advice = "train neurons= or adapters (lora=) alone, or give most layers lr 0"
@@ -86,11 +99,10 @@ def footprint(
     lm: LM, trainees: Trainees, batches: Iterable[tuple[int, int]], *, budget: bool = False, checkpointing: bool = False
 ) -> Footprint:
     """Estimate what training takes where a loss runs `batches`, each of (examples, tokens), before it goes back."""
-    values = trainees.values
+    wide = WIDE * trainees.values
     states = sum(rows * _states(lm, tokens, trainees.inputs, checkpointing) for rows, tokens in batches)
-    return Footprint(
-        trainees.before + WIDE * values, WIDE * values, 2 * WIDE * values, WIDE * values if budget else 0, states
-    )
+    edit = trainees.before + 2 * trainees.merged
+    return Footprint(trainees.before + wide, wide, 2 * wide, wide if budget else 0, states, edit)
 
 
 def _states(lm: LM, tokens: int, inputs: int, checkpointing: bool) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ class Trained:
     values: list[nn.Parameter]
     rates: list[float]
     start: Callable[[], AbstractContextManager[None]]
-    changes: Callable[[], list[Change]]
+    changes: Callable[[], Iterable[Change]]
     put: Callable[[], None] = lambda: None
 
 
