@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import build
+from families import FAMILIES, build
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -94,6 +94,19 @@ def test_the_plan_holds_for_other_families_and_with_what_saves_memory(
     assert 0.5 < plan.total / found < 2
     if saving:
         assert plan.total < 0.6 * planned(choice, work).total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_has_a_plan(tokenizer: Any, family: str) -> None:
+    """And what is counted of its neurons, adapters and parameters is what is trained."""
+    lm = LM(FAMILIES[family](vocab_size=len(tokenizer)), tokenizer)
+    some = Neurons(frozenset({(0, 1), (1, 5), (1, 7)}), (0, 1), lm.shape[1])
+    for choice in (Choice(lm, some), Choice(lm, lora=LoRA(3)), Choice(lm)):
+        rates = rates_of(lm, 1e-3, choice.names())
+        trainees = Trainees.of(choice, rates)
+        with choice.training(rates, 0) as trained:
+            assert sum(value.numel() for value in trained.values) == trainees.values
+        assert footprint(lm, trainees, [(2, 9)]).total > 12 * trainees.values
 
 
 def test_what_is_trained_is_counted_as_it_is(tokenizer: Any) -> None:

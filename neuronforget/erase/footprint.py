@@ -110,7 +110,7 @@ def _states(lm: LM, tokens: int, inputs: int, checkpointing: bool) -> int:
     config, width, size = lm.model.config.get_text_config(), lm.sites[0].d_model, lm.model.dtype.itemsize
     gated = len([part for part in lm.sites[0].read if part.name.endswith("weight")]) > 1
     eager = getattr(config, "_attn_implementation", "") == "eager"
-    attention = 2 * WIDE * config.num_attention_heads * tokens if eager else size * tokens
+    attention = 2 * WIDE * getattr(config, "num_attention_heads", 1) * tokens if eager else size * tokens
     block = size * (12 * width + (4 if gated else 3) * lm.shape[1]) + attention
     depth = len(blocks_of(lm))
     wide = WIDE * inputs if size < WIDE else 0  # what adapters and slices are given is copied to fp32
