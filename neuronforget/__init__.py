@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from neuronforget import corpora, erase, losses, metrics, scores, select, testbed
 from neuronforget.attribution import attribute
+from neuronforget.certificates import Certificate
 from neuronforget.changes import Change
 from neuronforget.comparison import Comparison, compare
 from neuronforget.corpora import Corpus, Example
-from neuronforget.edits import Certificate, Edit
+from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
 from neuronforget.models import LM, load

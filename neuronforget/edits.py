@@ -1,4 +1,4 @@
-"""Edit: what an erasure changes in a model, by parameter name, and nothing else.
+"""Edit: what an erasure changes in a model, by parameter name, or a guard that acts on it while it runs.
 
 Making an edit leaves the model as it was; `on` and `apply` change it and restore it bit for bit. Every
 operator ends here, so that evaluation never knows how an edit was made.
@@ -18,37 +18,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.certificates import Certificate, certify
 from neuronforget.changes import Change, State, mlp_biases, stored
 from neuronforget.errors import InputError, reading
+from neuronforget.guarding import Guard
 from neuronforget.models import LM
 from neuronforget.runs import environment, whole_folder
 
 
-@dataclass(frozen=True)
-class Certificate:
-    """What was checked: every parameter value outside the edit, and every one after it was undone.
-
-    `training_equal`: the whole model's hash was the same before and after the edit was trained (None: not trained).
-    """
-
-    outside_values: int
-    inside_values: int
-    outside_equal: bool
-    undone_equal: bool
-    training_equal: bool | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Nothing outside the edit moved, undoing it restored every bit, and so did its training, if it had one."""
-        return self.outside_equal and self.undone_equal and self.training_equal is not False
-
-
 @dataclass(frozen=True, eq=False)
 class Edit:
-    """Changes to named parameters, with how they were made in `info` (method, seed, loss, neurons, ...)."""
+    """Changes to named parameters, with how they were made in `info` (method, seed, loss, neurons, ...).
+
+    One with a `guard` (and no changes) has `info["scope"] == "guard"`: it changes no weight, and is no erasure.
+    """
 
     changes: tuple[Change, ...] = field(repr=False)
     info: dict[str, Any] = field(default_factory=dict)
+    guard: Guard | None = field(default=None, repr=False)
 
     @classmethod
     def build(cls, lm: LM, wanted: Iterable[Change], **info: Any) -> Edit:
@@ -81,8 +68,21 @@ class Edit:
             tuple(changes), {**info, "values_changed": asked - lost, "values_lost_to_dtype": lost, **environment()}
         )
 
+    @classmethod
+    def guarding(cls, guard: Guard, **info: Any) -> Edit:
+        """Return the edit that is this guard, and changes no weight."""
+        about = {"method": f"guards.{guard.kind}", "scope": "guard", "guard": dict(guard.settings)}
+        return cls((), {**about, **info, **environment()}, guard)
+
+    @property
+    def graded(self) -> bool:
+        """Has it strengths between none and all of it? Some guards are only on or off."""
+        return self.guard is None or self.guard.dial
+
     def __repr__(self) -> str:
         s = self.summary()
+        if self.guard is not None:
+            return f"Edit({s['method']}: a guard at strength {self.guard.strength:g}, no weight is changed)"
         what = f"{s['values']} values of {s['parameters']} parameters"
         lost = f", {s['lost']} values lost to the stored dtype" if s["lost"] else ""
         return f"Edit({s['method']}: {what}, relative change {s['relative']:.3g}{lost})"
@@ -114,7 +114,10 @@ class Edit:
             self._put(lm, "before")
 
     def scaled(self, strength: float) -> Edit:
-        """Return the edit at another strength: `before + strength (after - before)`. 1 is this edit, 0 none of it."""
+        """Return the edit at another strength: `before + strength (after - before)`. 1 is this edit, 0 none of it.
+
+        Raises InputError for a strength between them of a guard that is on or off.
+        """
         if not math.isfinite(strength):
             raise InputError(f"strength must be a finite number, found {strength}")
 
@@ -125,8 +128,9 @@ class Edit:
             mixed = before.double() + strength * (change.after.double() - before.double())
             return replace(change, after=mixed.to(change.after.dtype))
 
-        scaled_by = self.info.get("strength", 1.0) * strength
-        return replace(self, changes=tuple(map(at, self.changes)), info={**self.info, "strength": scaled_by})
+        info = {**self.info, "strength": self.info.get("strength", 1.0) * strength}
+        guard = None if self.guard is None else self.guard.scaled(strength)
+        return replace(self, changes=tuple(map(at, self.changes)), info=info, guard=guard)
 
     def summary(self) -> dict[str, Any]:
         """Return counts and sizes: values, parameters, L2 change relative to the weights it covers, values lost."""
@@ -139,7 +143,7 @@ class Edit:
             "method": self.info.get("method", "edit"),
             "values": sum(c.after.numel() for c in self.changes),
             "parameters": len({c.name for c in self.changes}),
-            "relative": (deltas / bases) ** 0.5 if bases else float("inf"),
+            "relative": (deltas / bases) ** 0.5 if bases else float("inf") if self.changes else 0.0,
             "norm": deltas**0.5,
             "adds": [c.name for c in self.changes if c.before is None],
             "lost": self.info.get("values_lost_to_dtype", 0),
@@ -148,29 +152,21 @@ class Edit:
     def certificate(self, lm: LM) -> Certificate:
         """Apply and undo the edit, and compare every parameter value outside it, and all values afterwards."""
         self._check(lm, "before")
-        start = {name: p.detach().clone() for name, p in lm.parameters.items()}
-        covered = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in start.items()}
-        for change in self.changes:
-            if change.before is not None:
-                change.write(covered[change.name], torch.ones_like(change.after, dtype=torch.bool))
-        with self.on(lm):
-            outside = all(
-                torch.equal(p[~covered[n]], start[n][~covered[n]]) for n, p in lm.model.named_parameters() if n in start
-            )
-        undone = {n: p for n, p in lm.model.named_parameters()}
-        same = undone.keys() == start.keys() and all(torch.equal(p, start[n]) for n, p in undone.items())
-        inside = sum(int(c.sum()) for c in covered.values())
-        outside_values = sum(p.numel() for p in start.values()) - inside
         trained = self.info.get("model_after_training")
         kept = None if trained is None else trained == self.info["model_before_training"]
-        return Certificate(outside_values, inside, outside, same, kept)
+        return certify(lm, self.changes, self.on(lm), kept)
 
     def export(self, lm: LM, folder: str | Path) -> None:
         """Write the edited model as an ordinary checkpoint folder that plain transformers loads.
 
-        Raises InputError, and writes nothing, where the architecture cannot hold an added bias (plain
+        Raises InputError, and writes nothing, for a guard, where the architecture cannot hold an added bias (plain
         transformers would drop it), and where the stored values differ from the edit's.
         """
+        if self.guard is not None:
+            raise InputError(
+                f"{self.info.get('method', 'a guard')} changes no weight: an exported checkpoint would be the "
+                "untouched model, with all that it knows; use on() or apply(), or an edit of the weights"
+            )
         added = [c.name for c in self.changes if c.before is None]
         if added and not hasattr(lm.model.config, "mlp_bias"):
             raise InputError(
@@ -196,7 +192,11 @@ class Edit:
             for key in ("after", "before", "index"):
                 if (value := getattr(change, key)) is not None:
                     tensors[f"{i}.{key}"] = value.detach().cpu().contiguous().clone()
-        save_file(tensors, str(path), {"edit": json.dumps({"changes": rows, "info": self.info}, default=str)})
+        about: dict[str, Any] = {"changes": rows, "info": self.info}
+        if (guard := self.guard) is not None:
+            about["guard"] = {"kind": guard.kind, "settings": guard.settings, "strength": guard.strength}
+            tensors |= {f"guard.{name}": tensor for name, tensor in guard.tensors.items()}
+        save_file(tensors, str(path), {"edit": json.dumps(about, default=str)})
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:
@@ -216,16 +216,21 @@ class Edit:
                 )
                 for i, row in enumerate(meta["changes"])
             )
-            return cls(changes, meta["info"])
+            own = {k.removeprefix("guard."): tensor for k, tensor in tensors.items() if k.startswith("guard.")}
+            return cls(changes, meta["info"], Guard(tensors=own, **meta["guard"]) if "guard" in meta else None)
 
     def _check(self, lm: LM, state: State) -> None:
         """Raise InputError unless the model's values are the edit's `state`."""
         for change in self.changes:
             change.check(lm.model, state)
+        if self.guard is not None:
+            self.guard.check(lm, state)
 
     def _put(self, lm: LM, state: State) -> None:
         for change in self.changes:
             change.put(lm.model, state)
+        if self.guard is not None:
+            self.guard.put(lm, state)
 
     def _check_saved(self, folder: Path) -> None:
         """Raise InputError unless the checkpoint in `folder` holds exactly the edit's values."""

@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from neuronforget.corpora import Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
+from neuronforget.guarding import asked
 from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
 from neuronforget.results import Results, bootstrap
@@ -94,7 +95,8 @@ def measure(
     values = {_name(metric): np.full(len(rows), np.nan) for metric in metrics}
     with frozen(lm), frozen(gold or lm):
         for batch in batches(rows, batch_size, lm.pad_id, lm.device):
-            logits = lm.model(**batch.inputs, use_cache=False).logits
+            with asked(lm, batch):
+                logits = lm.model(**batch.inputs, use_cache=False).logits
             twin = gold.model(**batch.inputs, use_cache=False).logits if gold is not None else None
             for metric in metrics:
                 values[_name(metric)][list(batch.index)] = metric(Prediction(logits, batch, twin)).float().cpu().numpy()
@@ -114,7 +116,7 @@ def match_damage(
     """Return the strength (at most 1) at which the retain loss has risen by `damage` nats per answer token.
 
     The largest strength that keeps within the budget, found by bisection to `tolerance` of it; 1 where the
-    whole edit does.
+    whole edit does; 0 where it does not and cannot be weakened.
     """
 
     def loss() -> float:
@@ -127,6 +129,8 @@ def match_damage(
     start = loss()
     if rise(1.0) <= damage:
         return 1.0
+    if not edit.graded:
+        return 0.0
     low, high = 0.0, 1.0
     for _ in range(halvings):
         middle = (low + high) / 2
@@ -193,7 +197,7 @@ class _Run:
         with edit.on(self.lm):
             self.full(name, scope)
         cheap = [metric for metric in self.metrics if metric is not kl_gold]
-        for strength in strengths:
+        for strength in strengths if edit.graded else ():
             with edit.scaled(strength).on(self.lm):
                 for corpus in ("forget", "retain"):
                     values = measure(self.lm, self.corpora[corpus], cheap, batch_size=self.batch_size)

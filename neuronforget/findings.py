@@ -33,6 +33,7 @@ def describe(
     yield from reader.unseen()
     yield from reader.matched()
     yield from reader.over_erased()
+    yield from reader.guards()
     yield (
         "Not checked here: whether the knowledge comes back by relearning, quantisation or other prompts. "
         "Little left of the forget corpus does not tell erased from hidden."
@@ -231,6 +232,12 @@ class _Reader:
             f"is {order[-1]} ({far[order[-1]]:.2f}; the untouched model: {far['untouched']:.2f}). "
             "Far from gold with little left means over-erased."
         )
+
+    def guards(self) -> Iterator[str]:
+        """What is hidden, no weight being changed."""
+        left = {n: [f"{c} {self.value(n, c):.1%}" for c in ("forget", "retain")] for n in self.named("guard")}
+        if listed := "; ".join(f"{name} {', '.join(values)}" for name, values in left.items()):
+            yield f"Guards change no weight, so they erase nothing. With one on the model answers: {listed}."
 
     def verdict(self, one: dict[str, Any], other: dict[str, Any], lower: str, higher: str) -> str:
         """Compare two rows of one corpus and point by their paired difference (by their intervals without examples)."""

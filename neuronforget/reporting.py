@@ -86,7 +86,8 @@ def _comparison_pictures(results: Results) -> list[Picture]:
     ]
     about = (
         "Each line leads from the untouched model to an edit's full strength (large marker, 95% interval). "
-        "Solid: on neurons; dashed: whole model; grey: controls. Dotted line: the gold twin, where there is one. "
+        "Solid: on neurons; dashed: whole model; dash-dotted: guards, which change no weight; grey: controls. "
+        "Dotted line: the gold twin, where there is one. "
     )
     columns = ("edit", "strength", "corpus", "accuracy")
     return [

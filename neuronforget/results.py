@@ -28,7 +28,7 @@ COLUMNS = {
 class Results:
     """Tidy rows, and the value of every example behind the rows at full strength and at matched damage.
 
-    A row: edit, scope ("reference", "control", "neurons", "full"), strength, point ("full", "frontier" or
+    A row: edit, scope ("reference", "control", "neurons", "full", "guard"), strength, point ("full", "frontier" or
     "matched"), corpus, metric, value, low, high (95% bootstrap interval over subjects), n, units (subjects; an
     example without one is its own), nan (examples without a value), seed. An example: edit, point, corpus, metric,
     example, unit, value.

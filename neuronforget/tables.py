@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuronforget.figures.style import METRIC_LABELS, scopes_of
+from neuronforget.figures.style import METRIC_LABELS, scopes_of, shown
 from neuronforget.results import Results
 
 
@@ -40,7 +40,7 @@ def results_table(results: Results, point: str, metrics: Sequence[str] | None = 
     body = []
     for name, scope in scopes_of(rows).items():
         start = () if point == "full" else ("" if scope == "reference" else f"{strengths[name]:.2f}",)
-        body.append((name, *start, *(interval(cells.get((name, c, m))) for c, m in columns)))
+        body.append((shown(name, scope), *start, *(interval(cells.get((name, c, m))) for c, m in columns)))
     budget = results.info.get("damage_budget")
     caption = "Every edit at full strength" if point == "full" else (
         f"At matched damage: each edit weakened until the retain loss has risen by {budget:g} nats per answer token "

@@ -158,6 +158,8 @@ def show(results: Results) -> None:
 def _table(rows: Any, metric: str, point: str, damage: float | None) -> Any:
     from rich.table import Table
 
+    from neuronforget.figures.style import shown
+
     when = (
         "at full strength"
         if point == "full"
@@ -170,7 +172,9 @@ def _table(rows: Any, metric: str, point: str, damage: float | None) -> Any:
         table.add_column(corpus, justify="right")
     for name in rows["edit"].unique():
         own = rows[rows["edit"] == name].set_index("corpus")
-        table.add_row(name, *(_cell(own.loc[c]) if c in own.index else "" for c in corpora))
+        table.add_row(
+            shown(name, own["scope"].iloc[0]), *(_cell(own.loc[c]) if c in own.index else "" for c in corpora)
+        )
     return table
 
 

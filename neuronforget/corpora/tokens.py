@@ -43,6 +43,11 @@ class Batch:
         """The keyword arguments of a Hugging Face forward pass."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
+    @property
+    def answer_start(self) -> Int[Tensor, "example"]:
+        """Number of tokens before each answer: 1 where there is no prompt."""
+        return self.answer_mask.long().argmax(1)
+
 
 def join(prompt: str, answer: str) -> tuple[str, str]:
     """Return (prompt, answer) ready to concatenate: one space between them unless there is white space."""

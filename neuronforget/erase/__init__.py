@@ -1,8 +1,10 @@
 """Erase: each function returns an `Edit`; `OPERATORS` has them by name, `make` calls any of them.
 
-`alternates` writes answers for one of them to prefer; `units_of` tells dead units from live ones.
+`alternates` writes answers for one of them to prefer; `units_of` tells dead units from live ones. Those in `guards`
+change no weight: they hide, and are reported as guards.
 """
 
+from neuronforget.erase import guards
 from neuronforget.erase.ablate import ablate, ablate_mean
 from neuronforget.erase.arithmetic import task_vector
 from neuronforget.erase.catalogue import OPERATORS, make
@@ -20,6 +22,6 @@ from neuronforget.stopping import Budget
 
 __all__ = [
     "OPERATORS", "Budget", "LoRA", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura", "concept_vector",
-    "dampen", "finetune", "leace", "make", "memit", "noise", "rank_one", "revive", "revs", "ssd", "task_vector",
+    "dampen", "finetune", "guards", "leace", "make", "memit", "noise", "rank_one", "revive", "revs", "ssd", "task_vector",
     "units_of",
 ]  # fmt: skip

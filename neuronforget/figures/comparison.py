@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from neuronforget.figures.style import label, looks, scopes_of, styled, text
+from neuronforget.figures.style import label, looks, scopes_of, shown, styled, text
 from neuronforget.results import Results
 
 
@@ -33,7 +33,7 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
                 else [max(x[s]["value"] - rise, LEAST) for s in strengths],
                 y=[y[s]["value"] for s in strengths],
                 mode="markers" if reference else "lines+markers",
-                name=text(name),
+                name=text(shown(name, scope)),
                 legendgroup=scope,
                 legendgrouptitle={"text": GROUPS[scope]},
                 line={"color": own.colour, "dash": own.dash, "width": 1.8 if scope != "control" else 1.1},
@@ -61,7 +61,8 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
 
 
 LEAST = 1e-4  # nats: the left end of a logarithmic axis of damage
-GROUPS = {"reference": "references", "neurons": "on neurons", "full": "whole model", "control": "controls"}
+GROUPS = {"reference": "references", "neurons": "on neurons", "full": "whole model", "guard": "guards (no erasure)"}
+GROUPS |= {"control": "controls"}
 
 
 def dots(results: Results, metric: str = "exact_match", point: str = "full") -> go.Figure:
@@ -79,7 +80,7 @@ def dots(results: Results, metric: str = "exact_match", point: str = "full") -> 
         figure.add_trace(
             go.Scatter(
                 x=[c["value"] for c in cells],
-                y=[text(name) for name in names],
+                y=[text(shown(name, scopes[name])) for name in names],
                 mode="markers",
                 showlegend=False,
                 marker={

@@ -36,9 +36,9 @@ class Look:
 
 
 def looks(scopes: dict[str, str]) -> dict[str, Look]:
-    """Give each edit its look by scope: controls are grey, full-model edits dashed, references black."""
+    """Give each edit its look by scope: controls grey, full-model dashed, guards dash-dotted, references black."""
     found: dict[str, Look] = {}
-    counts = {"neurons": 0, "full": 0, "control": 0}
+    counts = {"neurons": 0, "full": 0, "control": 0, "guard": 0}
     for name, scope in scopes.items():
         if scope == "reference":
             found[name] = Look("#000000", "x" if name == "untouched" else "star", "solid")
@@ -46,14 +46,20 @@ def looks(scopes: dict[str, str]) -> dict[str, Look]:
         i = counts.get(scope, 0)
         counts[scope] = i + 1
         colour = GREY if scope == "control" else OKABE_ITO[i % len(OKABE_ITO)]
-        dash = {"full": "dash", "control": "dot"}.get(scope, "solid")
-        found[name] = Look(colour, MARKERS[i % len(MARKERS)] + ("-open" if scope == "full" else ""), dash)
+        dash = {"full": "dash", "control": "dot", "guard": "dashdot"}.get(scope, "solid")
+        mark = MARKERS[i % len(MARKERS)] + {"full": "-open", "guard": "-dot"}.get(scope, "")
+        found[name] = Look(colour, mark, dash)
     return found
 
 
 def scopes_of(rows: Iterable[dict[str, object]]) -> dict[str, str]:
     """Return each edit's scope, in the order of the results."""
     return {str(row["edit"]): str(row["scope"]) for row in rows}
+
+
+def shown(edit: str, scope: str) -> str:
+    """Return an edit's name as tables and figures show it: a guard is called one, lest it be read as an erasure."""
+    return f"{edit} (guard)" if scope == "guard" else edit
 
 
 def label(metric: str) -> str:

@@ -6,6 +6,7 @@ import torch
 
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.edits import Edit
+from neuronforget.guarding import asked
 from neuronforget.models import LM, frozen
 from neuronforget.taps import TorchHooks
 
@@ -17,7 +18,7 @@ def activation_shift(lm: LM, edit: Edit, corpus: Corpus, *, batch_size: int = 64
     with frozen(lm):
         for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
             before = tap(batch.inputs).acts
-            with edit.on(lm):
+            with edit.on(lm), asked(lm, batch):
                 after = tap(batch.inputs).acts
             real = batch.attention_mask.bool().flatten()
             count += int(real.sum()) * lm.shape[1]

@@ -23,7 +23,9 @@ class TorchHooks:
         acts: dict[int, Tensor] = {}
 
         def keep(layer: int) -> Any:
-            def hook(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            def hook(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+                if inputs[0].shape[:-1].numel() != batch["input_ids"].numel():
+                    return None  # a guard that is on reads its context in a pass of its own, before this one
                 act = by_example(inputs[0], batch)
                 acts[layer] = edits[layer](act) if layer in edits else act
                 return (acts[layer].view_as(inputs[0]), *inputs[1:])
