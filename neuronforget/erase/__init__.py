@@ -13,6 +13,7 @@ from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune
 from neuronforget.erase.generated import alternates
+from neuronforget.erase.influence import first_order_update, second_order_update
 from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
 from neuronforget.erase.units import units_of
@@ -22,6 +23,6 @@ from neuronforget.stopping import Budget
 
 __all__ = [
     "OPERATORS", "Budget", "LoRA", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura", "concept_vector",
-    "dampen", "finetune", "guards", "leace", "make", "memit", "noise", "rank_one", "revive", "revs", "ssd", "task_vector",
-    "units_of",
+    "dampen", "finetune", "first_order_update", "guards", "leace", "make", "memit", "noise", "rank_one", "revive", "revs",
+    "second_order_update", "ssd", "task_vector", "units_of",
 ]  # fmt: skip
