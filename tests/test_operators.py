@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neuronforget.corpora import Corpus, Example
 from neuronforget.edits import Edit
-from neuronforget.erase import OPERATORS, ablate, make, revive, units_of
+from neuronforget.erase import OPERATORS, ablate, guards, make, revive, units_of
 from neuronforget.erase.catalogue import takes
 from neuronforget.erase.units import count_units
 from neuronforget.errors import InputError
@@ -19,6 +19,8 @@ from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 
 FAMILIES = ("gpt2", "gpt_neox", "llama", "qwen2")
+#: Operators that change weights of chosen neurons; tests/test_guards.py has those that change none.
+OF_NEURONS = sorted({n for n, operator in OPERATORS.items() if takes(operator, "neurons")} - set(guards.__all__))
 #: Settings that keep the tests quick, or that an operator needs on a model of random weights.
 QUICK: dict[str, dict[str, Any]] = {
     "finetune": {"steps": 2, "progress": False},
@@ -65,7 +67,7 @@ def made(name: str, lm: LM, halves: tuple[Corpus, Corpus]) -> Edit:
     ) if name != "finetune" else OPERATORS[name](lm, *halves, neurons=chosen, **QUICK[name])  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(OPERATORS))
+@pytest.mark.parametrize("name", OF_NEURONS)
 def test_an_edit_touches_its_neurons_alone_and_is_undone_bit_for_bit(
     name: str, family: LM, halves: tuple[Corpus, Corpus]
 ) -> None:
@@ -104,7 +106,7 @@ def test_an_edit_of_all_layers_on_a_model_in_bf16_stays_exact(tokenizer: Any, ha
         assert edit.certificate(lm).holds and same(lm, before)
 
 
-@pytest.mark.parametrize("name", sorted(set(OPERATORS) - {"finetune"}))
+@pytest.mark.parametrize("name", sorted(set(OF_NEURONS) - {"finetune"}))
 def test_an_empty_set_is_refused_and_the_model_stays(name: str, lm: LM, halves: tuple[Corpus, Corpus]) -> None:
     before, nothing = state(lm), Neurons(frozenset(), (0, 1), lm.shape[1])
     with pytest.raises(InputError, match="empty"):

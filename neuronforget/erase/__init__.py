@@ -23,6 +23,6 @@ from neuronforget.stopping import Budget
 
 __all__ = [
     "OPERATORS", "Budget", "LoRA", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura", "concept_vector",
-    "dampen", "finetune", "first_order_update", "guards", "leace", "make", "memit", "noise", "rank_one", "revive", "revs",
-    "second_order_update", "ssd", "task_vector", "units_of",
+    "dampen", "finetune", "first_order_update", "guards", "leace", "make", "memit", "noise", "rank_one", "revive",
+    "revs", "second_order_update", "ssd", "task_vector", "units_of",
 ]  # fmt: skip

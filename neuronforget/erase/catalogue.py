@@ -23,6 +23,8 @@ from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune
+from neuronforget.erase.guards import eco, icu, repe, resample
+from neuronforget.erase.influence import first_order_update, second_order_update
 from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
 from neuronforget.erase.words import concept_vector, revs
@@ -44,13 +46,19 @@ OPERATORS: dict[str, Operator] = {
         aura,
         concept_vector,
         dampen,
+        eco,
         finetune,
+        first_order_update,
+        icu,
         leace,
         memit,
         noise,
         rank_one,
+        repe,
+        resample,
         revive,
         revs,
+        second_order_update,
         ssd,
         task_vector,
     )

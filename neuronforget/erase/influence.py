@@ -21,7 +21,7 @@ from torch import Tensor
 from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import check_neurons, scope_of
+from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.curvature import (
     Curvature,
     Objective,
@@ -56,8 +56,8 @@ def first_order_update(
     with moved(lm, neurons) as at:
         step = tau * undone(lm, at.parameters, forget, preferred, batch_size, seed)
         changes = at.changes(step)
-    info = {"method": "first_order_update", "scope": scope_of(neurons), "tau": tau, "forget": forget.digest()}
-    return Edit.build(lm, changes, **info, **_about(neurons, step, preferred))
+    info = {"method": "first_order_update", "tau": tau, "forget": forget.digest()}
+    return finished(lm, neurons, changes, **info, **_about(step, preferred))
 
 
 def second_order_update(
@@ -95,10 +95,10 @@ def second_order_update(
         apply = partial(objective.product, kind=curvature)
         found = conjugate_gradients(apply, b, damping=damping, steps=steps, tolerance=tolerance)
         changes = at.changes(found.x)
-    info: dict[str, Any] = {"method": "second_order_update", "scope": scope_of(neurons), "forget": forget.digest()}
+    info: dict[str, Any] = {"method": "second_order_update", "forget": forget.digest()}
     info |= {"retain": retain.digest(), "over": over, "curvature": curvature, "damping": damping}
     info |= {"residual": found.residual, "steps": found.steps}
-    return Edit.build(lm, changes, **info, **_about(neurons, found.x, preferred))
+    return finished(lm, neurons, changes, **info, **_about(found.x, preferred))
 
 
 class At:
@@ -177,9 +177,5 @@ def _part(lm: LM, batch: Batch, size: int) -> Part:
     return outputs, loss
 
 
-def _about(neurons: Neurons | None, step: Tensor, preferred: Any) -> dict[str, Any]:
-    return {
-        "neurons": len(neurons) if neurons is not None else None,
-        "step_norm": float(step.norm()),
-        "other answers": preferred is not None,
-    }
+def _about(step: Tensor, preferred: Any) -> dict[str, Any]:
+    return {"step_norm": float(step.norm()), "other_answers": preferred is not None}
