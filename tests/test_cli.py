@@ -128,6 +128,7 @@ def test_every_loss_has_its_name_on_the_command_line(
 
 def test_every_operator_makes_an_edit_by_its_name(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from neuronforget.erase import OPERATORS
+    from neuronforget.erase.catalogue import takes
 
     nf.Neurons(frozenset((k, j) for k in (0, 1) for j in range(20)), (0, 1), 64).save(tmp_path / "neurons.json")
     settings = {
@@ -138,11 +139,15 @@ def test_every_operator_makes_an_edit_by_its_name(bed: Path, tmp_path: Path, mon
     }
     for method in sorted(set(OPERATORS) - {"finetune", "rank_one"}):
         out = tmp_path / f"{method}.safetensors"
-        words = ["--method", method, "--neurons", tmp_path / "neurons.json", "--out", out]
+        at = ["--neurons", tmp_path / "neurons.json"] if takes(OPERATORS[method], "neurons") else []
+        words = ["--method", method, *at, "--out", out]
         extra = ["--set", *settings[method]] if method in settings else []
         assert run(monkeypatch, "erase", *data(bed), *words, *extra) == 0, method
         info = Edit.load(out).info
-        assert info["method"].startswith("ablate:mean" if method == "ablate_mean" else method) and info["units"]
+        made_as = info["method"].removeprefix("guards.")
+        assert made_as.startswith("ablate:mean" if method == "ablate_mean" else method)
+        assert (info["scope"] == "guard") == info["method"].startswith("guards.")
+        assert info["scope"] == "guard" or info["units"]
         if method in ("revs", "ssd"):
             assert info["rank"] == 9 if method == "revs" else info["alpha"] == 0.5
 

@@ -75,8 +75,13 @@ def scope_of(neurons: Neurons | None) -> str:
 def finished(lm: LM, neurons: Neurons | None, changes: Iterable[Change], **info: Any) -> Edit:
     """Return the edit, with what it is compared as and which units it leaves (`neurons=None`: of all) in its info."""
     edit = Edit.build(lm, changes, scope=scope_of(neurons), neurons=len(neurons) if neurons else None, **info)
+    if neurons is None:
+        try:
+            neurons = all_of(lm, [site.layer for site in lm.sites])
+        except InputError:  # of the whole of a model whose MLP cannot be read: it has no units to count
+            return edit
     with edit.on(lm):
-        units = units_of(lm, all_of(lm, [site.layer for site in lm.sites]) if neurons is None else neurons)
+        units = units_of(lm, neurons)
     return replace(edit, info={**edit.info, "units": count_units(units.values())})
 
 

@@ -105,7 +105,7 @@ def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[st
     if needs_neurons(operator) and neurons is None:
         raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
     if neurons is not None and not takes(operator, "neurons"):
-        raise InputError(f"{name} edits no chosen neurons: leave out neurons=")
+        raise InputError(f"{name} edits no chosen neurons: leave out neurons= (--neurons)")
     own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
     if missing := [key for key in required if key in own and key not in settings]:
         raise InputError(f"{name} needs the setting {missing[0]}")
