@@ -30,7 +30,8 @@ def some(lm: LM) -> Neurons:
 
 
 def test_every_operator_of_the_package_stands_in_the_table_under_its_own_name() -> None:
-    others = {"alternates", "guards", "make", "units_of"}
+    others = {"alternates", "guards", "make", "units_of"}  # no edits, or ones that need more than corpora
+    others |= {"learn_adapter", "retrained", "sisa"}
     public = {name for name in (*erase.__all__, *erase.guards.__all__) if name.islower()} - others
     assert set(OPERATORS) == public
     assert all(operator.__name__ == name for name, operator in OPERATORS.items())

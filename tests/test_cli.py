@@ -137,7 +137,7 @@ def test_every_operator_makes_an_edit_by_its_name(bed: Path, tmp_path: Path, mon
         "ssd": ["alpha=0.5"],
         "alpha_edit": ["cut=0.2"],
     }
-    for method in sorted(set(OPERATORS) - {"finetune", "rank_one"}):
+    for method in sorted(set(OPERATORS) - {"finetune", "rank_one", "llm_eraser"}):
         out = tmp_path / f"{method}.safetensors"
         at = ["--neurons", tmp_path / "neurons.json"] if takes(OPERATORS[method], "neurons") else []
         words = ["--method", method, *at, "--out", out]
@@ -150,6 +150,23 @@ def test_every_operator_makes_an_edit_by_its_name(bed: Path, tmp_path: Path, mon
         assert info["scope"] == "guard" or info["units"]
         if method in ("revs", "ssd"):
             assert info["rank"] == 9 if method == "revs" else info["alpha"] == 0.5
+
+
+def test_an_adapter_that_peft_saved_is_erased_from_the_command_line(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lm = nf.load(bed / "model")
+    adapter = nf.erase.learn_adapter(lm, nf.corpora.jsonl(bed / "retain.jsonl"), lora=2, steps=2, progress=False)
+    adapter.save(tmp_path / "adapter")
+    adapter.edit(lm).export(lm, tmp_path / "merged")
+    words = ["--model", tmp_path / "merged", "--forget", bed / "forget.jsonl", "--retain", bed / "retain.jsonl"]
+    words += ["--method", "llm_eraser", "--out", tmp_path / "erased.safetensors"]
+    assert run(monkeypatch, "erase", *words) == 2 and "needs the setting adapter" in capfd.readouterr().err
+    assert run(monkeypatch, "erase", *words, "--set", f"adapter={tmp_path / 'nowhere'}") == 2
+    assert "no such file" in capfd.readouterr().err and not (tmp_path / "erased.safetensors").exists()
+    settings = [f"adapter={tmp_path / 'adapter'}", "damping=1.0", "tolerance=0.9", "steps=50"]
+    assert run(monkeypatch, "erase", *words, "--set", *settings) == 0
+    assert Edit.load(tmp_path / "erased.safetensors").info["method"] == "llm_eraser"
 
 
 def test_a_setting_that_an_operator_has_not_is_refused_before_the_model_is_read(

@@ -53,6 +53,7 @@ GUARDS: dict[str, Callable[[LM], Edit]] = {
     "eco": lambda lm: guards.eco(lm, FORGET, RETAIN),
     "repe": lambda lm: guards.repe(lm, FORGET, RETAIN, layers=[0, 1]),
     "resample": lambda lm: guards.resample(lm, some(lm), RETAIN, tokens=9),
+    "o3": lambda lm: guards.o3(lm, FORGET, lora=2, steps=5, lr=3e-2, progress=False),
 }
 
 
@@ -291,6 +292,7 @@ def test_eco_corrupts_prompt_tokens_alone_and_never_reads_the_answer(lm: LM) -> 
     moved = (seen[-1] != clean).any(-1)
     assert torch.equal(moved, prompt)
     noise = (seen[-1] - clean).detach()[prompt] / (3.0 * lm.model.get_input_embeddings().weight.square().mean().sqrt())
+    noise = noise.detach()
     assert abs(float(noise.std()) - 1) < 0.1 and abs(float(noise.mean())) < 0.1
 
 
@@ -339,6 +341,97 @@ def test_resample_puts_a_retain_tokens_own_activations_in_place(lm: LM) -> None:
         assert torch.equal(here[layer][..., index][real_tokens], wanted[real_tokens])
 
 
+def requests(lm: LM, retain: Corpus | None = None) -> tuple[Edit, Edit]:
+    """Two requests, one after the other: the guard of the first, and of both."""
+    settings: dict[str, Any] = {"lora": 2, "steps": 5, "lr": 3e-2, "progress": False}
+    one = guards.o3(lm, FORGET, retain, **settings)
+    return one, guards.o3(lm, OTHERS, retain, after=one, **settings)
+
+
+OTHERS = Corpus(tuple(Example(f"Jon Moe works {where}", "old") for where in ("in", "as", "by", "at", "on")), "others")
+
+
+def test_each_request_has_an_adapter_orthogonal_to_those_before_which_stay_bit_for_bit(lm: LM) -> None:
+    one, both = (edit.guard for edit in requests(lm))
+    assert one is not None and both is not None and both.settings["requests"] == 2
+    assert all(torch.equal(both.tensors[name], tensor) for name, tensor in one.tensors.items())
+    names = [key.removeprefix("0.A.") for key in one.tensors if key.startswith("0.A.")]
+    assert len(names) >= 4
+    for name in names:
+        first, second = both.tensors[f"0.A.{name}"], both.tensors[f"1.A.{name}"]
+        assert float((first @ second.T).abs().max()) < 1e-5 * float(first.norm() * second.norm())
+        assert float(second.norm()) > 0.1 and float(both.tensors[f"1.B.{name}"].norm()) > 0
+
+
+def test_o3_computes_what_weights_with_the_gated_adapters_compute(lm: LM) -> None:
+    """Each prompt alone, on a model whose own weights get the adapters by the weights that the gates give it."""
+    _, edit = requests(lm)
+    guard, tokens = edit.guard, encode(FORGET, lm.tokenizer)[0]
+    assert guard is not None
+    ids = torch.tensor([tokens.ids[: tokens.answer_start]])
+    block = nf.scores.blocks.blocks_of(lm)[guard.settings["layer"]]
+    seen: list[Tensor] = []
+    handle = block.register_forward_hook(lambda _m, _i, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    with torch.no_grad():
+        lm.model(ids)
+    handle.remove()
+    features = seen[0][0].mean(0).double()
+    opened = []
+    for i in range(2):
+        own = {key.removeprefix(f"{i}.gate."): t for key, t in guard.tensors.items() if key.startswith(f"{i}.gate.")}
+        z = features - own["mean"]
+        bends = 1 / (1 / own["floor"] - own["factors"]) - own["floor"]  # variance along each axis, shrunk
+        covariance = own["floor"] * torch.eye(len(z)).double() + own["axes"].T @ torch.diag(bends) @ own["axes"]
+        distance = (z @ torch.linalg.solve(covariance, z) / len(z)).sqrt()
+        opened.append(float(torch.sigmoid(20 * (1 - distance / own["limit"]))))
+    assert opened[0] > 0.9 and opened[1] < 0.1
+    before = {name: p.detach().clone() for name, p in lm.parameters.items()}
+    with edit.on(lm), torch.no_grad():
+        found = lm.model(ids).logits
+    with torch.no_grad():
+        for name in (key.removeprefix("0.A.") for key in guard.tensors if key.startswith("0.A.")):
+            for i, weight in enumerate(opened):
+                delta = (
+                    guard.settings["scale"] * weight * guard.tensors[f"{i}.B.{name}"] @ guard.tensors[f"{i}.A.{name}"]
+                )
+                parameter = lm.parameters[name]
+                parameter += delta.T if type(lm.model).__name__.startswith("GPT2") else delta
+        expected = lm.model(ids).logits
+        for name, p in lm.parameters.items():
+            p.copy_(before[name])
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(found, lm.model(ids).logits, atol=1e-2)
+
+
+def test_o3_with_a_retain_corpus_leaves_its_prompts_as_they_were(lm: LM) -> None:
+    kept = answers(lm, RETAIN)
+    one, both = requests(lm, RETAIN)
+    assert [request["gate"] for request in both.info["requests"]] == ["classifier", "classifier"]
+    assert one.info["requests"][0]["forget_opens"] == 1.0
+    if both.info["requests"][0]["retain_opens"] == both.info["requests"][1]["retain_opens"] == 0.0:
+        with both.on(lm):
+            torch.testing.assert_close(answers(lm, RETAIN), kept, rtol=0, atol=1e-5)
+    else:
+        pytest.fail(f"the gates open to retain: {both.info['requests']}")
+
+
+def test_a_gate_opens_to_its_own_and_is_refused_too_few(untyped: None) -> None:
+    from neuronforget.erase.guards.gate import opened_by
+
+    own, others = torch.cat([normal(0, 60, 4), 0.1 * normal(1, 60, 20)], 1), 0.5 * normal(2, 40, 24) + 1
+    gate = opened_by(own)
+    assert float(gate.opening(own[:50]).mean()) > 0.9 and float(gate.opening(others).max()) < 0.1
+    share = float((opened_by(own[:40]).distance(own[40:]) > opened_by(own[:40]).limit).double().mean())
+    assert share < 0.35  # of examples that it never saw, some 5% lie outside its limit
+    for rows, settings in ((own[:3], {}), (own, {"kept": 1.0}), (torch.ones(9, 5), {})):
+        with pytest.raises(InputError):
+            opened_by(rows, **settings)
+
+
+def normal(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def test_a_guard_goes_onto_its_own_model_and_beside_an_edit_of_neurons(tokenizer: Any) -> None:
     lm, other = family("llama", tokenizer), family("llama", tokenizer, seed=1)
     edit, ablation = GUARDS["repe"](lm), nf.erase.ablate(lm, some(lm))
@@ -365,6 +458,10 @@ def test_a_guard_goes_onto_its_own_model_and_beside_an_edit_of_neurons(tokenizer
     (lambda lm: guards.repe(lm, Corpus((Example("", "plain text"),)), RETAIN), "plain text"),
     (lambda lm: guards.resample(lm, some(lm), RETAIN, tokens=0), "tokens >= 1"),
     (lambda lm: guards.resample(lm, some(lm) - some(lm), RETAIN), "empty"),
+    (lambda lm: guards.o3(lm, FORGET.head(3), lora=2), "four prompts"),
+    (lambda lm: guards.o3(lm, FORGET, after=GUARDS["repe"](lm), lora=2), "the o3 guard of the requests before"),
+    (lambda lm: guards.o3(lm, FORGET, after=GUARDS["o3"](lm), lora=2, layer=1), "share layer"),
+    (lambda lm: guards.o3(lm, FORGET, after=GUARDS["o3"](lm), lora=15), "14 directions left"),
 ])  # fmt: skip
 def test_bad_input_is_refused_and_the_model_left_as_it_was(call: Any, message: str, tokenizer: Any) -> None:
     lm = family("qwen2", tokenizer)

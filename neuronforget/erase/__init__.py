@@ -6,11 +6,13 @@ change no weight: they hide, and are reported as guards.
 
 from neuronforget.erase import guards
 from neuronforget.erase.ablate import ablate, ablate_mean
+from neuronforget.erase.adapters import Adapter, learn_adapter, llm_eraser
 from neuronforget.erase.arithmetic import task_vector
 from neuronforget.erase.catalogue import OPERATORS, make
 from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
+from neuronforget.erase.exact_retrain import Sisa, retrained, sisa
 from neuronforget.erase.finetune import finetune
 from neuronforget.erase.generated import alternates
 from neuronforget.erase.influence import first_order_update, second_order_update
@@ -22,7 +24,8 @@ from neuronforget.lowrank import LoRA
 from neuronforget.stopping import Budget
 
 __all__ = [
-    "OPERATORS", "Budget", "LoRA", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura", "concept_vector",
-    "dampen", "finetune", "first_order_update", "guards", "leace", "make", "memit", "noise", "rank_one", "revive",
-    "revs", "second_order_update", "ssd", "task_vector", "units_of",
+    "OPERATORS", "Adapter", "Budget", "LoRA", "Sisa", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura",
+    "concept_vector", "dampen", "finetune", "first_order_update", "guards", "leace", "learn_adapter", "llm_eraser",
+    "make", "memit", "noise", "rank_one", "retrained", "revive", "revs", "second_order_update", "sisa", "ssd",
+    "task_vector", "units_of",
 ]  # fmt: skip

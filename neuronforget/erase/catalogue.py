@@ -18,12 +18,13 @@ from typing import Any
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate, ablate_mean
+from neuronforget.erase.adapters import llm_eraser
 from neuronforget.erase.arithmetic import task_vector
 from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune
-from neuronforget.erase.guards import eco, icu, repe, resample
+from neuronforget.erase.guards import eco, icu, o3, repe, resample
 from neuronforget.erase.influence import first_order_update, second_order_update
 from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
@@ -51,8 +52,10 @@ OPERATORS: dict[str, Operator] = {
         first_order_update,
         icu,
         leace,
+        llm_eraser,
         memit,
         noise,
+        o3,
         rank_one,
         repe,
         resample,

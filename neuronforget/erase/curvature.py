@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.errors import InputError
+from neuronforget.train import draw
 
 Curvature = Literal["gauss_newton", "hessian"]
 #: One batch: its outputs, and its share of the loss as a function of them.
@@ -111,6 +112,36 @@ def conjugate_gradients(
         left = left - size / bend * pushed
         along, size = left + (left @ left) / size * along, left @ left
     return checked(apply, x, b, damping=damping, steps=taken, tolerance=tolerance)
+
+
+def adam(
+    batches: Sequence[Apply],
+    b: Float[Tensor, "n"],
+    *,
+    damping: float,
+    steps: int,
+    lr: float,
+    tolerance: float,
+    seed: int = 0,
+) -> Solution:
+    """Minimise `x (H + damping) x / 2 - b x` by Adam, `H` a batch at a time (LLMEraser); `batches` add up to H.
+
+    `lr` is relative to the root mean square of b, and falls to zero. Raises InputError where the residual over all
+    batches stays above `tolerance`.
+    """
+    x = torch.zeros_like(b, requires_grad=True)
+    optimizer = torch.optim.Adam([x], lr=lr * float(b.square().mean().sqrt()) or 1.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        (place,) = draw(range(len(batches)), 1, seed, step)
+        now = x.detach()
+        x.grad = len(batches) * batches[place](now) + damping * now - b
+        optimizer.step()
+        schedule.step()
+    return checked(
+        lambda v: torch.stack([times(v) for times in batches]).sum(0),
+        x.detach(), b, damping=damping, steps=steps, tolerance=tolerance,
+    )  # fmt: skip
 
 
 def checked(

@@ -127,8 +127,7 @@ def moved(lm: LM, neurons: Neurons | None) -> Iterator[At]:
     """Within the block the chosen parameters carry gradients, twice; all else is frozen, and comes back as it was."""
     if neurons is not None:
         check_neurons(lm, neurons)
-    if any(p.dtype not in (torch.float32, torch.float64) for p in lm.parameters.values()):
-        raise InputError("curvature needs full precision: load the model with dtype=torch.float32")
+    check_precision(lm)
     with frozen(lm), twice_differentiable():
         slices = None if neurons is None else Slices.of(lm, neurons)
         if slices is None:
@@ -137,6 +136,12 @@ def moved(lm: LM, neurons: Neurons | None) -> Iterator[At]:
             return
         with slices.on():
             yield At(lm, slices)
+
+
+def check_precision(lm: LM) -> None:
+    """Raise InputError for a model in half precision, whose second derivatives are noise."""
+    if any(p.dtype not in (torch.float32, torch.float64) for p in lm.parameters.values()):
+        raise InputError("curvature needs full precision: load the model with dtype=torch.float32")
 
 
 def undone(

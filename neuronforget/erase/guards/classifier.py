@@ -35,6 +35,10 @@ class Classifier:
         """Return which are taken for forget prompts."""
         return self.margin(features) > 0
 
+    def opening(self, features: Float[Tensor, "example feature"]) -> Float[Tensor, "example"]:
+        """Return 1 for those that are flagged, 0 for others: how far a gate opens."""
+        return self.flags(features).double()
+
 
 def fitted(forget: Float[Tensor, "m feature"], retain: Float[Tensor, "n feature"], ridge: float) -> Classifier:
     """Minimise the mean log-loss, half of it from each corpus, plus `ridge / 2 |weight|^2`, to convergence."""
