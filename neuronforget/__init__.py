@@ -17,6 +17,7 @@ from neuronforget.corpora import Corpus, Example
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
+from neuronforget.ledger import Ledger
 from neuronforget.models import LM, load
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "LM", "Certificate", "Change", "Comparison", "Corpus", "Edit", "Example", "InputError", "Moments", "Neurons",
-    "Results", "Scores", "attribute", "compare", "corpora", "erase", "evaluate", "figures", "load", "losses", "metrics",
-    "record", "report", "scores", "select", "testbed",
+    "LM", "Certificate", "Change", "Comparison", "Corpus", "Edit", "Example", "InputError", "Ledger", "Moments",
+    "Neurons", "Results", "Scores", "attribute", "compare", "corpora", "erase", "evaluate", "figures", "load", "losses",
+    "metrics", "record", "report", "scores", "select", "testbed",
 ]  # fmt: skip
 
 

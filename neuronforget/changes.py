@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +13,19 @@ from torch import Tensor, nn
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.sites import Site
 
 State = Literal["before", "after"]
+Law = Literal["set", "add"]
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
     """New values for positions `index` along `dim` of one parameter, or (no index) for all of it.
 
-    `before` is None for a bias that the model does not have and that the edit adds.
+    `before` is None for a bias that the model does not have and that the edit adds. `law` says how the new values
+    come from the old, where that is known: "set", they are the same whatever the old were; "add", the old plus a
+    change that does not depend on them, or was solved for them once. A ledger can then tell what they are on others.
     """
 
     name: str
@@ -29,6 +33,7 @@ class Change:
     before: Tensor | None
     dim: int = 0
     index: Tensor | None = None
+    law: Law | None = None
 
     def read(self, parameter: Tensor) -> Tensor:
         """Return the part of `parameter` that this change covers."""
@@ -83,6 +88,19 @@ def stored(folder: Path, names: set[str]) -> Mapping[str, Tensor]:
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(str(path), "pt") as file:
             found.update({name: file.get_tensor(name) for name in names & set(file.keys())})
+    return found
+
+
+def written(sites: Iterable[Site], changes: Iterable[Change]) -> dict[str, list[int] | str]:
+    """Return the neurons whose write weights the changes cover, by layer; "all" for a whole projection."""
+    found: dict[str, list[int] | str] = {}
+    layers = {site.write.name: site for site in sites}
+    for change in changes:
+        site = layers.get(change.name)
+        if site is None:
+            continue
+        here = change.index is not None and change.dim == site.write.dim
+        found[str(site.layer)] = (change.index - site.write.offset).tolist() if here else "all"  # type: ignore
     return found
 
 

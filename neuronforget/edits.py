@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from neuronforget.certificates import Certificate, certify
-from neuronforget.changes import Change, State, mlp_biases, stored
+from neuronforget.changes import Change, Law, State, written
+from neuronforget.checkpoints import check_holds, checkpoint
 from neuronforget.errors import InputError, reading
 from neuronforget.guarding import Guard
 from neuronforget.models import LM
-from neuronforget.runs import environment, whole_folder
+from neuronforget.precision import Rounding, rounding
+from neuronforget.runs import environment
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,30 +45,23 @@ class Edit:
 
         Raises InputError if nothing is left of the edit: an operator that changed nothing says so.
         """
-        changes, asked, lost = [], 0, 0
+        changes, kept = [], Rounding()
+        method = info.get("method", "edit")
+        dtype = torch.float32
         for change in wanted:
-            dtype = lm.parameters[change.name].dtype if change.before is not None else change.after.dtype
-            before = change.before if change.before is not None else torch.zeros_like(change.after)
+            dtype = (change.after if change.before is None else lm.parameters[change.name]).dtype
             after = change.after.detach().to(dtype)
             if not torch.isfinite(after).all():
-                raise InputError(f"{info.get('method', 'edit')}: the new values of {change.name} are NaN or infinite")
-            intended = change.after.detach().double() != before.double()
-            asked += int(intended.sum())
-            lost += int((intended & (after == before)).sum())
+                raise InputError(f"{method}: the new values of {change.name} are NaN or infinite")
+            kept += rounding(change.before, change.after, dtype)
             changes.append(replace(change, after=after.clone()))
-        if asked == lost:
-            reason = (
-                f"all {asked} changed values round away in the stored dtype"
-                if asked
-                else "no value differs from before"
-            )
-            raise InputError(f"{info.get('method', 'edit')} changed nothing: {reason}")
-        if lost:
-            what = f"{info.get('method', 'edit')}: {lost} of {asked} changed values round away in the stored dtype"
-            warnings.warn(what, stacklevel=3)
-        return cls(
-            tuple(changes), {**info, "values_changed": asked - lost, "values_lost_to_dtype": lost, **environment()}
-        )
+        if not kept.asked:
+            raise InputError(f"{method} changed nothing: no value differs from before")
+        if kept.gone:
+            raise InputError(f"{method} changed nothing: {kept.words(dtype)}")
+        if kept.lost:
+            warnings.warn(f"{method}: {kept.words(dtype)}", stacklevel=3)
+        return cls(tuple(changes), {**info, **kept.info, **environment()})
 
     @classmethod
     def guarding(cls, guard: Guard, **info: Any) -> Edit:
@@ -102,7 +97,11 @@ class Edit:
     def undo(self, lm: LM) -> None:
         """Restore the model bit for bit. Raises InputError, and changes nothing, unless this edit is applied."""
         self._check(lm, "after")
-        self._put(lm, "before")
+        try:
+            self._put(lm, "before")
+        except BaseException:
+            self._put(lm, "after")
+            raise
 
     @contextmanager
     def on(self, lm: LM) -> Iterator[LM]:
@@ -121,16 +120,19 @@ class Edit:
         if not math.isfinite(strength):
             raise InputError(f"strength must be a finite number, found {strength}")
 
-        def at(change: Change) -> Change:
-            if strength == 1:
-                return change
+        scaled_by = self.info.get("strength", 1.0) * strength
+        if strength == 1:
+            return replace(self, info={**self.info, "strength": scaled_by})
+        changes, kept = [], Rounding()
+        for change in self.changes:
             before = change.before if change.before is not None else torch.zeros_like(change.after)
             mixed = before.double() + strength * (change.after.double() - before.double())
-            return replace(change, after=mixed.to(change.after.dtype))
-
-        info = {**self.info, "strength": self.info.get("strength", 1.0) * strength}
+            kept += rounding(before, mixed, change.after.dtype)
+            law: Law | None = "add" if change.law == "add" else None  # half of "set it to 0" depends on what it was
+            changes.append(replace(change, after=mixed.to(change.after.dtype), law=law))
         guard = None if self.guard is None else self.guard.scaled(strength)
-        return replace(self, changes=tuple(map(at, self.changes)), info=info, guard=guard)
+        lost = {} if guard is not None else kept.info
+        return replace(self, changes=tuple(changes), info={**self.info, **lost, "strength": scaled_by}, guard=guard)
 
     def summary(self) -> dict[str, Any]:
         """Return counts and sizes: values, parameters, L2 change relative to the weights it covers, values lost."""
@@ -156,30 +158,39 @@ class Edit:
         kept = None if trained is None else trained == self.info["model_before_training"]
         return certify(lm, self.changes, self.on(lm), kept)
 
-    def export(self, lm: LM, folder: str | Path) -> None:
-        """Write the edited model as an ordinary checkpoint folder that plain transformers loads.
+    def entry(self, lm: LM, request: str | None = None) -> dict[str, Any]:
+        """Return what a ledger tells of this edit: its size, how it was made, the neurons, its certificate."""
+        certificate = self.certificate(lm)
+        about = {"request": request or self.info.get("method", "edit"), "state": "applied", **self.summary()}
+        about |= {"neurons": written(lm.sites, self.changes), "info": dict(self.info)}
+        return {**about, "certificate": {**asdict(certificate), "holds": certificate.holds}}
 
+    def export(
+        self,
+        lm: LM,
+        folder: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        request: str | None = None,
+        measured: Sequence[Mapping[str, Any]] = (),
+    ) -> None:
+        """Write the edited model as an ordinary checkpoint folder that plain transformers loads, with its model card.
+
+        `dtype` stores the whole checkpoint in another precision, `measured` are rows of `Results` for the card.
         Raises InputError, and writes nothing, for a guard, where the architecture cannot hold an added bias (plain
-        transformers would drop it), and where the stored values differ from the edit's.
+        transformers would drop it), where nothing of the edit is left in `dtype`, and where the stored values
+        differ from the edit's.
         """
         if self.guard is not None:
             raise InputError(
                 f"{self.info.get('method', 'a guard')} changes no weight: an exported checkpoint would be the "
                 "untouched model, with all that it knows; use on() or apply(), or an edit of the weights"
             )
-        added = [c.name for c in self.changes if c.before is None]
-        if added and not hasattr(lm.model.config, "mlp_bias"):
-            raise InputError(
-                f"{type(lm.model).__name__} cannot hold the bias this edit adds ({added[0]}): plain transformers would "
-                "drop it; use on() or apply(), or an edit without it (ablate(mode='zero'))"
-            )
-        with whole_folder(folder) as scratch:
-            with self.on(lm), mlp_biases(lm, bool(added)):
-                lm.save(scratch)
-            self._check_saved(scratch)
-            (scratch / "neuronforget.json").write_text(
-                json.dumps({**self.info, **self.summary()}, indent=1, default=str)
-            )
+        check_holds(lm, self.changes)
+        entry, start = self.entry(lm, request), lm.digest()
+        with self.on(lm), checkpoint(lm, folder, [entry], held=self.changes, edits={0: self.changes}, dtype=dtype,
+                                     start=start, measured=list(measured)):  # fmt: skip
+            pass
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
@@ -188,7 +199,7 @@ class Edit:
         tensors: dict[str, Tensor] = {}
         rows = []
         for i, change in enumerate(self.changes):
-            rows.append({"name": change.name, "dim": change.dim})
+            rows.append({"name": change.name, "dim": change.dim, "law": change.law})
             for key in ("after", "before", "index"):
                 if (value := getattr(change, key)) is not None:
                     tensors[f"{i}.{key}"] = value.detach().cpu().contiguous().clone()
@@ -213,6 +224,7 @@ class Edit:
                     tensors.get(f"{i}.before"),
                     row["dim"],
                     tensors.get(f"{i}.index"),
+                    row.get("law"),
                 )
                 for i, row in enumerate(meta["changes"])
             )
@@ -231,14 +243,3 @@ class Edit:
             change.put(lm.model, state)
         if self.guard is not None:
             self.guard.put(lm, state)
-
-    def _check_saved(self, folder: Path) -> None:
-        """Raise InputError unless the checkpoint in `folder` holds exactly the edit's values."""
-        saved = stored(folder, {change.name for change in self.changes})
-        if unknown := {change.name for change in self.changes} - saved.keys():
-            raise InputError(
-                f"the checkpoint has no weight called {min(unknown)}: whether it holds the edit is unknown"
-            )
-        for change in self.changes:
-            if not torch.equal(change.read(saved[change.name]).cpu(), change.after.cpu()):
-                raise InputError(f"{change.name} is stored with other values than the edit's: its dtype loses the edit")

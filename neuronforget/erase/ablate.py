@@ -99,7 +99,8 @@ def _zeroed(lm: LM, neurons: Neurons, units: str) -> Iterator[Change]:
         if site.layer in chosen:
             for part in (site.write, *(site.read if units == "dead" else ())):
                 before = slice_of(lm, part, chosen[site.layer])
-                yield Change(part.name, torch.zeros_like(before), before, part.dim, part.index(chosen[site.layer]))
+                index = part.index(chosen[site.layer])
+                yield Change(part.name, torch.zeros_like(before), before, part.dim, index, law="set")
 
 
 def slice_of(lm: LM, part: Part, neurons: torch.Tensor) -> torch.Tensor:
@@ -121,4 +122,4 @@ def _mean_biases(lm: LM, neurons: Neurons, moments: Moments) -> Iterator[Change]
         before = None if bias is None else bias.detach().clone()
         dtype = lm.parameters[site.write.name].dtype
         after = shift.to(dtype) if before is None else before.double() + shift
-        yield Change(site.bias, after, before)
+        yield Change(site.bias, after, before, law="add")

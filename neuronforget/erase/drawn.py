@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from neuronforget.changes import Change
+from neuronforget.changes import Change, Law
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
 from neuronforget.errors import InputError
@@ -28,7 +28,7 @@ def noise(lm: LM, neurons: Neurons, *, sigma: float = 0.1, seed: int = 0) -> Edi
     changes = []
     for part, index in _parts(lm, neurons, read=False):
         before = slice_of(lm, part, index)
-        changes.append(_change(part, index, before, before.double().cpu() + sigma * _normal(before, draw)))
+        changes.append(_change(part, index, before, before.double().cpu() + sigma * _normal(before, draw), "add"))
     return finished(lm, neurons, changes, method="noise", sigma=sigma, seed=seed)
 
 
@@ -49,7 +49,7 @@ def revive(lm: LM, neurons: Neurons, *, seed: int = 0) -> Edit:
             raise InputError(f"all neurons of {part.name} are chosen: none is left to take the distribution from")
         pool, before = slice_of(lm, part, others.nonzero()[:, 0]).double().cpu(), slice_of(lm, part, index)
         drawn = pool.mean() + pool.std(correction=0) * _normal(before, draw)
-        changes.append(_change(part, index, before, drawn))
+        changes.append(_change(part, index, before, drawn, "set"))
     return finished(lm, neurons, changes, method="revive", seed=seed)
 
 
@@ -70,5 +70,5 @@ def _normal(like: Tensor, draw: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=draw).double()
 
 
-def _change(part: Part, index: Tensor, before: Tensor, after: Tensor) -> Change:
-    return Change(part.name, after.to(before.device), before, part.dim, part.index(index))
+def _change(part: Part, index: Tensor, before: Tensor, after: Tensor, law: Law) -> Change:
+    return Change(part.name, after.to(before.device), before, part.dim, part.index(index), law)

@@ -152,7 +152,7 @@ def solve_layers(
         rows = delta.T if site.write.dim == 1 else delta
         after = before.double().cpu() + rows
         changes.append(
-            Change(site.write.name, after.to(before.device), before, site.write.dim, site.write.index(index))
+            Change(site.write.name, after.to(before.device), before, site.write.dim, site.write.index(index), law="add")
         )
     return changes
 

@@ -1,0 +1,121 @@
+"""The model card of an edited checkpoint: what was erased and how, what was measured, and what that does not show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_TEMPLATE = """---
+{{ card_data }}
+---
+
+# {{ title }}
+
+{{ base }} with {{ count }} applied by neuronforget. It is an ordinary checkpoint; `neuronforget.json` tells the
+same as this page in full: settings, seeds, hashes of the data, versions, neurons.
+
+## What was erased, and how
+
+| request | state | method | seed | values changed | parameters | relative change | nothing else moved |
+|---|---|---|---|---|---|---|---|
+{%- for e in entries %}
+| {{ e.cells | join(" | ") }} |
+{%- endfor %}
+
+"Nothing else moved" is a check of every weight outside the edit, before and after it, and after undoing it.
+{%- for e in entries %}{% for note in e.notes %}
+- {{ e.request }}: {{ note }}
+{%- endfor %}{% endfor %}
+{% for e in entries if e.lost %}
+{{ e.request }}: {{ e.lost }}
+{% endfor %}
+## What was measured
+
+{% if rows -%}
+| edit | corpus | metric | value | 95% interval | n |
+|---|---|---|---|---|---|
+{%- for r in rows %}
+| {{ r.edit }} | {{ r.corpus }} | {{ r.metric }} | {{ r.value }} | {{ r.interval }} | {{ r.n }} |
+{%- endfor %}
+{%- else -%}
+Nothing: no results were given with the export. Whether the requests are fulfilled is unknown.
+{%- endif %}
+
+## Limits
+
+- An answer that no longer comes may be erased or only hidden: relearning, quantisation, other prompts and other
+  languages may bring it back. What is not in the table above was not tried.
+- Requests were fulfilled one after the other: each was made for the model that the earlier ones had left.
+- Only edits of weights are told here. A guard (a filter, a prompt, a control vector) erases nothing, changes no
+  weight and cannot be part of a checkpoint.
+- {{ undo }}
+"""
+
+
+def model_card(record: Mapping[str, Any], name: str) -> str:
+    """Return the card's Markdown with its metadata, from what `neuronforget.json` holds; `name` is the base model's."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    hub_id = record["base_model"] if not _local(name) and name == record["base_model"] else None
+    data = ModelCardData(base_model=hub_id, library_name="transformers", tags=["unlearning", "neuronforget"])
+    applied = sum(entry.get("state", "applied") == "applied" for entry in record["entries"])
+    return ModelCard.from_template(
+        data,
+        template_str=_TEMPLATE,
+        title=f"{record['base_model']}, edited",
+        base=f"`{record['base_model']}`",
+        count=f"{applied} edit{'s' if applied != 1 else ''} of its weights",
+        entries=[_told(entry) for entry in record["entries"]],
+        rows=list(_measured(record.get("measured", ()))),
+        undo=_undo(record),
+    ).content
+
+
+def base_name(name: str) -> str:
+    """Return a model's hub id, or the last part of its folder: where it lies on a disk is nobody else's business."""
+    return Path(name).name if _local(name) else name
+
+
+def _local(name: str) -> bool:
+    return Path(name).is_absolute() or Path(name).exists() or name.startswith(".")
+
+
+def _told(entry: Mapping[str, Any]) -> dict[str, Any]:
+    stored = entry.get("stored") or {}
+    lost = stored.get("values_lost_to_dtype", 0)
+    return {
+        "request": _cell(entry["request"]),
+        "cells": [
+            _cell(entry["request"]),
+            entry.get("state", "applied"),
+            _cell(entry["method"]),
+            entry["info"].get("seed", ""),
+            entry["values"],
+            entry["parameters"],
+            f"{entry['relative']:.3g}",
+            "yes" if (entry.get("certificate") or {}).get("holds") else "NO",
+        ],
+        "notes": entry.get("notes", ()),
+        "lost": f"{lost} changed values are lost in {stored.get('dtype')}, {stored.get('share_lost_to_dtype', 0):.2g} "
+        "of its L2." if lost else "",
+    }  # fmt: skip
+
+
+def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """The rows at full strength, as they are shown."""
+    for row in rows:
+        if row.get("point", "full") == "full":
+            interval = f"{row['low']:.3f} to {row['high']:.3f}"
+            shown = {"value": f"{row['value']:.3f}", "interval": interval, "n": row["n"]}
+            yield {key: _cell(row[key]) for key in ("edit", "corpus", "metric")} | shown
+
+
+def _undo(record: Mapping[str, Any]) -> str:
+    if record.get("undo"):
+        return "The erased weights lie in `edits/`, so that requests can be undone: they hold what was erased."
+    return "The erased weights are not in this folder; whoever has the base model has them."
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).replace("|", "\\|").split())
