@@ -10,11 +10,12 @@ import sys
 
 import tyro
 
+from neuronforget.commands.requests import ledger
 from neuronforget.commands.steps import attribute, erase, evaluate, report
 from neuronforget.commands.whole import compare, demo, testbed
 from neuronforget.errors import InputError
 
-COMMANDS = (demo, testbed, attribute, erase, evaluate, compare, report)
+COMMANDS = (demo, testbed, attribute, erase, ledger, evaluate, compare, report)
 
 
 def main() -> None:

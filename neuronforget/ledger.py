@@ -74,8 +74,7 @@ class Ledger:
         Raises InputError, and changes nothing, for a name that is applied already, an edit that changes no weight
         (a guard), and a model that is not as this ledger left it.
         """
-        if not request.strip() or request in [entry.request for entry in self.applied]:
-            raise InputError(f"a request needs a name of its own, found {request!r}; applied: {self._names()}")
+        self.check_name(request)
         if not edit.changes:
             raise InputError(f"{request}: this edit changes no weight (a guard): a ledger tells of edits of weights")
         if unknown := {c.name for c in edit.changes if c.before is not None} - lm.parameters.keys():
@@ -147,9 +146,7 @@ class Ledger:
 
         Raises InputError for a folder that holds anything else, a checkpoint among it.
         """
-        folder = Path(folder)
-        if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {RECORD, _EDITS}):
-            raise InputError(f"{folder} is no ledger's own folder (it holds {min(others)}): choose another one")
+        check_own_folder(folder)
         with whole_folder(folder, replace=True) as scratch:
             about = {"base_model": self.base_model, "start": self.start, "model": self.model, "undo": True}
             write_record(scratch, [entry.about for entry in self.entries], about)
@@ -196,6 +193,11 @@ class Ledger:
             if undo:
                 self._save_edits(scratch, lambda change: _stored_as(change, dtype))
 
+    def check_name(self, request: str) -> None:
+        """Raise InputError unless a request may be called so: a word, and none that is applied."""
+        if not request.strip() or request in [entry.request for entry in self.applied]:
+            raise InputError(f"a request needs a name of its own, found {request!r}; applied: {self._names()}")
+
     def _check(self, lm: LM) -> str:
         """Return the model's hash. Raises InputError unless it is as this ledger left it."""
         if (found := lm.digest()) != self.model:
@@ -211,6 +213,13 @@ class Ledger:
             if entry.edit is not None:
                 edit = replace(entry.edit, changes=tuple(map(as_stored, entry.edit.changes)))
                 edit.save(folder / _EDITS / f"{i}.safetensors")
+
+
+def check_own_folder(folder: str | Path) -> None:
+    """Raise InputError for a folder that holds anything but a ledger, such as a checkpoint."""
+    folder = Path(folder)
+    if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {RECORD, _EDITS}):
+        raise InputError(f"{folder} is no ledger's own folder (it holds {min(others)}): choose another one")
 
 
 def _stored_as(change: Change, dtype: torch.dtype | None) -> Change:

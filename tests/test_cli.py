@@ -411,3 +411,61 @@ def test_the_module_runs_as_a_program() -> None:
     assert all(
         word in done.stdout for word in ("demo", "testbed", "attribute", "erase", "evaluate", "compare", "report")
     )
+
+
+def test_requests_come_one_by_one_are_undone_and_travel(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """erase A, B, C into a ledger; undo A alone; export; undo there; go on from the exported checkpoint."""
+    book, exported = tmp_path / "requests", tmp_path / "exported"
+    for request, j in (("A", 1), ("B", 2), ("C", 3)):
+        nf.Neurons(frozenset({(0, j), (1, j)}), (0, 1), 64).save(tmp_path / "neurons.json")
+        words = ["--neurons", tmp_path / "neurons.json", "--ledger", book, "--request", request]
+        assert run(monkeypatch, "erase", *data(bed), *words) == 0
+    assert run(monkeypatch, "ledger", book) == 0
+    assert "3 of 3 requests applied" in capfd.readouterr().out
+    assert run(monkeypatch, "ledger", book, "--model", bed / "model", "--undo", "A", "--export", exported) == 0
+    lm = nf.load(bed / "model")
+    nf.erase.ablate(lm, nf.Neurons(frozenset((k, j) for k in (0, 1) for j in (2, 3)), (0, 1), 64)).apply(lm)
+    assert nf.load(exported).digest() == lm.digest()
+    assert "| A | undone |" in (exported / "README.md").read_text()
+
+    assert run(monkeypatch, "ledger", exported, "--undo", "B", "--export", tmp_path / "x") == 2
+    assert "did not travel" in capfd.readouterr().err and not (tmp_path / "x").exists()
+    words = ["--model", bed / "model", "--export", tmp_path / "open", "--with-edits", "--dtype", "bfloat16"]
+    assert run(monkeypatch, "ledger", book, *words) == 0
+    assert run(monkeypatch, "ledger", tmp_path / "open", "--undo", "B", "C", "--export", tmp_path / "none") == 0
+    plain, untouched = nf.load(tmp_path / "none"), nf.load(bed / "model")
+    assert all(torch.equal(p, untouched.parameters[n].bfloat16()) for n, p in plain.parameters.items())
+
+    after = data(bed)
+    after[1] = exported
+    words = ["--method", "noise", "--neurons", tmp_path / "neurons.json", "--request", "D", "--ledger", tmp_path / "on"]
+    assert run(monkeypatch, "erase", *after, *words, "--export", tmp_path / "last") == 0
+    requests = [e["request"] for e in json.loads((tmp_path / "last" / "neuronforget.json").read_text())["entries"]]
+    assert requests == ["A", "B", "C", "D"]
+
+
+def test_a_ledger_says_what_is_missing(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nf.Neurons(frozenset({(0, 1)}), (0, 1), 64).save(tmp_path / "neurons.json")
+    book, erase = tmp_path / "requests", ["erase", *data(bed), "--neurons", tmp_path / "neurons.json"]
+    assert run(monkeypatch, *erase, "--ledger", book, "--request", "A") == 0
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    capfd.readouterr()
+    for words, message in (
+        (erase, "give --out"),
+        ([*erase, "--ledger", book], "needs --request"),
+        ([*erase, "--ledger", book, "--request", "A"], "name of its own"),
+        ([*erase, "--ledger", book, "--request", "B"], "changed nothing"),  # on top of A nothing is left to zero
+        ([*erase, "--ledger", bed / "gold", "--request", "B"], "no ledger's own folder"),
+        ([*erase, "--ledger", bed / "model" / "requests", "--request", "B"], "model's own folder"),
+        (["ledger", tmp_path / "nowhere"], "no such file"),
+        (["ledger", book, "--undo", "A"], "give --model"),
+        (["ledger", book, "--model", bed / "model", "--undo", "Z"], "no request 'Z'"),
+        (["ledger", book, "--model", bed / "gold", "--undo", "A"], "another model"),
+    ):
+        assert run(monkeypatch, *words) == 2
+        assert message in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show
+from neuronforget.commands.requests import asked_of, check_places
 from neuronforget.errors import InputError
 
 
@@ -56,7 +58,9 @@ def attribute(
 def erase(
     data: Annotated[Data, tyro.conf.arg(name="")],
     *,
-    out: Folder,
+    out: Folder | None = None,
+    ledger: Folder | None = None,
+    request: str | None = None,
     method: str = "ablate",
     neurons: Folder | None = None,
     loss: str | None = None,
@@ -69,10 +73,12 @@ def erase(
     export: Folder | None = None,
     resume: Folder | None = None,
 ) -> None:
-    """Make an edit and write it to a file; the model folder stays as it is.
+    """Make an edit and write it to a file, or into a ledger of requests; the model folder stays as it is.
 
     Args:
         out: File for the edit (.safetensors).
+        ledger: Folder of a ledger: the edit is made on top of the requests in it, and becomes one more.
+        request: Name of this request in the ledger.
         method: Operator of neuronforget.erase (docs/operators.md lists them), or module:function.
         neurons: A neurons.json of `attribute`; some operators need it, others then keep to these neurons.
         loss: Name in neuronforget.losses, or module:function (finetune; default npo).
@@ -89,11 +95,10 @@ def erase(
     from neuronforget.edits import Edit
     from neuronforget.erase.catalogue import OPERATORS, check_call, make
     from neuronforget.neurons import Neurons
-    from neuronforget.runs import check_new, check_writable, whole_file
+    from neuronforget.runs import check_new, whole_file
 
-    check_writable(output(out, ".safetensors"))
-    if Path(data.model).is_dir() and out.resolve().is_relative_to(Path(data.model).resolve()):
-        raise InputError(f"{out} lies in the model's own folder: choose another place for the edit")
+    check_places(data.model, output(out, ".safetensors") if out else None, ledger)
+    kept = asked_of(ledger, request, data.model) if ledger else None
     if export:
         check_new(export)
     operator = named(method, OPERATORS)
@@ -110,12 +115,20 @@ def erase(
     given = {**assigned(set), **{name: value for name, value in asked.items() if value is not None}}
     check_call(operator, chosen, given)
     lm, forget, retain = data.open()
+    if kept:
+        kept.replay(lm)
     edit = make(operator, lm, forget, retain, neurons=chosen, **given)
-    with whole_file(out) as scratch:
-        edit.save(scratch)
+    certificate = edit.certificate(lm)
+    with whole_file(out) if out else nullcontext() as scratch:
+        if scratch:
+            edit.save(scratch)
+        if kept and ledger:
+            kept.apply(lm, edit, request=request or "")
         if export:
-            edit.export(lm, export)
-    print(f"{edit}\n{edit.certificate(lm)}\nwritten to {out}" + (f" and {export}" if export else ""))
+            (kept or edit).export(lm, export)
+        if kept and ledger:
+            kept.save(ledger)
+    print(f"{edit}\n{certificate}\nwritten to {' and '.join(str(p) for p in (out, ledger, export) if p)}")
 
 
 def evaluate(

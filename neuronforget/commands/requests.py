@@ -1,0 +1,88 @@
+"""Requests one after the other: the ledger that `erase` writes to, and what can be done with it later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from neuronforget.commands.console import Folder
+from neuronforget.errors import InputError
+from neuronforget.ledger import RECORD, Ledger, check_own_folder
+from neuronforget.runs import check_new, check_writable
+
+
+def ledger(
+    folder: Annotated[Path, tyro.conf.Positional],
+    *,
+    model: str | None = None,
+    undo: tuple[str, ...] = (),
+    export: Folder | None = None,
+    with_edits: bool = False,
+    results: Folder | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    device: str = "cpu",
+) -> None:
+    """List the requests of a ledger; undo some of them; export the model with the others on it.
+
+    Args:
+        folder: Folder of `erase --ledger`, or a checkpoint that was exported.
+        model: The model that the first request was made for (of a checkpoint: itself).
+        undo: Names of requests to undo, in this order.
+        export: New folder for the model with the requests that are left, and its model card.
+        with_edits: Export the edits too, so that requests can be undone there: they hold the erased weights.
+        results: Results folder of `evaluate`, for the model card.
+        dtype: Store the exported weights in this precision; what it loses of an edit is counted.
+        device: Where the model is put: cpu, cuda, cuda:1.
+    """
+    import torch
+
+    from neuronforget.models import load
+    from neuronforget.results import Results
+
+    kept, checkpoint = Ledger.load(folder), (folder / "config.json").is_file()
+    if not undo and export is None:
+        return print(kept)
+    if unknown := set(undo) - {entry.request for entry in kept.applied}:
+        raise InputError(f"no request {min(unknown)!r} is applied; the ledger holds:\n{kept}")
+    if model is None and not checkpoint:
+        raise InputError("give --model, the checkpoint that the first request was made for")
+    if checkpoint and export is None:
+        raise InputError(f"{folder} is a checkpoint and stays as it is: say with --export where the other one goes")
+    if export is not None:
+        check_new(export)
+    measured = Results.load(results).rows if results else ()
+    lm = load(model or folder, device=device)
+    kept.replay(lm)
+    for name in undo:
+        kept.undo(lm, name)
+    if export is not None:
+        kept.export(lm, export, undo=with_edits, measured=measured, dtype=getattr(torch, dtype) if dtype else None)
+    if undo and not checkpoint:
+        kept.save(folder)
+    print(kept, *([f"written to {export}"] if export else []), sep="\n")
+
+
+def asked_of(folder: Path, request: str | None, model: str) -> Ledger:
+    """Return the ledger that `request` goes into: the folder's, or that of the model's own folder, or a new one.
+
+    Raises InputError for a request without a name of its own, and a folder that holds anything else.
+    """
+    check_own_folder(folder)
+    if not request:
+        raise InputError("--ledger needs --request, the name that the erasure is undone by")
+    source = next((path for path in (folder, Path(model)) if (path / RECORD).is_file()), None)
+    kept = Ledger() if source is None else Ledger.load(source)
+    kept.check_name(request)
+    return kept
+
+
+def check_places(model: str, *places: Path | None) -> None:
+    """Raise InputError unless an edit has a place to go, and each can be written and is not in the model's folder."""
+    if not any(places):
+        raise InputError("give --out, a file for the edit, or --ledger and --request")
+    for place in (place for place in places if place):
+        check_writable(place)
+        if Path(model).is_dir() and place.resolve().is_relative_to(Path(model).resolve()):
+            raise InputError(f"{place} lies in the model's own folder: choose another place for the edit")
