@@ -110,8 +110,8 @@ class Ledger:
         difference, later = without(lm, edits, [self.entries[i].request for i in chain])
         difference.undo(lm)
         for i, left in zip(chain[1:], later, strict=True):
-            after = f"{request}, which was on when this was applied, was undone on {_now()}: {left.note}. Made now, "
-            note = after + "without it, this edit could be another: measure again"
+            after = f"{request}, which was on when this was applied, was undone on {_now()}: {left.note}. Made without "
+            note = after + "it this edit could be another, and what it erased may be back in part: measure again"
             self.entries[i] = replace(self.entries[i].noted(note), edit=left.edit)
         self.entries[place] = replace(entry.noted(f"undone on {_now()}", state="undone"), edit=None)
         self.model = lm.digest()

@@ -55,3 +55,16 @@ def test_intervals_over_seeds_are_students_and_tables_show_them() -> None:
     row = {"score": "mine", "seconds per example": 0.5, "spearman": 0.25}
     text = where.tables({f"ordinary {i}": {"rows": [row], "facts": {"gold, forget": 0.0}} for i in range(2)})
     assert "| mine | 500.0 | 0.25 ± 0.00 |" in text and "ordinary (2 seeds)" in text
+
+
+def test_requests_are_undone_alone_and_the_model_comes_back() -> None:
+    undone, made = analysis("undone_alone"), bed()
+    start = made.lm.digest()
+    rows = undone.rows_of(made, undone.ablate, "AB")
+    assert [row["state"] for row in rows] == [
+        "untouched", "A applied", "B applied", "A undone alone", "made without A",
+    ]  # fmt: skip
+    assert made.lm.digest() == start
+    whole = nf.evaluate(made.lm, {}, made.forget, made.retain, strengths=(), damage=None, progress=False)
+    assert (rows[0]["A"] + rows[0]["B"]) / 2 == pytest.approx(whole.value("untouched", "forget"))  # a person each
+    assert rows[2]["A"] < rows[3]["A"] <= rows[0]["A"]
