@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "kernels")]
 
 import rivals  # noqa: E402
-import torch  # noqa: E402
 from bench_results import PACKAGES, environment, table_of, write_results  # noqa: E402
+from gauges import counted, in_turns, medians  # noqa: E402
+from problems import SHAPES, problem  # noqa: E402
 from torch import Tensor  # noqa: E402
-from whole_models import SHAPES  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
 from neuronforget.corpora import Batch, batches, encode  # noqa: E402
@@ -35,8 +34,6 @@ from neuronforget.models import activations_only  # noqa: E402
 #: Largest difference from ours, relative to a duel's scale.
 TOLERANCE = 1e-5
 STEPS = 20
-#: Standard deviation of the random models' weights.
-SPREAD = 0.06
 #: A model of which the peers integrate and ablate every neuron within minutes.
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4,
          "num_key_value_heads": 4, "vocab_size": 2048}  # fmt: skip
@@ -55,27 +52,6 @@ class Duel:
     peers: Mapping[str, Callable[[], Tensor]]
     goal: float | None = None
     scale: float | None = None
-
-
-def problem(settings: dict[str, Any], examples: int, prompt: int, answer: int) -> tuple[nf.LM, nf.Corpus]:
-    """Return a random Llama whose tokens are words, and a corpus of so many random words in prompt and answer."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    words = [f"w{i}" for i in range(settings["vocab_size"])]
-    coder = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[0]))
-    coder.pre_tokenizer = WhitespaceSplit()
-    torch.manual_seed(0)
-    # Wider weights than usual (0.02), with which a neuron of a random model does too little to be told from rounding.
-    config = LlamaConfig(**settings, max_position_embeddings=prompt + answer, initializer_range=SPREAD)
-    model = LlamaForCausalLM(config).eval()
-    drawn = torch.randint(len(words), (examples, prompt + answer)).tolist()
-    lines = [[words[i] for i in line] for line in drawn]
-    rows = [{"prompt": " ".join(line[:prompt]), "answer": " ".join(line[prompt:])} for line in lines]
-    lm = nf.LM(model, PreTrainedTokenizerFast(tokenizer_object=coder))
-    return lm, nf.Corpus.from_rows(rows, name="random words")
 
 
 def batches_of(lm: nf.LM, corpus: nf.Corpus, size: int) -> list[Batch]:
@@ -141,13 +117,7 @@ def fight(duel: Duel, turns: int) -> list[dict[str, Any]]:
     scale = float(expected.abs().max()) if duel.scale is None else duel.scale
     gaps = {name: float((peer().double() - expected).abs().max()) / scale for name, peer in duel.peers.items()}
     agree = {name: peer for name, peer in duel.peers.items() if gaps[name] <= TOLERANCE}  # NaN agrees with nothing
-    times: dict[str, list[float]] = {"ours": [], **{name: [] for name in agree}}
-    for _ in range(turns):
-        for name, call in {"ours": duel.ours, **agree}.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    middle = {name: sorted(spent)[len(spent) // 2] for name, spent in times.items()}
+    middle = medians(in_turns({"ours": duel.ours, **agree}, turns))
     rows = [_row(duel, "ours", 0.0, middle["ours"], None)]
     for name, gap in gaps.items():
         spent = middle.get(name)
@@ -170,13 +140,6 @@ def duels() -> list[Duel]:
     deeper = problem({**SMALL, "num_hidden_layers": 6}, 4, 32, 1)
     # What ours saves grows with depth and length, so that it is shown at two sizes.
     return [recording(*large, examples), integration(*small), integration(*deeper), ablation(*small)]
-
-
-def counted(text: str) -> int:
-    """Return a number of turns, one or more: of none there is no median."""
-    if (turns := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"one turn or more, not {turns}")
-    return turns
 
 
 def main() -> int:

@@ -13,65 +13,17 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "kernels")]
 
-#: Name -> settings of a Llama of that shape, and examples and tokens of a batch.
-SHAPES: dict[str, tuple[dict[str, int], tuple[int, int]]] = {
-    "testbed": (
-        {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 4,
-         "num_key_value_heads": 4, "vocab_size": 2000},
-        (64, 12),
-    ),
-    "30M": (
-        {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 6, "num_attention_heads": 8,
-         "num_key_value_heads": 8, "vocab_size": 8192},
-        (4, 128),
-    ),
-    "Qwen1.5-1.8B": (
-        {"hidden_size": 2048, "intermediate_size": 5504, "num_hidden_layers": 24, "num_attention_heads": 16,
-         "num_key_value_heads": 16, "vocab_size": 151936},
-        (8, 512),
-    ),
-    "Llama-3-8B": (
-        {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-         "num_key_value_heads": 8, "vocab_size": 128256},
-        (8, 512),
-    ),
-}  # fmt: skip
-
-
-def build(name: str, device: str) -> tuple[Any, Any]:
-    """Return the model as an LM, and a batch of random tokens whose second half is the answer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from neuronforget.corpora import Batch
-    from neuronforget.models import LM
-
-    settings, (examples, tokens) = SHAPES[name]
-    torch.manual_seed(0)
-    previous = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = LlamaForCausalLM(LlamaConfig(**settings, max_position_embeddings=tokens)).eval()
-    finally:
-        torch.set_default_dtype(previous)
-    ids = torch.randint(0, settings["vocab_size"], (examples, tokens), device=device)
-    answer = torch.zeros_like(ids, dtype=torch.bool)
-    answer[:, tokens // 2 :] = True
-    ends = torch.full((examples,), tokens // 2 - 1, device=device)
-    return LM(model), Batch(ids, torch.ones_like(ids), answer, ends, tuple(range(examples)))
+from gauges import gpu_peak, in_turns, medians, process_peak, tensor_peak  # noqa: E402
+from problems import SHAPES, build  # noqa: E402
 
 
 def record_batches(lm: Any, batch: Any, count: int) -> None:
@@ -134,18 +86,11 @@ def measure(name: str, device: str) -> dict[str, Any]:
 def measure_here(name: str, device: str) -> dict[str, Any]:
     """Return one process' row of one model."""
     lm, batch = build(name, device)
-    times: dict[str, list[float]] = {"record": [], "alone": []}
-    for job in times:
-        JOBS[job](lm, batch, 2)
-    begun = time.perf_counter()
-    while time.perf_counter() - begun < SECONDS or len(times["alone"]) < TURNS:
-        for job, spent in times.items():  # in turns, so that a busy neighbour slows both
-            _wait(device)
-            start = time.perf_counter()
-            JOBS[job](lm, batch, 1)
-            _wait(device)
-            spent.append(time.perf_counter() - start)
-    middle = {job: median(spent) for job, spent in times.items()}
+    jobs = {job: partial(JOBS[job], lm, batch, 1) for job in ("record", "alone")}
+    for job in jobs.values():
+        job()
+        job()
+    middle = medians(in_turns(jobs, TURNS, device, SECONDS))
     row: dict[str, Any] = {"model": name, "batch": "x".join(map(str, batch.input_ids.shape))}
     row |= {f"{job}_ms": spent * 1e3 for job, spent in middle.items()}
     return row | {"ratio": middle["record"] / middle["alone"]}
@@ -158,25 +103,13 @@ def memory(name: str, device: str) -> list[dict[str, Any]]:
     for job, count in PEAKS:
         row: dict[str, Any] = {"model": name, "job": job, "batches": count}
         if device == "cuda":
-            row["tensors_mb"] = _peak_here(lm, batch, job, count)
+            row["tensors_mb"] = gpu_peak(partial(JOBS[job], lm, batch, count))
         else:
             row["tensors_mb"] = _peak_apart(name, job, count, "tensors")
             row["process_returning_mb"] = _peak_apart(name, job, count, "process", MALLOC_TRIM_THRESHOLD_="0")
             row["process_mb"] = _peak_apart(name, job, count, "process")
         rows.append(row)
     return rows
-
-
-def _wait(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def _peak_here(lm: Any, batch: Any, job: str, count: int) -> float:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    JOBS[job](lm, batch, count)
-    return torch.cuda.max_memory_allocated() / 1e6
 
 
 def _peak_apart(name: str, job: str, count: int, what: str, **environment: str) -> float:
@@ -189,31 +122,6 @@ def _apart(name: str, *options: str, **environment: str) -> Any:
     command = [sys.executable, __file__, name, *options]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env={**os.environ, **environment})
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def tensor_peak(run: Callable[[], Any]) -> float:
-    """Return the peak of bytes in tensors that `run` makes on CPU, in MB, as torch's profiler counts them."""
-    kind = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=kind, profile_memory=True, acc_events=True) as profile:
-        run()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    return max(e["args"]["Total Allocated"] for e in events if e["name"] == "[memory]") / 1e6
-
-
-def process_peak(run: Callable[[], Any]) -> float:
-    """Return by how many MB `run` raises the process' peak memory. A child's `getrusage` begins at its parent's."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(line: str) -> float:
-    rows = Path("/proc/self/status").read_text().splitlines()
-    return next(int(row.split()[1]) for row in rows if row.startswith(line)) / 1e3
 
 
 #: How a peak is measured.

@@ -42,13 +42,15 @@ def table_of(rows: list[dict[str, Any]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_results(title: str, results: dict[str, Any], notes: str, folder: Path) -> Path:
+def write_results(title: str, results: dict[str, Any], notes: str, folder: Path, kind: str = "") -> Path:
     """Write the results twice, for programs and for people; return the latter's path.
 
-    `results["environment"]` is that of `environment`; every value that is a list of rows becomes a table.
+    `results["environment"]` is that of `environment`; every value that is a list of rows becomes a table. The files are
+    called <date>-<device>, and -<kind> where several benchmarks write into one folder.
     """
     where = results["environment"]
-    stem = f"{where['date'][:10]}-{re.sub('[^a-z0-9]+', '-', where['device'].lower()).strip('-')}"
+    named = " ".join([where["device"].lower(), kind])
+    stem = f"{where['date'][:10]}-{re.sub('[^a-z0-9]+', '-', named).strip('-')}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{stem}.json").write_text(json.dumps(results, indent=1) + "\n")
     parts = [f"# {title}, {where['date'][:10]}", ", ".join(f"{k} {v}" for k, v in where.items()), notes]

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from families import build
+from gauges import tensor_peak
 from neuronforget_kernels import PIECE_FIELDS
 from torch import Tensor
-from whole_models import tensor_peak
 
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.tokens import Encoded, collate
