@@ -375,3 +375,16 @@ def test_what_was_done_is_written_down(lm: LM, forget: Corpus, retain: Corpus) -
         "method": "finetune:npo", "loss_settings": {"beta": 0.5}, "steps": 4, "neurons": 4,
     }  # fmt: skip
     assert (info["forget"], info["retain"]) == (forget.digest(), retain.digest())
+
+
+def test_a_training_that_explodes_without_nan_stops_and_leaves_the_model(
+    lm: LM, forget: Corpus, retain: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = state(lm)
+    settings: dict[str, Any] = {"loss": grad_diff, "lr": 1.0, "steps": 12}
+    with pytest.raises(InputError, match=r"explodes: retain answers are at .* lower lr"):
+        tune(lm, forget, retain, **settings)
+    now = lm.model.state_dict()
+    assert all(torch.equal(now[name], value) for name, value in before.items())
+    monkeypatch.setattr(losses.outputs, "EXPLODED", float("inf"))
+    tune(lm, forget, retain, **settings)  # its loss is a number to the end: nothing else would have stopped it

@@ -6,6 +6,7 @@ positions that predict one, and `mean` weighs them as `NLL` does, each example a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +21,8 @@ from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_logp, answer_nll
 
 Who = Literal["trained", "start", "reinforced"]
+#: A training has exploded where the NLL of what it is to keep is so many times that of guessing.
+EXPLODED = 2.0
 
 
 @runtime_checkable
@@ -174,8 +177,19 @@ class Outputs:
         return self._part("alternates")
 
     def keep_nll(self, alpha: float) -> Tensor:
-        """Return `alpha NLL_r`; no retain corpus is needed where alpha is 0."""
-        return alpha * self.retain.nll if alpha else torch.zeros(())
+        """Return `alpha NLL_r`; no retain corpus is needed where alpha is 0.
+
+        Raises InputError where the answers that are to be kept have become far less likely than by guessing.
+        """
+        if not alpha:
+            return torch.zeros(())
+        nll, guess = self.retain.nll, math.log(self.retain.logits.shape[-1])
+        if float(nll.detach()) > EXPLODED * guess:
+            raise InputError(
+                f"the training explodes: retain answers are at {float(nll.detach()):.1f} nats a token, where guessing "
+                f"among all tokens gives {guess:.1f}: lower lr"
+            )
+        return alpha * nll
 
     def keep(self, first: float) -> Float[Tensor, ""]:
         """Return a number that the loss may change in place: it lasts from step to step, and over a resume.
