@@ -152,6 +152,24 @@ def test_every_operator_makes_an_edit_by_its_name(bed: Path, tmp_path: Path, mon
             assert info["rank"] == 9 if method == "revs" else info["alpha"] == 0.5
 
 
+def test_an_operator_of_ones_own_runs_by_its_module(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(Path(__file__).parent.parent / "examples")
+    nf.Neurons(frozenset((k, j) for k in (0, 1) for j in range(20)), (0, 1), 64).save(tmp_path / "neurons.json")
+    words = [*data(bed), "--neurons", tmp_path / "neurons.json", "--out", tmp_path / "edit.safetensors"]
+    assert run(monkeypatch, "erase", *words, "--method", "own_operator:share", "--set", "power=2") == 0
+    lm, corpora = nf.load(bed / "model"), [nf.corpora.jsonl(bed / f"{name}.jsonl") for name in ("forget", "retain")]
+    edit, (forget, retain) = Edit.load(tmp_path / "edit.safetensors"), (nf.record(lm, c)["abs_sum"] for c in corpora)
+    forget, retain = forget / nf.record(lm, corpora[0]).tokens, retain / nf.record(lm, corpora[1]).tokens
+    change = edit.changes[0]
+    assert change.before is not None and change.index is not None
+    kept = ((retain / (forget + retain)) ** 2)[0, change.index]
+    torch.testing.assert_close(change.after.double(), change.before.double() * kept, rtol=1e-4, atol=1e-6)
+    assert run(monkeypatch, "erase", *words, "--method", "own_operator:none") == 2
+    assert "no function 'own_operator:none'" in capfd.readouterr().err
+
+
 def test_an_adapter_that_peft_saved_is_erased_from_the_command_line(
     bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
