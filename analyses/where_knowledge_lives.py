@@ -132,10 +132,14 @@ def facts_of(bed: nf.testbed.Testbed) -> dict[str, Any]:
 
 def mean_interval(values: Sequence[float]) -> str:
     """Return the mean over seeds and its 95% interval by Student's t."""
+    return f"{np.mean(values):.2f} ± {half_interval(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
+
+
+def half_interval(values: Sequence[float]) -> float:
+    """Return half the width of the 95% interval of a mean, by Student's t; of one value alone NaN."""
     if len(values) < 2:
-        return f"{values[0]:.2f}"
-    half = t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return f"{np.mean(values):.2f} ± {half:.2f}"
+        return math.nan
+    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 def tables(done: Mapping[str, Mapping[str, Any]]) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -15,6 +18,7 @@ from scipy.stats import t
 import neuronforget as nf
 
 FOLDER = Path(__file__).parents[1] / "analyses"
+sys.path.append(str(FOLDER))
 
 
 def analysis(name: str) -> ModuleType:
@@ -68,3 +72,157 @@ def test_requests_are_undone_alone_and_the_model_comes_back() -> None:
     whole = nf.evaluate(made.lm, {}, made.forget, made.retain, strengths=(), damage=None, progress=False)
     assert (rows[0]["A"] + rows[0]["B"]) / 2 == pytest.approx(whole.value("untouched", "forget"))  # a person each
     assert rows[2]["A"] < rows[3]["A"] <= rows[0]["A"]
+
+
+@pytest.fixture(scope="module")
+def erased() -> dict[str, Any]:
+    """What the analysis of erase methods measured of a few arms of the small testbed."""
+    setting, methods = analysis("erase_study"), analysis("erase_methods")
+    methods.STRENGTHS, setting.TAUGHT, setting.SHARE = (0.5, 1.0), 6, 0.1  # of 128 neurons, 12 are grafted
+    study, done = setting.Study.of(bed(), 0, measured=40), {}
+    yielded = list(methods.run(study, done, only=("ablate", "ssd", "grad_diff")))
+    assert yielded[0] == "references" and not list(methods.run(study, done, only=("ablate", "ssd", "grad_diff")))
+    return {"study": study, "done": json.loads(json.dumps(done)), "methods": methods}
+
+
+def test_found_neurons_ablated_are_closer_to_gold_than_random_ones(erased: dict[str, Any]) -> None:
+    done = erased["done"]
+    places = {name.split("@")[-1] for name in done if "@" in name}
+    assert places == {"found", "random", "full"} and "ssd@full" in done and "ablate@full" not in done
+    kl = {name: done[name]["dials"][-1][1]["forget unseen"]["kl_gold"] for name in ("ablate@found", "ablate@random")}
+    assert kl["ablate@found"] < 0.5 * kl["ablate@random"]
+    assert done["gold"]["tuned"]["forget unseen"]["kl_gold"] == pytest.approx(0, abs=1e-6)
+
+
+def test_points_are_what_evaluate_measures(erased: dict[str, Any]) -> None:
+    study, done = erased["study"], erased["done"]
+    edit = nf.erase.ablate(study.bed.lm, study.found)
+    results = nf.evaluate(study.bed.lm, {"a": edit}, study.bed.forget, study.corpora["retain"], gold=study.bed.gold,
+                          strengths=(), damage=None, progress=False)  # fmt: skip
+    point = done["ablate@found"]["dials"][0][1]
+    for corpus in ("forget", "forget unseen", "retain"):
+        for metric in ("exact_match", "nll", "kl_gold"):
+            assert point[corpus][metric] == pytest.approx(results.value("a", corpus, metric), abs=1e-6)
+
+
+def test_tuned_points_keep_the_damage_and_matched_ones_reach_no_more(erased: dict[str, Any]) -> None:
+    done, methods = erased["done"], erased["methods"]
+    start = done["untouched"]["tuned"]["retain"]["nll"]
+    for name, arm in done.items():
+        if "@" not in name or "failed" in arm:
+            continue
+        allowed = [p for dial in arm["dials"] for p in dial if p["retain"]["nll"] <= start + methods.DAMAGE]
+        best = min([done["untouched"]["tuned"], arm["matched"], *allowed], key=lambda p: p["forget"]["kl_gold"])
+        assert arm["tuned"] == best
+        assert arm["matched"]["retain"]["nll"] <= start + methods.DAMAGE + 1e-6
+
+
+def test_strangers_are_in_neither_corpus(erased: dict[str, Any]) -> None:
+    study = erased["study"]
+    text = " ".join(e.prompt for corpus in (study.bed.forget, study.bed.retain) for e in corpus)
+    asked = [e.prompt for e in study.corpora["strangers"]]
+    assert len(asked) == 20 and len(set(asked)) > 15 and not any(prompt in text for prompt in asked)
+
+
+def test_relearning_is_measured_on_the_taught_and_the_other_half(erased: dict[str, Any]) -> None:
+    done = erased["done"]
+    known = done["untouched"]["relearning"]
+    assert known["step"] == [0, 3, 6] and len(known["siblings"]) == 3
+    start = done["untouched"]["tuned"]["forget"]["exact_match"]
+    assert (known["taught"][0] + known["siblings"][0]) / 2 == pytest.approx(start)
+    assert done["gold"]["relearning"]["taught"][0] < 0.3
+
+
+def test_tables_say_what_was_measured(erased: dict[str, Any]) -> None:
+    show, done = analysis("erase_tables"), erased["done"]
+    text = show.tables([done, done])
+    point = done["ablate@found"]["tuned"]
+    assert f"| ablate | {point['strength']:.2g} | {point['forget']['exact_match']:.2f} ± 0.00" in text
+    gap = show.gaps([done], "ablate@random", "KL unseen")[0]
+    assert gap < 0 and f"| {gap:.2f} ± 0.00 |" in text and "2 seeds" in text
+    kl = [done[f"ssd@{place}"]["tuned"]["forget unseen"]["kl_gold"] for place in ("found", "full", "random")]
+    told = f"| ssd | {kl[0]:.2f} ± 0.00 | {kl[1]:.2f} ± 0.00 | {kl[2]:.2f} ± 0.00 | **{kl[0] - kl[2]:.2f} ± 0.00** |"
+    assert kl[0] < kl[2] and told in text
+
+
+def test_figures_put_the_marks_where_the_numbers_are(erased: dict[str, Any]) -> None:
+    draw, done = analysis("erase_figures"), erased["done"]
+    for text in (draw.dials([done]), draw.dots([done, done])):
+        tree = ElementTree.fromstring(text)
+        words = {"".join(node.itertext()) for node in tree.iter() if node.tag.endswith("text")}
+        assert {"ablate", "ssd", "found neurons", "whole model", "random neurons"} <= words
+        assert len(text) < 100_000 and "script" not in text and "href" not in text
+    found = [arm["tuned"]["forget unseen"]["kl_gold"] for name, arm in done.items() if name.endswith("@found")]
+    marks = [node for node in ElementTree.fromstring(draw.dots([done])).iter() if node.tag.endswith("circle")]
+    across = [float(node.get("cx") or 0) for node in marks[1:]]  # the first is the legend's
+    assert across == pytest.approx([118 + 620 * kl / 8 for kl in sorted(found)], abs=0.06)
+
+
+def test_marks_on_the_dial_are_hollow_where_the_damage_is_too_large(erased: dict[str, Any]) -> None:
+    draw, done = analysis("erase_figures"), json.loads(json.dumps(erased["done"]))
+    start = done["untouched"]["tuned"]["retain"]["nll"]
+    for point, rise in zip(done["ablate@found"]["dials"][-1], (0.04, 0.06), strict=True):
+        point["retain"]["nll"] = start + rise
+    assert [kept for *_, kept in draw._curve([done], "ablate@found")] == [True, True, False]
+    assert draw.DAMAGE == erased["methods"].DAMAGE
+
+
+def test_a_difference_is_one_only_where_its_interval_excludes_zero() -> None:
+    show = analysis("erase_tables")
+    assert show.verdict([-0.5, -0.52, -0.48]) == "lower" and show.verdict([0.5, 0.52, 0.48]) == "higher"
+    assert show.verdict([-0.5, 0.3, -0.4]) == "not told apart" and show.verdict([-0.5]) == "not told apart"
+    arm = {"relearning": {"step": [0, 3, 6], "taught": [0.1, 0.5, 0.95], "siblings": [0.4, 0.1, 0.2]}}
+    assert show.relearned(arm) == 6 and show.came_back(arm) == 0.2
+    arm["relearning"]["taught"][2] = 0.89
+    assert show.relearned(arm) == float("inf")
+
+
+def test_rank_one_and_ablation_go_from_one_neuron_to_all(
+    erased: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods, show, done = erased["methods"], analysis("erase_tables"), {}
+    monkeypatch.setattr(methods, "SIZES", (1, 24))
+    keys = list(methods.sizes(erased["study"], done))
+    assert keys == list(done) and "rank_one@best 256" in keys and "ablate@random 256" not in keys
+    assert done["ablate@best 1"]["forget"]["nll"] < done["ablate@best 24"]["forget"]["nll"]
+    best = done["ablate@best 24"]
+    row = f"| 24 | {best['forget unseen']['exact_match']:.2f} | {best['retain']['exact_match']:.2f} |"
+    assert row in show.sizes_table([done])
+
+
+def test_rewriting_is_measured_on_the_fact_and_on_what_is_near(
+    erased: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rewrite, study, done = analysis("erase_rewrite"), erased["study"], {}
+    monkeypatch.setattr(rewrite, "WRITERS", {"rank_one": nf.erase.rank_one})
+    where = rewrite.places(study)
+    assert list(rewrite.rewrites(study, done)) == [f"rank_one@{p} {n}" for p in where for n in ("one", "all")]
+    assert set(where["found-lower"].by_layer()) == {0} and where["found-lower"].members <= study.found.members
+    one, every = done["rank_one@full one"], done["rank_one@full all"]
+    assert one["edited"]["preferred"] > 0.7 and one["edited"]["probability"] > 10 * rewritten_without(rewrite, study)
+    assert one["neighbours"]["exact"] > 0.9 and set(every) == {"edited", "other", "retain"}
+    assert f"| rank_one@full | {one['edited']['exact']:.2f} |" in rewrite.rewrite_table([done])
+
+
+def rewritten_without(rewrite: ModuleType, study: Any) -> float:
+    """How likely an edit's new answers are where nothing is edited: what success must be told from."""
+    found = rewrite.one_by_one(study, lambda **_: nf.Edit(()))
+    assert found["edited"]["preferred"] < 0.2 and found["same person"]["exact"] > 0.7
+    return float(found["edited"]["probability"])
+
+
+def test_every_operator_and_loss_is_in_the_analysis_of_erasure() -> None:
+    methods = analysis("erase_methods")
+    others = {"Answer", "Answered", "Loss", "Outputs", "Passes", "identity", "name_of", "settings_of", "learn"}
+    assert set(nf.losses.__all__) - others == set(methods.LOSSES)
+    # dampen is ablation at a smaller strength, finetune is the losses, revive no erasure; the page names the rest
+    untried = {"icu", "resample", "o3", "eco", "repe", "first_order_update", "second_order_update", "llm_eraser"}
+    assert set(nf.erase.OPERATORS) - {"dampen", "finetune", "revive"} - untried == set(methods.OPERATORS)
+    page = (FOLDER.parent / "docs" / "erasure.md").read_text()
+    assert all(f"`{name}`" in page for name in untried)
+
+
+def test_the_page_shows_small_figures_that_are_there() -> None:
+    page = (FOLDER.parent / "docs" / "erasure.md").read_text()
+    for name in ("erasure-dials.svg", "erasure-methods.svg"):
+        assert f"]({name})" in page and (FOLDER.parent / "docs" / name).stat().st_size < 300_000
