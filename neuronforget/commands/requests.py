@@ -44,8 +44,9 @@ def ledger(
     kept, checkpoint = Ledger.load(folder), (folder / "config.json").is_file()
     if not undo and export is None:
         return print(kept)
-    if unknown := set(undo) - {entry.request for entry in kept.applied}:
-        raise InputError(f"no request {min(unknown)!r} is applied; the ledger holds:\n{kept}")
+    known = [entry.request for entry in kept.applied]
+    if unknown := set(undo) - set(known):
+        raise InputError(f"no request {min(unknown)!r} is applied; those that are: {', '.join(known) or 'none'}")
     if model is None and not checkpoint:
         raise InputError("give --model, the checkpoint that the first request was made for")
     if checkpoint and export is None:
