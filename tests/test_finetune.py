@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,10 @@ from neuronforget.edits import Edit
 from neuronforget.erase.finetune import preferred_answers
 from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError
+from neuronforget.evaluation import measure
 from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Outputs, dpo, ga, grad_diff, npo
+from neuronforget.metrics import nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 
@@ -382,9 +385,16 @@ def test_a_training_that_explodes_without_nan_stops_and_leaves_the_model(
 ) -> None:
     before = state(lm)
     settings: dict[str, Any] = {"loss": grad_diff, "lr": 1.0, "steps": 12}
-    with pytest.raises(InputError, match=r"explodes: retain answers are at .* lower lr"):
+    with pytest.raises(InputError, match=r"explodes: answers that are to be kept are at .* lower lr"):
         tune(lm, forget, retain, **settings)
     now = lm.model.state_dict()
     assert all(torch.equal(now[name], value) for name, value in before.items())
     monkeypatch.setattr(losses.outputs, "EXPLODED", float("inf"))
     tune(lm, forget, retain, **settings)  # its loss is a number to the end: nothing else would have stopped it
+
+
+def test_a_model_that_starts_worse_than_guessing_has_not_exploded(lm: LM, forget: Corpus, retain: Corpus) -> None:
+    with torch.no_grad():
+        lm.model.get_output_embeddings().weight.mul_(40)
+    assert float(measure(lm, retain, [nll])["nll"].mean()) > 2 * math.log(lm.model.config.vocab_size)
+    tune(lm, forget, retain, loss=grad_diff, lr=1e-4)

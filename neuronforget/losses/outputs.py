@@ -21,7 +21,7 @@ from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_logp, answer_nll
 
 Who = Literal["trained", "start", "reinforced"]
-#: A training has exploded where the NLL of what it is to keep is so many times that of guessing.
+#: A training has exploded where the NLL of what it is to keep is so many times that of guessing, and of the start.
 EXPLODED = 2.0
 
 
@@ -96,6 +96,18 @@ class Answered:
     def nll(self) -> Float[Tensor, ""]:
         """Mean over examples of the NLL per answer token (nats)."""
         return self.nlls.mean()
+
+    def check_kept(self) -> None:
+        """Raise InputError where the NLL is twice that of guessing, and twice what it was at the start."""
+        now, guess = float(self.nlls.detach().mean()), math.log(self.logits.shape[-1])
+        if now <= EXPLODED * guess:
+            return
+        start = float(answer_nll(self.passes.logits(self.batch, "start"), self.batch).mean())
+        if now > EXPLODED * start:
+            raise InputError(
+                f"the training explodes: answers that are to be kept are at {now:.1f} nats a token, at the start they "
+                f"were at {start:.1f}, and guessing among all tokens gives {guess:.1f}: lower lr"
+            )
 
     @property
     def labels(self) -> Int[Tensor, "answer"]:
@@ -183,13 +195,8 @@ class Outputs:
         """
         if not alpha:
             return torch.zeros(())
-        nll, guess = self.retain.nll, math.log(self.retain.logits.shape[-1])
-        if float(nll.detach()) > EXPLODED * guess:
-            raise InputError(
-                f"the training explodes: retain answers are at {float(nll.detach()):.1f} nats a token, where guessing "
-                f"among all tokens gives {guess:.1f}: lower lr"
-            )
-        return alpha * nll
+        self.retain.check_kept()
+        return alpha * self.retain.nll
 
     def keep(self, first: float) -> Float[Tensor, ""]:
         """Return a number that the loss may change in place: it lasts from step to step, and over a resume.
