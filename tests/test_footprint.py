@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import astuple
 from typing import Any
 
@@ -51,8 +52,13 @@ def choices(lm: LM) -> dict[str, Choice]:
 
 def peak(run: Any) -> int:
     """The most bytes that torch's allocator held at once, over what it held before (every allocation is recorded)."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        run()
+    gc.collect()  # else what earlier tests left in circles is freed on the way, and counted as given back
+    gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+            run()
+    finally:
+        gc.enable()
     assert record.profiler is not None and record.profiler.kineto_results is not None
     events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = most = 0
