@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,13 @@ from erase_figures import dials, dots
 from erase_rewrite import rewrite_table, rewrites
 from erase_study import Point, Study, references, relearning
 from erase_tables import sizes_table, tables
-from where_knowledge_lives import BEDS, PEOPLE
+from where_knowledge_lives import BEDS, PEOPLE, keep
 
 import neuronforget as nf
 from neuronforget.erase.catalogue import needs_neurons, takes
 from neuronforget.erase.finetune import default_lr
 from neuronforget.evaluation import match_damage
 from neuronforget.losses import learn
-from neuronforget.runs import environment
 
 #: With the defaults, but where those do next to nothing (alpha_edit) or there are too many tokens (revs).
 OPERATORS: dict[str, Callable[..., nf.Edit]] = {
@@ -143,13 +142,6 @@ def sizes(study: Study, done: dict[str, Any]) -> Iterator[str]:
                 yield key
 
 
-def write(path: Path, seeds: Mapping[str, Any]) -> None:
-    """Replace the file at once, so that a killed run leaves a whole one."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"environment": environment(), "seeds": seeds}))
-    fresh.replace(path)
-
-
 #: Part -> what measures one seed, and what shows all of them.
 PARTS = {"methods": (run, tables), "sizes": (sizes, sizes_table), "rewrite": (rewrites, rewrite_table)}
 
@@ -169,7 +161,7 @@ def main() -> None:
     for seed in options.seeds:
         study = Study.of(nf.testbed.people(kind, seed=seed, people=PEOPLE, **settings), seed)
         for name in work(study, seeds.setdefault(str(seed), {})):
-            write(path, seeds)
+            keep(path, seeds=seeds)
             print(f"seed {seed}: {name}", flush=True)
     chosen = [seeds[str(seed)] for seed in options.seeds]
     text = show(chosen)

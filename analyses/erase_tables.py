@@ -113,6 +113,9 @@ def _claims(seeds: Sequence[Seed]) -> str:
     lines = [f"## {CLAIM}, strength 1, less the others", ""]
     for column, other in (("unseen", "gold"), ("retain", "untouched"), ("retain", "gold")):
         lines.append(f"- {column}, less {other}: {cell(gaps(seeds, other, column))}")
+    values = [point["forget unseen"]["kl_gold"] for point in points_of(seeds, CLAIM, "full")]
+    each = zip(values, (seed["neurons"]["recall"] for seed in seeds), strict=True)
+    lines.append("- KL unseen, by seed (recall): " + ", ".join(f"{kl:.2f} ({recall:.2f})" for kl, recall in each))
     for place, what in (("random", "controls on random neurons"), ("full", "whole-model baselines")):
         found = {name: verdict(gaps(seeds, name, "KL unseen")) for name in arms_at(seeds, place)}
         rest = [f"{name}: {word}" for name, word in found.items() if word != "lower"]

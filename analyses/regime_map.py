@@ -7,25 +7,24 @@ the retain loss by at most .05 nats, the one whose forget answers are closest to
 many in each layer, are tuned alike.
 
 python analyses/regime_map.py --out regimes             # a killed run goes on where it was
-python analyses/regime_map.py --out regimes --seeds 0   # one seed, some ten minutes
+python analyses/regime_map.py --out regimes --seeds 0   # one seed, a quarter of an hour
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from erase_study import Point, Remembered, Study, relearning, strangers
 from regime_tables import picture, tables
-from where_knowledge_lives import HALF, PEOPLE, shortlist_exact
+from where_knowledge_lives import HALF, PEOPLE, keep, shortlist_exact
 
 import neuronforget as nf
 from neuronforget.comparison import sampled
-from neuronforget.runs import environment
 from neuronforget.testbed.facts import PHRASINGS, generate
 
 Bed = nf.testbed.Testbed
@@ -156,19 +155,12 @@ def main() -> None:
         for kind in options.beds:
             study = study_of(BEDS[kind](seed), seed)
             for name in run(study, done.setdefault(f"{kind} {seed}", {})):
-                _write(path, done)
+                keep(path, beds=done)
                 print(f"{kind}, seed {seed}: {name}", flush=True)
     text = tables(done, options.beds, options.seeds, DAMAGE)
     (options.out / "tables.md").write_text(text)
     (options.out / "map.svg").write_text(picture(done, options.beds, options.seeds))
     print(text)
-
-
-def _write(path: Path, done: Mapping[str, Any]) -> None:
-    """Replace the file at once, so that a killed run leaves a whole one."""
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"environment": environment(), "beds": done}))
-    fresh.replace(path)
 
 
 if __name__ == "__main__":

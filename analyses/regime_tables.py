@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from erase_tables import came_back, cell, relearned, table
-from where_knowledge_lives import half_interval
+from erase_tables import verdict as told
 
 Arms = Mapping[str, Any]
 CORPORA = ("forget", "unseen", "retain", "near")
+WHOLE = "simnpo|1|all"
 #: From blue (chosen neurons are closer to the gold twin) to orange (random ones are), nats at the ends.
 ENDS, REACH = ((33, 102, 172), (217, 95, 14)), 1.0
 SAYS = (
@@ -29,6 +30,7 @@ def tables(done: Mapping[str, Arms], beds: Sequence[str], seeds: Sequence[int], 
             parts += [
                 f"## {bed} ({len(arms)} seeds)",
                 _references(arms),
+                _summary(arms),
                 _map(arms),
                 _levels(arms, damage),
                 _spread(arms),
@@ -52,7 +54,7 @@ def places(arms: Arms) -> list[tuple[str, str]]:
 def closeness(arms: Arms, operator: str, size: str, name: str) -> float:
     """Return the KL from the gold twin's answers on unseen phrasings, tuned; NaN where there is no such edit."""
     found = arms.get(f"{operator}|{size}|{name}", {})
-    return float(found["tuned"]["unseen"]["kl_gold"]) if "tuned" in found else float("nan")
+    return _kl(found) if "tuned" in found else float("nan")
 
 
 def by_chance(arms: Arms, operator: str, size: str) -> float:
@@ -68,8 +70,7 @@ def gains(arms: Sequence[Arms], operator: str, size: str, name: str) -> list[flo
 
 def verdict(values: Sequence[float]) -> str:
     """Say which are closer, where the interval over seeds excludes zero."""
-    mean, half = float(np.mean(values)), half_interval(values)
-    return "chosen" if mean + half < 0 else "random" if mean - half > 0 else ""
+    return {"lower": "chosen", "higher": "random"}.get(told(values), "")
 
 
 def _references(arms: Sequence[Arms]) -> str:
@@ -93,6 +94,40 @@ def _map(arms: Sequence[Arms]) -> str:
             row.append(f"**{text}** {word}" if (word := verdict(values)) else text)
         rows.append(row)
     return table(["operator", "of each layer", *selections(arms[0])], rows)
+
+
+def _summary(arms: Sequence[Arms]) -> str:
+    """Cells told apart, by operator; the closest edits, beside SimNPO on the whole model; what was not to move."""
+    lines = []
+    for operator in dict.fromkeys(operator for operator, _ in places(arms[0])):
+        sizes = [size for name, size in places(arms[0]) if name == operator]
+        words = [verdict(gains(arms, operator, size, name)) for size in sizes for name in selections(arms[0])]
+        count = f"chosen closer in {words.count('chosen')}, random in {words.count('random')} of {len(words)}"
+        lines.append(f"- {operator}: {count}")
+    if all("tuned" in seed.get(WHOLE, {}) for seed in arms):
+        lines += [f"- {line}" for line in _closest(arms)]
+    keys = [key for key in arms[0] if "|" in key and all("tuned" in seed.get(key, {}) for seed in arms)]
+    near = min(float(np.mean([seed[key]["tuned"]["near"]["exact_match"] for seed in arms])) for key in keys)
+    lines.append(f"- near facts, tuned edits: lowest mean exact match {near:.2f}")
+    for loss in [key for key in dict.fromkeys(key.split("|")[0] for key in keys) if key in ("ga", "simnpo, no retain")]:
+        used = [seed[key]["tuned"]["strength"] for key in keys for seed in arms if key.startswith(f"{loss}|")]
+        lines.append(f"- {loss}: tuned strengths {min(used):g} to {max(used):g}")
+    return "\n".join(lines)
+
+
+def _closest(arms: Sequence[Arms]) -> Iterator[str]:
+    """The edits of chosen neurons that are closest to gold, and each less SimNPO on the whole model, paired."""
+    whole = [_kl(seed[WHOLE]) for seed in arms]
+    cells = [(o, s, n) for o, s in places(arms[0]) for n in selections(arms[0])]
+    found = {cell_: [closeness(seed, *cell_) for seed in arms] for cell_ in cells}
+    for operator, size, name in sorted(cells, key=lambda key: float(np.mean(found[key])))[:3]:
+        values = found[operator, size, name]
+        less = cell([a - b for a, b in zip(values, whole, strict=True)])
+        yield f"close to gold: {operator}, {float(size):.2%} by {name}: {cell(values)}; less whole-model simnpo: {less}"
+
+
+def _kl(arm: Arms) -> float:
+    return float(arm["tuned"]["unseen"]["kl_gold"])
 
 
 def lowest(arm: Arms, start: Arms, damage: float) -> Arms:
@@ -125,7 +160,7 @@ def _reached(seed: Arms, operator: str, size: str, names: Sequence[str], damage:
     for name in names:
         if "dial" in (arm := seed[f"{operator}|{size}|{name}"]):
             point = lowest(arm, start, damage)["unseen"]
-            found.append((arm["tuned"]["unseen"]["kl_gold"], point["exact_match"], point["kl_gold"]))
+            found.append((_kl(arm), point["exact_match"], point["kl_gold"]))
     return found
 
 

@@ -29,7 +29,7 @@ from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics import localisation as found
 from neuronforget.metrics.subsets import subset_effects
 from neuronforget.recording import write_norms
-from neuronforget.runs import environment
+from neuronforget.runs import environment, whole_file
 from neuronforget.scores import Scores, runs_model
 
 #: Half the people of the default testbed, and half its batches, to afford five seeds.
@@ -166,6 +166,12 @@ def tables(done: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def keep(path: Path, **what: Any) -> None:
+    """Write what was measured so far, with the environment, at once: a killed run leaves a whole file."""
+    with whole_file(path) as scratch:
+        scratch.write_text(json.dumps({"environment": environment(), **what}))
+
+
 def main() -> None:
     """Make the beds, score every neuron, write `rows.json` (as the work goes on) and `tables.md`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -183,9 +189,7 @@ def main() -> None:
             which, settings = BEDS[kind]
             bed = nf.testbed.people(which, seed=seed, people=PEOPLE, **settings)
             done[f"{kind} {seed}"] = {"rows": rows_of(bed), "facts": facts_of(bed)}
-            fresh = file.with_suffix(".new")
-            fresh.write_text(json.dumps({"environment": environment(), "beds": done}, indent=1))
-            fresh.replace(file)
+            keep(file, beds=done)
             print(f"{kind}, seed {seed}: done", flush=True)
     (options.out / "tables.md").write_text(tables(done))
     print(tables(done))

@@ -226,3 +226,17 @@ def test_the_page_shows_small_figures_that_are_there() -> None:
     page = (FOLDER.parent / "docs" / "erasure.md").read_text()
     for name in ("erasure-dials.svg", "erasure-methods.svg"):
         assert f"]({name})" in page and (FOLDER.parent / "docs" / name).stat().st_size < 300_000
+
+
+def test_every_operator_and_guard_is_tried_and_shown_beside_the_references() -> None:
+    every, made = analysis("every_operator"), bed()
+    edits = every.erasures(made)
+    tried = {name.split("`")[1] for name in edits}
+    # trainings (docs/losses.md), and what makes units anew or needs an adapter, have pages of their own
+    elsewhere = {"finetune", "task_vector", "revive", "llm_eraser"}
+    assert tried == set(nf.erase.OPERATORS) - set(nf.erase.guards.__all__) - elsewhere - {"ablate_mean"}
+    few = {name: edits[name] for name in list(edits)[:1]}
+    rows = [line.split(" | ") for line in every.shown(made, few).splitlines()[2:]]
+    assert [row[0].strip("| ") for row in rows] == ["untouched", "gold", *few]
+    # the true neurons hold the facts of this bed: ablated, they leave few answers and all of what is retained
+    assert float(rows[2][1]) < 0.2 < 0.8 < float(rows[0][1]) and float(rows[2][3]) > 0.95

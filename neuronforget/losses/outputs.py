@@ -97,9 +97,9 @@ class Answered:
         """Mean over examples of the NLL per answer token (nats)."""
         return self.nlls.mean()
 
-    def check_kept(self) -> None:
-        """Raise InputError where the NLL is twice that of guessing, and twice what it was at the start."""
-        now, guess = float(self.nlls.detach().mean()), math.log(self.logits.shape[-1])
+    def check_kept(self, now: float) -> None:
+        """Raise InputError where `now`, the NLL, is twice that of guessing, and twice what it was at the start."""
+        guess = math.log(self.logits.shape[-1])
         if now <= EXPLODED * guess:
             return
         start = float(answer_nll(self.passes.logits(self.batch, "start"), self.batch).mean())
@@ -195,8 +195,9 @@ class Outputs:
         """
         if not alpha:
             return torch.zeros(())
-        self.retain.check_kept()
-        return alpha * self.retain.nll
+        nll = self.retain.nll
+        self.retain.check_kept(float(nll.detach()))
+        return alpha * nll
 
     def keep(self, first: float) -> Float[Tensor, ""]:
         """Return a number that the loss may change in place: it lasts from step to step, and over a resume.
