@@ -133,6 +133,12 @@ class Given:
     goes_on: bool
 
 
+def guard_on(lm: LM) -> str | None:
+    """Return the key of the guard that is on the model, or None: what is kept for one is not for another."""
+    on = vars(lm.model).get(_HOLDER)
+    return None if on is None else on.key
+
+
 @contextmanager
 def asked(lm: LM, batch: Batch) -> Iterator[None]:
     """Within the block a guard that is on takes the batch's prompts for prompts, and does not read the answers.

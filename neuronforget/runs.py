@@ -63,11 +63,11 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
     """
     folder = Path(folder).resolve()
     check_new(folder, replace=replace)
-    with _writing(folder):
+    with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        with _writing(folder):
+        with writing(folder):
             yield scratch
             for path in (scratch, *scratch.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
@@ -83,13 +83,13 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     """Give a scratch file that replaces `path` only if the block ends well."""
     path = Path(path)
     check_writable(path)
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=path.parent)
     os.close(handle)
     scratch = Path(name)
     try:
-        with _writing(path):
+        with writing(path):
             yield scratch
             scratch.chmod(0o644)
             scratch.replace(path)
@@ -98,7 +98,7 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
     """A full disk, or a folder that stopped being writable, is said in one line."""
     from safetensors import SafetensorError
 

@@ -69,7 +69,7 @@ def encode(corpus: Corpus, tokenizer: Any, max_length: int | None = None, *, fir
 def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, max_length: int | None) -> Encoded:
     where = f"corpus {corpus.name!r}, example {index} ({(example.prompt or example.answer)[:40]!r})"
     chat = corpus.template == "chat"
-    prompt = _templated(corpus.template, example.prompt, tokenizer)
+    prompt = templated(corpus.template, example.prompt, tokenizer)
     if chat:
         answer = example.answer
     else:
@@ -99,7 +99,8 @@ def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, ma
     return Encoded(index, tuple(ids), start, max(last, 0))
 
 
-def _templated(template: str | None, prompt: str, tokenizer: Any) -> str:
+def templated(template: str | None, prompt: str, tokenizer: Any) -> str:
+    """Return the prompt as the model is given it. Raises InputError for "chat" where the tokenizer has no template."""
     if template is None or not prompt:
         return prompt
     if template != "chat":

@@ -1,0 +1,162 @@
+"""Answers in the model's own words: greedy, with the cache of keys and values, up to its stop strings.
+
+Prompts of like length share a batch, padded on the left. A logit that is NaN is an error, never an answer. With a
+folder the answers are kept: they can be scored again, and a run that was killed loses one batch at most.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from neuronforget.corpora import Corpus
+from neuronforget.corpora.tokens import check_batch_size, templated
+from neuronforget.errors import InputError
+from neuronforget.guarding import guard_on
+from neuronforget.models import LM, frozen
+from neuronforget.runs import content_key, writing
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are written: at most so many tokens, up to (and without) the first of the stop strings.
+
+    A model's own settings (sampling, penalties) do not count: every figure is of its most likely next tokens.
+    """
+
+    max_new_tokens: int = 32
+    stop: tuple[str, ...] = ("\n",)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or isinstance(self.stop, str) or not all(self.stop):
+            raise InputError(f"decoding needs max_new_tokens >= 1 and a tuple of non-empty stop strings; found {self}")
+
+
+@torch.no_grad()
+def generate(
+    lm: LM,
+    corpus: Corpus,
+    decoding: Decoding | None = None,
+    *,
+    batch_size: int = 64,
+    kept: str | Path | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """Return what the model answers to each prompt, white space at the ends cut off; "" where it says nothing.
+
+    `kept` is a folder for the answers: equal model, prompts and settings find them there. Raises InputError for a
+    prompt that leaves no room for the answer, and where the model returns NaN: a broken model has not forgotten.
+    """
+    check_batch_size(batch_size)
+    decoding = decoding or Decoding()
+    ids = _tokens(lm, corpus, decoding)
+    store = _Store(kept, content_key(model=lm.digest(), guard=guard_on(lm), ids=ids, **asdict(decoding)))
+    found = store.read(len(ids))
+    missing = sorted((i for i in range(len(ids)) if i not in found), key=lambda i: (-len(ids[i]), i))
+    with frozen(lm), tqdm(total=len(ids), initial=len(found), desc="generate", disable=not progress) as bar:
+        for start in range(0, len(missing), batch_size):
+            part = missing[start : start + batch_size]
+            texts = dict(zip(part, _written(lm, [ids[i] for i in part], decoding), strict=True))
+            store.add(texts)
+            found |= texts
+            bar.update(len(part))
+    return [found[i] for i in range(len(ids))]
+
+
+def _tokens(lm: LM, corpus: Corpus, decoding: Decoding) -> list[list[int]]:
+    """The tokens of every prompt, none of them an end of sequence that nobody asked for."""
+    chat, rows = corpus.template == "chat", []
+    for i, example in enumerate(corpus):
+        text = templated(corpus.template, example.prompt, lm.tokenizer)
+        found = list(lm.tokenizer(text, add_special_tokens=not chat)["input_ids"])
+        while not chat and found and found[-1] == lm.tokenizer.eos_token_id:
+            found.pop()
+        where = f"corpus {corpus.name!r}, example {i} ({example.prompt[:40]!r})"
+        if not found:
+            raise InputError(f"{where}: no token to go on from: give a prompt")
+        if lm.max_length is not None and len(found) + decoding.max_new_tokens > lm.max_length:
+            raise InputError(
+                f"{where}: {len(found)} tokens and {decoding.max_new_tokens} of answer, the model holds {lm.max_length}"
+            )
+        rows.append(found)
+    return rows
+
+
+def _written(lm: LM, rows: Sequence[Sequence[int]], decoding: Decoding) -> list[str]:
+    from transformers import GenerationConfig
+
+    width = max(len(row) for row in rows)
+    ids = torch.full((len(rows), width), lm.pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    own = getattr(lm.model, "generation_config", None)
+    ends = getattr(own, "eos_token_id", None)
+    settings = GenerationConfig(
+        max_new_tokens=decoding.max_new_tokens, do_sample=False, pad_token_id=lm.pad_id,
+        eos_token_id=lm.tokenizer.eos_token_id if ends is None else ends, stop_strings=list(decoding.stop) or None,
+    )  # fmt: skip
+    lm.model.generation_config, was = settings, own
+    try:
+        out = lm.model.generate(
+            ids.to(lm.device), attention_mask=mask.to(lm.device), generation_config=settings, tokenizer=lm.tokenizer,
+            logits_processor=[_finite],
+        )  # fmt: skip
+    finally:
+        lm.model.generation_config = was
+    return [_cut(lm.tokenizer.decode(row[width:], skip_special_tokens=True), decoding.stop) for row in out]
+
+
+def _finite(_ids: Tensor, scores: Tensor) -> Tensor:
+    """Greedy decoding takes NaN for the first token: stop the run in its place."""
+    if torch.isnan(scores).any():
+        raise InputError("the model returns NaN while it writes an answer: it is broken, which is no forgetting")
+    return scores
+
+
+def _cut(text: str, stop: Sequence[str]) -> str:
+    ends = [at for word in stop if (at := text.find(word)) >= 0]
+    return text[: min(ends, default=len(text))].strip()
+
+
+class _Store:
+    """Answers as they come, a line of JSON each."""
+
+    def __init__(self, folder: str | Path | None, key: str) -> None:
+        self.path = Path(folder) / f"answers-{key}.jsonl" if folder is not None else None
+
+    def read(self, count: int) -> dict[int, str]:
+        """Return the answers that are there; a line that a kill cut short is not."""
+        if self.path is None or not self.path.is_file():
+            return {}
+        found = dict(_whole_lines(self.path.read_bytes()))
+        return {i: text for i, text in found.items() if i < count}
+
+    def add(self, texts: dict[int, str]) -> None:
+        """Write a batch of answers."""
+        if self.path is None:
+            return
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                if file.tell() and not self.path.read_bytes().endswith(b"\n"):
+                    file.write(b"\n")
+                file.writelines(json.dumps([i, text]).encode() + b"\n" for i, text in texts.items())
+
+
+def _whole_lines(content: bytes) -> Iterator[tuple[int, str]]:
+    for line in content.split(b"\n"):
+        try:
+            row: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, list) and len(row) == 2 and isinstance(row[0], int) and isinstance(row[1], str):
+            yield row[0], row[1]

@@ -1,0 +1,103 @@
+"""Is what a model wrote the answer? One number from 0 to 1 for a text and the answers that count as right.
+
+Where several answers are right, a text is scored by the one it fits best. `normalised` (lower case, no punctuation,
+no English article, single spaces) is SQuAD's and TriviaQA's rule (Rajpurkar et al. 2016, arXiv:1606.05250).
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+from neuronforget.errors import InputError
+
+#: A function of what was written and of the right answers, 0 to 1.
+Scorer = Callable[[str, Sequence[str]], float]
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_LETTER = re.compile(r"^\s*(?:the\s+)?(?:correct\s+)?(?:answer\s*(?:is|:)?\s*)?\(?([A-Za-z])(?:\)|[.:,]|\s|$)", re.I)
+
+
+def exact(text: str, answers: Sequence[str]) -> float:
+    """1 where the text is an answer, normalised."""
+    return _best(lambda said, right: float(said == right), text, answers, normalised)
+
+
+def contains(text: str, answers: Sequence[str]) -> float:
+    """1 where an answer stands in the text, as whole words, normalised: more text is no mistake."""
+    return _best(lambda said, right: float(f" {right} " in f" {said} "), text, answers, normalised)
+
+
+def f1(text: str, answers: Sequence[str]) -> float:
+    """F1 of the words of text and answer, normalised, each as often as it stands there."""
+    return _best(_word_f1, text, answers, normalised)
+
+
+def rouge_l(text: str, answers: Sequence[str]) -> float:
+    """ROUGE-L recall: the share of an answer's words that stand in the text in order (rouge-score, stemmed).
+
+    It does not fall with what else is written: print the length of texts beside it, and what a constant scores.
+    """
+    return _best(lambda said, right: _rouge(right, said).recall, text, answers)
+
+
+def rouge_l_f1(text: str, answers: Sequence[str]) -> float:
+    """ROUGE-L F1 (rouge-score, stemmed)."""
+    return _best(lambda said, right: _rouge(right, said).fmeasure, text, answers)
+
+
+def option(text: str, answers: Sequence[str]) -> float:
+    """1 where the first thing said is the letter of an answer, "B", "(B)" or "The answer is B."; else as `exact`."""
+    return _best(lambda said, right: float(_choice(said) == _choice(right)), text, answers)
+
+
+SCORERS: dict[str, Scorer] = {
+    "exact": exact, "contains": contains, "f1": f1, "rouge_l": rouge_l, "rouge_l_f1": rouge_l_f1, "option": option,
+}  # fmt: skip
+
+
+def normalised(text: str) -> str:
+    """Return the text in lower case without punctuation and articles, words one space apart."""
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def _best(score: Callable[[str, str], float], text: str, answers: Sequence[str], shape: Any = str.strip) -> float:
+    if isinstance(answers, str) or not answers:
+        raise InputError(f"right answers are a list of texts, one at least; found {answers!r}")
+
+    def one(answer: str) -> float:
+        form = shape if shape(answer) else _plain  # "The The" is nothing but articles
+        said = form(text)
+        return score(said, form(answer)) if said else 0.0
+
+    return max(one(answer) for answer in answers)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _word_f1(said: str, right: str) -> float:
+    here, there = said.split(), right.split()
+    common = sum((Counter(here) & Counter(there)).values())
+    return 2 * common / (len(here) + len(there)) if common else 0.0
+
+
+def _choice(text: str) -> str:
+    found = _LETTER.match(text)
+    return found[1].upper() if found else normalised(text)
+
+
+def _rouge(right: str, said: str) -> Any:
+    return _scorer().score(right, said)["rougeL"]
+
+
+@cache
+def _scorer() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"], use_stemmer=True)

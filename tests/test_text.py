@@ -1,0 +1,48 @@
+"""Scorers of written answers, each against cases worked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from neuronforget.errors import InputError
+from neuronforget.metrics.text import SCORERS, contains, exact, f1, normalised, option, rouge_l, rouge_l_f1
+
+
+def test_normalised_as_squad_does() -> None:
+    assert normalised("  The  U.S.A., a  place! ") == "usa place"
+
+
+@pytest.mark.parametrize(
+    ("scorer", "text", "answers", "value"),
+    [
+        (exact, "the Oslo.", ["Bergen", "Oslo"], 1.0),
+        (exact, "Oslo, Norway", ["Oslo"], 0.0),
+        (contains, "It is Oslo, I think", ["Oslo"], 1.0),
+        (contains, "Oslofjord", ["Oslo"], 0.0),
+        (f1, "in Oslo Norway", ["Oslo"], 2 * (1 / 3) / (1 / 3 + 1)),
+        (f1, "red red fish", ["red fish"], 2 * (2 / 3) / (2 / 3 + 1)),
+        (rouge_l, "it is a new big town", ["a big town hall"], 3 / 4),
+        (rouge_l, "towns", ["town"], 1.0),  # stemmed
+        (rouge_l, "town big", ["big town"], 1 / 2),
+        (rouge_l_f1, "it is a new big town", ["a big town hall"], 2 * (3 / 6) * (3 / 4) / (3 / 6 + 3 / 4)),
+        (option, "(B)", ["B"], 1.0),
+        (option, "B) the second, as A is wrong", ["(B)"], 1.0),
+        (option, "The answer is C.", ["C"], 1.0),
+        (option, "Both", ["B"], 0.0),
+        (option, "valid", ["valid"], 1.0),
+        (option, "invalid", ["valid"], 0.0),
+        (option, "No", ["No"], 1.0),
+    ],
+)
+def test_by_hand(scorer: object, text: str, answers: list[str], value: float) -> None:
+    assert scorer(text, answers) == pytest.approx(value)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_right_answers_score_one_nothing_scores_nothing(name: str) -> None:
+    for answer in ("Oslo", "(B)", "a red fish", "1,024", "The The", "A+"):
+        assert SCORERS[name](answer, ["something else entirely", answer]) == 1
+        assert SCORERS[name]("", [answer]) == 0 and SCORERS[name](" \n", [answer]) == 0
+    for none in ([], "Oslo"):
+        with pytest.raises(InputError, match="a list of texts"):
+            SCORERS[name]("Oslo", none)
