@@ -34,8 +34,13 @@ class Ranks:
     def add_gradients(self, parameters: Sequence[torch.Tensor], value: float) -> float:
         """Add up every parameter's gradient over the ranks, in place; return the sum of their `value`s.
 
-        Where a rank has no gradient for a parameter that another has one for, its own counts as 0.
+        Where a rank has no gradient for a parameter that another has one for, its own counts as 0. Of what is
+        spread over the ranks the gradients came as means over them.
         """
+        for parameter in parameters:
+            if spread(parameter) and parameter.grad is not None:
+                parameter.grad *= self.world
+        parameters = [p for p in parameters if not spread(p)]
         found = self.gather(([p.grad is not None for p in parameters], value))
         if self.world > 1:
             for parameter, *has in zip(parameters, *(flags for flags, _ in found), strict=True):
@@ -76,6 +81,26 @@ class Ranks:
                 f"the {self.world} ranks of this launch do different work: give each the same model, settings and "
                 "whole corpus, which is divided among them (or record with split=False)"
             )
+
+
+def spread(tensor: torch.Tensor) -> bool:
+    """Do several ranks hold a part each?"""
+    return hasattr(tensor, "full_tensor")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in one piece; where it is spread all ranks have to ask."""
+    return tensor.full_tensor() if spread(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def as_spread(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return a tensor that all ranks have, in parts where `like` is; all of them have to ask."""
+    tensor = tensor.to(like.device)
+    if not spread(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
 
 def launched(device: torch.device) -> Ranks:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neuronforget.errors import InputError
+from neuronforget.ranks import as_spread
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Stopping:
     def load(self, state: dict[str, Any], values: Sequence[Tensor]) -> None:
         """Take up what `state` returned."""
         self.checks = [(int(step), float(value)) for step, value in state["checks"]]
-        self.kept = [kept.to(value.device) for kept, value in zip(state["kept"], values, strict=True)]
+        self.kept = [as_spread(kept, value) for kept, value in zip(state["kept"], values, strict=True)]
 
     def _add(self, done: int, values: Sequence[Tensor]) -> None:
         with torch.no_grad():

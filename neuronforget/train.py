@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,8 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.errors import InputError
-from neuronforget.ranks import Ranks
-from neuronforget.runs import content_key, whole_file
+from neuronforget.ranks import Ranks, as_spread, spread, whole
+from neuronforget.resuming import Checkpoint
+from neuronforget.runs import content_key
 from neuronforget.stopping import Stopping
 
 T = TypeVar("T")
@@ -97,7 +99,7 @@ def steps(
     optimizer = torch.optim.AdamW(_groups(parameters, plan), lr=plan.lr, weight_decay=plan.weight_decay)
     descent = _Descent(parameters, optimizer, plan, ranks, desc)
     name = content_key(plan=asdict(plan), key=key, tensors=len(parameters) + (memory is not None))
-    checkpoint = _Checkpoint(resume, name, descent, memory, stopping)
+    checkpoint = Checkpoint(resume, name, descent, memory, stopping)
     with ranks.together() as claims:
         history = checkpoint.restore()
         claims += [name, len(history)]
@@ -146,75 +148,47 @@ class _Descent:
         self.schedule = _schedule(optimizer, plan)
         self.accelerator = Accelerator(cpu=parameters[0].device.type == "cpu")
         self.prepared = self.accelerator.prepare_optimizer(optimizer)
+        self.spread = any(map(spread, parameters))
 
     def step(self, step: int, loss: StepLoss) -> float:
         """Do one step, and return its loss."""
         self.prepared.zero_grad()
-        with self.ranks.together():
+        # passes through what is spread talk to the other ranks: an error on one alone ends its process, so the launch
+        with nullcontext() if self.spread else self.ranks.together():
             value = self._back(step, loss(step))
         value = self.ranks.add_gradients(self.parameters, value)
         if self.plan.clip is None:
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         else:
             norm = self.accelerator.clip_grad_norm_(self.parameters, self.plan.clip)
-        self._check("gradient", float(norm), step)
+        self._check("gradient", float(whole(norm)), step)
         self.prepared.step()
         self.schedule.step()
         return value
 
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up the optimiser's state, each rank its part of what is spread."""
+        for i, parameter in enumerate(p for group in self.optimizer.param_groups for p in group["params"]):
+            found = state["state"].get(i, {})
+            for name, value in found.items():
+                if value.shape == parameter.shape:
+                    found[name] = as_spread(value, parameter)
+        self.optimizer.load_state_dict(state)
+
     def _back(self, step: int, found: Tensor | Iterable[Tensor]) -> float:
         total = 0.0
         for part in [found] if isinstance(found, Tensor) else found:
-            self._check("loss", float(part.detach()), step)
+            value = float(part.detach())
+            for one in self.ranks.gather(value) if self.spread else [value]:
+                self._check("loss", one, step)
             self.accelerator.backward(part)
-            total += float(part.detach())
+            total += value
         return total
 
     def _check(self, what: str, value: float, step: int) -> None:
         if not math.isfinite(value):
             advice = f"lower lr (now {self.plan.lr:g})" if step else "check the loss and the model's weights"
             raise InputError(f"{self.desc}: the {what} is {value} at step {step}: {advice}")
-
-
-class _Checkpoint:
-    """The file that a killed run goes on from; one for all ranks, which the first of them writes."""
-
-    def __init__(
-        self, folder: str | Path | None, name: str, descent: _Descent, memory: Tensor | None, stopping: Stopping | None
-    ) -> None:
-        self.path = Path(folder) / f"{name}.pt" if folder else None
-        self.descent, self.stopping = descent, stopping
-        self.tensors = [*descent.parameters, *([] if memory is None else [memory])]
-
-    def save(self, history: list[float]) -> None:
-        """Write the run as it is now."""
-        if self.path is None or self.descent.ranks.rank > 0:
-            return
-        state: dict[str, Any] = {"tensors": [t.detach() for t in self.tensors], "history": history}
-        state |= {"optimizer": self.descent.optimizer.state_dict(), "schedule": self.descent.schedule.state_dict()}
-        if self.stopping is not None:
-            state["stopping"] = self.stopping.state()
-        with whole_file(self.path) as scratch:
-            torch.save(state, scratch)
-
-    def restore(self) -> list[float]:
-        """Take the run up where it was left, if it was; return the losses until then."""
-        if self.path is None or not self.path.is_file():
-            return []
-        state = torch.load(self.path, weights_only=True)
-        with torch.no_grad():
-            for tensor, saved in zip(self.tensors, state["tensors"], strict=True):
-                tensor.copy_(saved)
-        self.descent.optimizer.load_state_dict(state["optimizer"])
-        self.descent.schedule.load_state_dict(state["schedule"])
-        if self.stopping is not None:
-            self.stopping.load(state["stopping"], self.descent.parameters)
-        return list(state["history"])
-
-    def remove(self) -> None:
-        """Delete the file: the run has ended."""
-        if self.path is not None and self.descent.ranks.rank == 0:
-            self.path.unlink(missing_ok=True)
 
 
 def _groups(parameters: Sequence[Tensor], plan: Plan) -> list[dict[str, Any]]:

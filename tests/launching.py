@@ -46,4 +46,4 @@ def torchrun(folder: Path, corpus: Corpus, body: str) -> None:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = [sys.executable, *launch, script(folder, corpus, body), folder]
     done = subprocess.run(words, env=environment(folder), capture_output=True, timeout=180)
-    assert done.returncode == 0, done.stderr.decode()[-4000:]
+    assert done.returncode == 0, done.stderr.decode()[:4000]

@@ -20,6 +20,7 @@ from neuronforget.stopping import Budget
 
 LAUNCHED = """
     import json, sys
+    from pathlib import Path
     import torch.distributed as dist
     import neuronforget as nf
     from neuronforget.corpora import Corpus
@@ -42,10 +43,42 @@ LAUNCHED = """
 
     def nan(outputs):
         return nf.losses.ga(outputs) * (float("nan") if rank else 1.0)
+    refused("spread-nan", lambda: tune(lm, forget, retain, "whole", loss=nan, sharded=True))
+    refused("spread-few", lambda: tune(lm, forget, retain, "neurons", sharded=True))
     refused("nan", lambda: tune(lm, forget, retain, "whole", loss=nan))
     refused("other", lambda: tune(lm, Corpus(forget.examples[: 4 - rank], "f"), retain, "neurons", batch_size=3))
     refused("number", lambda: tune(lm, forget, retain, "whole", loss=nf.losses.pdu))
     refused("parts", lambda: tune(lm, forget, retain, "whole", accumulate=3))
+
+    spread = dict(steps=25, resume=f"{out}/spread", sharded=True)
+    def both_die(outputs):
+        done.append(1)
+        if len(done) == 23:
+            raise ArithmeticError("killed")
+        return nf.losses.npo(outputs)
+    both_die.__qualname__ = both_die.__module__ = "npo"
+    done = []
+    refused("spread-killed", lambda: tune(lm, forget, retain, "whole", loss=both_die, **spread))
+    tune(lm, forget, retain, "whole", loss=both_die, **spread).save(f"{out}/spread-resumed{rank}.safetensors")
+    tune(lm, forget, retain, "whole", steps=25, sharded=True).save(f"{out}/spread-whole{rank}.safetensors")
+    open(f"{out}/spread-calls{rank}", "w").write(str(len(done)))
+    shares = []
+    def looks(outputs):
+        import gc, torch
+        shares.append(sum(t.to_local().numel() for t in gc.get_objects()
+                          if type(t).__name__ == "DTensor" and t.is_leaf and t.requires_grad))
+        return nf.losses.npo(outputs)
+    tune(lm, forget, retain, "whole", loss=looks, sharded=True, steps=1)
+    open(f"{out}/share{rank}", "w").write(str(shares[0]))
+
+    from neuronforget.commands.console import Data
+    from neuronforget.commands.steps import erase
+    if not rank:
+        lm.save(f"{out}/model")
+        forget.save(f"{out}/forget.jsonl"), retain.save(f"{out}/retain.jsonl")
+    dist.barrier()
+    data = Data(f"{out}/model", f"{out}/forget.jsonl", f"{out}/retain.jsonl")
+    erase(data, out=Path(f"{out}/by-command.safetensors"), method="finetune", loss="ga", steps=2, set=("sharded=True",))
 
     calls = []
     def npo(outputs):  # rank 1 dies in its 23rd step
@@ -66,6 +99,10 @@ RUNS: dict[tuple[str, str], dict[str, Any]] = {
     ("plain", "lora"): {},
     ("plain", "whole"): {},
     ("parts", "whole"): {"accumulate": 2},
+    ("sharded", "whole"): {"sharded": True},
+    ("sharded-parts", "whole"): {"sharded": True, "accumulate": 2, "checkpointing": True, "loss": losses.rmu},
+    ("sharded-budget", "whole"): {"sharded": True, "loss": losses.ga, "lr": 2e-3, "steps": 16, "clip": None}
+    | {"budget": Budget(0.12, every=2)},
     ("budget", "neurons"): {"loss": losses.ga, "lr": 2e-3, "steps": 16, "budget": Budget(0.12, every=2)},
 }
 
@@ -123,14 +160,14 @@ def test_two_processes_make_the_edit_of_one(launch: Path, lm: LM, corpus: Corpus
     first, second = both(launch, f"{name}-{kind}")
     assert equal(first, second) and first.info["processes"] == 2 and first.certificate(lm).holds
     settings, (forget, retain) = RUNS[name, kind], halves(corpus)
-    assert apart(first, tune(lm, forget, retain, kind, **settings)) < 2e-3
-    if name != "parts":  # the same parts, added up in the same order
+    assert apart(first, tune(lm, forget, retain, kind, **{**settings, "sharded": False})) < 2e-3
+    if not name.endswith("parts") and not settings.get("sharded"):  # the same parts, added up in the same order
         alone = tune(lm, forget, retain, kind, **{**settings, "accumulate": 2})
         assert equal(first, alone)
         assert [alone.info[k] for k in ("first_loss", "last_loss")] == [
             first.info[k] for k in ("first_loss", "last_loss")
         ]
-    if name == "budget":
+    if name.endswith("budget"):
         assert first.info["retain_rises"] == second.info["retain_rises"] and 0 < first.info["stopped_at"] < 16
 
 
@@ -143,6 +180,8 @@ def test_processes_may_work_alone(launch: Path, lm: LM, corpus: Corpus) -> None:
     ("name", "zero", "one"),
     [
         ("nan", "InputError: rank 1 of 2 failed: InputError: nan: the loss is nan", "InputError: nan: the loss is nan"),
+        ("spread-nan", "InputError: nan: the loss is nan", "InputError: nan: the loss is nan"),
+        ("spread-few", "InputError: sharded= spreads the whole model", "InputError: sharded= spreads the whole"),
         ("other", "InputError: the 2 ranks of this launch do different work", "InputError: the 2 ranks"),
         ("number", "InputError: this loss keeps a number", "InputError: this loss keeps a number"),
         ("parts", "InputError: a step's batch of 4 forget examples", "InputError: a step's batch of 4 forget"),
@@ -160,6 +199,29 @@ def test_two_processes_that_were_stopped_go_on(launch: Path, lm: LM, corpus: Cor
     assert (launch / "killed0").read_text() == "InputError: rank 1 of 2 failed: ArithmeticError: killed"
     assert [(launch / f"calls{rank}").read_text() for rank in (0, 1)] == ["28", "28"]  # 23, and 5 from the 20th
     assert not list((launch / "state").glob("*"))
+
+
+def test_a_sharded_training_that_was_stopped_goes_on_bit_for_bit(launch: Path) -> None:
+    first, second = both(launch, "spread-resumed")
+    assert equal(first, second) and equal(first, both(launch, "spread-whole")[0])
+    assert [(launch / f"spread-calls{rank}").read_text() for rank in (0, 1)] == ["28", "28"]
+
+
+def test_each_process_holds_half_of_what_is_trained(launch: Path, lm: LM) -> None:
+    shares = [int((launch / f"share{rank}").read_text()) for rank in (0, 1)]
+    count = sum(p.numel() for p in lm.parameters.values())
+    assert sum(shares) == count and max(shares) < 0.55 * count
+
+
+def test_the_command_line_shards_too(launch: Path, lm: LM, corpus: Corpus) -> None:
+    found = Edit.load(launch / "by-command.safetensors")
+    alone = erase.finetune(lm, *halves(corpus), loss=losses.ga, steps=2, progress=False)
+    assert found.info["sharded"] and found.info["processes"] == 2 and apart(found, alone) < 2e-3
+
+
+def test_one_process_alone_spreads_nothing(lm: LM, corpus: Corpus) -> None:
+    with pytest.raises(InputError, match="sharded= needs several processes"):
+        tune(lm, *halves(corpus), "whole", sharded=True)
 
 
 def test_a_model_that_is_no_whole_one_is_refused(lm: LM, corpus: Corpus) -> None:

@@ -13,9 +13,10 @@ ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
     "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "stopping",
-    "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding", "generation",
-    "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase", "results",
-    "metrics", "evaluation", "testbed", "findings", "figures", "tables", "reporting", "comparison", "commands", "cli",
+    "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding",
+    "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
+    "results", "metrics", "evaluation", "testbed", "findings", "figures", "tables", "reporting", "comparison",
+    "commands", "cli",
 ]  # fmt: skip
 
 

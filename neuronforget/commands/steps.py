@@ -95,6 +95,7 @@ def erase(
     from neuronforget.edits import Edit
     from neuronforget.erase.catalogue import OPERATORS, check_call, make
     from neuronforget.neurons import Neurons
+    from neuronforget.ranks import launched
     from neuronforget.runs import check_new, whole_file
 
     check_places(data.model, output(out, ".safetensors") if out else None, ledger)
@@ -118,6 +119,8 @@ def erase(
     if kept:
         kept.replay(lm)
     edit = make(operator, lm, forget, retain, neurons=chosen, **given)
+    if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
+        return
     certificate = edit.certificate(lm)
     with whole_file(out) if out else nullcontext() as scratch:
         if scratch:

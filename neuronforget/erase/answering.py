@@ -35,7 +35,8 @@ from neuronforget.train import draw
 class Answering:
     """The `Outputs` of each step, and the `Passes` they come from.
 
-    Whoever trains sets `start`: within it the model computes as at the start. `memory` is the number that a
+    Whoever trains sets `start`: within it the model computes as at the start; and `twin`, where another model than
+    this one is in training. `memory` is the number that a
     loss keeps from step to step: checkpoints have to hold it.
     """
 
@@ -53,6 +54,7 @@ class Answering:
         check_batch_size(batch_size)
         self.lm, self.size, self.seed, self.reinforced = lm, batch_size, seed, reinforced
         self.start: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.twin: LM | None = None
         self.memory = new_memory()
         given = {"forget": forget, "retain": retain, "preferred": preferred}
         self._corpora = {kind: corpus for kind, corpus in given.items() if corpus is not None}
@@ -120,8 +122,8 @@ class Answering:
     def logits(self, batch: Batch, who: Who = "trained", context: str = "") -> Float[Tensor, "example token vocab"]:
         """Return the logits at the batch's own tokens, which follow the text `context`."""
         inputs, shift = self._in_context(batch, context)
-        with self._as(who):
-            return self.lm.model(**inputs, use_cache=False).logits[:, shift:]
+        with self._as(who) as lm:
+            return lm.model(**inputs, use_cache=False).logits[:, shift:]
 
     def hidden(
         self, batch: Batch, who: Who = "trained", layer: int | None = None
@@ -132,19 +134,19 @@ class Answering:
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
             kept.append(output[0] if isinstance(output, tuple) else output)
 
-        handle = self._block(layer).register_forward_hook(keep)
-        try:
-            with self._as(who):
-                self.lm.model(**batch.inputs, use_cache=False)
-        finally:
-            handle.remove()
+        with self._as(who) as lm:
+            handle = _block(lm, layer).register_forward_hook(keep)
+            try:
+                lm.model(**batch.inputs, use_cache=False)
+            finally:
+                handle.remove()
         return by_example(kept[0], batch.inputs)
 
     @contextmanager
-    def _as(self, who: Who) -> Iterator[None]:
-        """Within the block the model computes as this one does; all but the one in training without gradients."""
+    def _as(self, who: Who) -> Iterator[LM]:
+        """Give the model that computes as this one does; all but the one in training without gradients."""
         if who == "trained":
-            yield
+            yield self.twin or self.lm
             return
         if who == "reinforced" and self.reinforced is None:
             raise InputError("this loss needs a reinforced model: give reinforced=finetune(lm, forget, loss=learn)")
@@ -153,7 +155,7 @@ class Answering:
             try:  # put, not `on`: whether the edit fits is compared once, not at every step
                 for change in changes:
                     change.put(self.lm.model, "after")
-                yield
+                yield self.lm
             finally:
                 for change in changes:
                     change.put(self.lm.model, "before")
@@ -209,13 +211,14 @@ class Answering:
         seen = put(batch.attention_mask, torch.ones_like(prefix))
         return {"input_ids": put(batch.input_ids, prefix), "attention_mask": seen}, len(ids)
 
-    def _block(self, layer: int | None) -> torch.nn.Module:
-        blocks = blocks_of(self.lm)
-        if layer is None:
-            layer = max(round(len(blocks) / 4) - 1, 0)
-        if not 0 <= layer < len(blocks):
-            raise InputError(f"no block {layer}: the model has blocks 0 to {len(blocks) - 1}; bind another layer=")
-        return blocks[layer]
+
+def _block(lm: LM, layer: int | None) -> torch.nn.Module:
+    blocks = blocks_of(lm)
+    if layer is None:
+        layer = max(round(len(blocks) / 4) - 1, 0)
+    if not 0 <= layer < len(blocks):
+        raise InputError(f"no block {layer}: the model has blocks 0 to {len(blocks) - 1}; bind another layer=")
+    return blocks[layer]
 
 
 @dataclass(frozen=True)

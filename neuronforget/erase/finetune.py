@@ -18,6 +18,8 @@ from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
 from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
+from neuronforget.erase.sharded import check_sharded
+from neuronforget.erase.sharded import sharded as spread_out
 from neuronforget.erase.trained import Choice, Trained
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
@@ -52,6 +54,7 @@ def finetune(
     budget: float | Budget | None = None,
     seed: int = 0,
     split: bool = True,
+    sharded: bool = False,
     resume: str | Path | None = None,
     progress: bool = True,
 ) -> Edit:
@@ -70,30 +73,35 @@ def finetune(
 
     `batch_size` are a step's examples, run in `accumulate` parts; `checkpointing` computes states again in place of
     keeping them: both save memory and change the result by no more than rounding. In a launch (torchrun) each process
-    runs its share of every batch and all return the same edit; `split=False`: each works alone. Raises InputError if
-    nothing changed, and before any work where the memory that it needs is not free or a process holds a part of the
-    model alone (FSDP).
+    runs its share of every batch and all return the same edit; `split=False`: each works alone. With `sharded` the
+    values of the whole model and their optimiser are spread over them too (`erase.sharded`): one may not hold them.
+    Raises InputError if nothing changed, and before any work where the memory that it needs is not free or a process
+    holds a part of the model alone: `sharded` spreads a whole one.
     """
     check_whole(lm)
     if retain is not None:
         check_disjoint(forget, retain)
     if neurons is not None:
         check_neurons(lm, neurons)
+    ranks = launched(lm.device) if split else Ranks()
     choice = Choice(lm, neurons, lora if lora is None or isinstance(lora, LoRA) else LoRA(lora))
+    if sharded:
+        check_sharded(choice, ranks)
     lr = default_lr(lm, neurons, adapters=lora is not None) if lr is None else lr
     rates = rates_of(lm, lr, choice.names())
     plan = Plan(steps, max(rates.values()), weight_decay, clip, seed=seed)
     budget, name = _budget(budget, retain), name_of(loss)
     answers = preferred_answers(forget, preferred, seed)
     work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
-    run = _Run(work, loss, accumulate, launched(lm.device) if split else Ranks())
-    need = run.footprint(Trainees.of(choice, rates), budget=budget is not None, checkpointing=checkpointing)
-    if progress and not run.ranks.rank:
+    run = _Run(work, loss, accumulate, ranks)
+    trainees = Trainees.of(choice, rates, ranks.world if sharded else 1)
+    need = run.footprint(trainees, budget=budget is not None, checkpointing=checkpointing)
+    if progress and not ranks.rank:
         tqdm.write(f"{name}{choice.label}: about {need}", file=sys.stderr)
     info: dict[str, Any] = {"method": f"finetune:{name}", "loss": name}
     info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": as_info(lm, lr, rates), "seed": seed}
     info |= {"batch_size": batch_size, "accumulate": accumulate, "weight_decay": weight_decay}
-    info |= {"processes": run.ranks.world, "lora": asdict(choice.lora) if choice.lora else None}
+    info |= {"processes": ranks.world, "sharded": sharded, "lora": asdict(choice.lora) if choice.lora else None}
     info |= {"budget": asdict(budget) if budget else None}
     info |= {"forget": forget.digest(), "retain": retain.digest() if retain else None}
     if reinforced is not None:
@@ -101,13 +109,13 @@ def finetune(
             info["reinforced"] = lm.digest()
     info |= {"model_before_training": lm.digest()}
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
-    again = checkpointed(lm) if checkpointing else nullcontext()
-    with frozen(lm), again, choice.training(rates, seed) as trained:
-        work.start = trained.start
+    training = spread_out(lm, rates, ranks) if sharded else choice.training(rates, seed)
+    with frozen(lm), training as trained, checkpointed(trained.twin or lm) if checkpointing else nullcontext():
+        work.start, work.twin = trained.start, trained.twin
         stopping = Stopping(run.measure(trained, budget), budget) if budget else None
         history = fit(
             trained.values, run.of(trained), replace(plan, rates=tuple(trained.rates)), memory=work.memory,
-            stopping=stopping, ranks=run.ranks, resume=resume, key=key, desc=name + choice.label, progress=progress,
+            stopping=stopping, ranks=ranks, resume=resume, key=key, desc=name + choice.label, progress=progress,
         )  # fmt: skip
         changes = trained.changes()
     info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import astuple, dataclass
 
+from neuronforget.erase.sharded import largest
 from neuronforget.erase.trained import Choice
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -24,17 +25,20 @@ WIDE = 4  # bytes of a value in fp32
 class Trainees:
     """What is trained: how many values, the bytes of what they replace, the inputs a token gives them in fp32.
 
-    `merged`: the bytes of what adapters are added to.
+    `merged`: the bytes of what adapters are added to. `processes`: how many each hold a share (`erase.sharded`), and
+    gather `gathered` values to compute with.
     """
 
     values: int
     before: int
     inputs: int = 0
     merged: int = 0
+    processes: int = 1
+    gathered: int = 0
 
     @classmethod
-    def of(cls, choice: Choice, names: Collection[str]) -> Trainees:
-        """Count those of a choice that lie in the parameters `names`."""
+    def of(cls, choice: Choice, names: Collection[str], processes: int = 1) -> Trainees:
+        """Count those of a choice that lie in the parameters `names`, spread over so many processes."""
         lm, neurons, lora = choice.lm, choice.neurons, choice.lora
         shapes = {name: (p.numel(), p.shape, p.element_size()) for name, p in lm.parameters.items() if name in names}
         if lora is not None:
@@ -43,7 +47,8 @@ class Trainees:
             merged = sum(numel * size for numel, _, size in shapes.values())
             return cls(sum(lora.rank * sum(shape) for _, shape, _ in shapes.values()), 0, sum(widths), merged)
         if neurons is None:
-            return cls(sum(n for n, _, _ in shapes.values()), sum(n * size for n, _, size in shapes.values()))
+            count, before = sum(n for n, _, _ in shapes.values()), sum(n * size for n, _, size in shapes.values())
+            return cls(count, before, processes=processes, gathered=largest(lm) if processes > 1 else 0)
         values = before = inputs = 0
         chosen = neurons.by_layer()
         for site in lm.sites:
@@ -99,10 +104,14 @@ def footprint(
     lm: LM, trainees: Trainees, batches: Iterable[tuple[int, int]], *, budget: bool = False, checkpointing: bool = False
 ) -> Footprint:
     """Estimate what training takes where a loss runs `batches`, each of (examples, tokens), before it goes back."""
-    wide = WIDE * trainees.values
+    wide = WIDE * trainees.values // trainees.processes
     states = sum(rows * _states(lm, tokens, trainees.inputs, checkpointing) for rows, tokens in batches)
     edit = trainees.before + 2 * trainees.merged
-    return Footprint(trainees.before + wide, wide, 2 * wide, wide if budget else 0, states, edit)
+    if trainees.processes == 1:
+        return Footprint(trainees.before + wide, wide, 2 * wide, wide if budget else 0, states, edit)
+    # a block in fp32 while it is taken apart, then its values and gradients; the edit lies on the CPU
+    copies, edit = wide + 2 * WIDE * trainees.gathered, 2 * edit if lm.device.type == "cpu" else 0
+    return Footprint(copies, wide, 2 * wide, wide if budget else 0, states, edit)
 
 
 def _states(lm: LM, tokens: int, inputs: int, checkpointing: bool) -> int:

@@ -26,7 +26,7 @@ class Trained:
     """The `values` that are trained, in fp32, each at its own rate, while the model computes with them.
 
     `start`: within it the model computes as at the start. `put` is due before the first pass after a step.
-    `changes` are those that an edit stores.
+    `changes` are those that an edit stores. `twin` computes with the values where the model itself does not.
     """
 
     values: list[nn.Parameter]
@@ -34,6 +34,7 @@ class Trained:
     start: Callable[[], AbstractContextManager[None]]
     changes: Callable[[], Iterable[Change]]
     put: Callable[[], None] = lambda: None
+    twin: LM | None = None
 
 
 @dataclass(frozen=True, eq=False)

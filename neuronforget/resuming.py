@@ -1,0 +1,74 @@
+"""The file that a killed training goes on from: values, optimiser and what was measured, as after one of its steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from neuronforget.ranks import Ranks, as_spread, whole
+from neuronforget.runs import whole_file
+from neuronforget.stopping import Stopping
+
+
+@runtime_checkable
+class Descent(Protocol):
+    """A training under way; `spread`: each rank holds a part of its values."""
+
+    parameters: Any
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    ranks: Ranks
+    spread: bool
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up the optimiser's state."""
+
+
+class Checkpoint:
+    """The file that a killed run goes on from; one for all ranks, which the first of them writes."""
+
+    def __init__(
+        self, folder: str | Path | None, name: str, descent: Descent, memory: Tensor | None, stopping: Stopping | None
+    ) -> None:
+        self.path = Path(folder) / f"{name}.pt" if folder else None
+        self.descent, self.stopping = descent, stopping
+        self.tensors = [*descent.parameters, *([] if memory is None else [memory])]
+
+    def save(self, history: list[float]) -> None:
+        """Write the run as it is now."""
+        first = self.descent.ranks.rank == 0
+        if self.path is None or not (first or self.descent.spread):
+            return
+        state: dict[str, Any] = {"tensors": [t.detach() for t in self.tensors], "history": history}
+        state |= {"optimizer": self.descent.optimizer.state_dict(), "schedule": self.descent.schedule.state_dict()}
+        if self.stopping is not None:
+            state["stopping"] = self.stopping.state()
+        if self.descent.spread:  # each rank has a part; the first one's file has all
+            state = tree_map_only(Tensor, lambda t: whole(t).cpu() if first else whole(t) is None, state)
+        if not first:
+            return
+        with whole_file(self.path) as scratch:
+            torch.save(state, scratch)
+
+    def restore(self) -> list[float]:
+        """Take the run up where it was left, if it was; return the losses until then."""
+        if self.path is None or not self.path.is_file():
+            return []
+        state = torch.load(self.path, weights_only=True)
+        with torch.no_grad():
+            for tensor, saved in zip(self.tensors, state["tensors"], strict=True):
+                tensor.copy_(as_spread(saved, tensor))
+        self.descent.load(state["optimizer"])
+        self.descent.schedule.load_state_dict(state["schedule"])
+        if self.stopping is not None:
+            self.stopping.load(state["stopping"], self.descent.parameters)
+        return list(state["history"])
+
+    def remove(self) -> None:
+        """Delete the file: the run has ended."""
+        if self.path is not None and self.descent.ranks.rank == 0:
+            self.path.unlink(missing_ok=True)
