@@ -38,7 +38,12 @@ OPERATORS: dict[str, Callable[..., nf.Edit]] = {
     "revs": partial(nf.erase.revs, most=8),
     "concept_vector": partial(nf.erase.concept_vector, most=8),
     "task_vector": partial(nf.erase.task_vector, progress=False),
+    "first_order_update": nf.erase.first_order_update,
+    "second_order_update": nf.erase.second_order_update,
 }
+#: They change no weight: beside the erasures, not among them. `resample` is given the found neurons.
+GUARDS = {name: nf.erase.OPERATORS[name] for name in nf.erase.guards.__all__}
+GUARDS["icu"] = partial(nf.erase.guards.icu, shown=2, kept=2)  # the model holds 64 tokens
 LOSSES = (
     "ga grad_diff kl_min wga satimp npo simnpo dpo altpo rt ga_rt idk_ap me_gd undial ce_u whp elm pdu rmu"
 ).split()
@@ -49,7 +54,7 @@ SIZES = (1, 4, 16, 64, 128, 512)  # neurons of the whole model, and all of them
 
 
 def arms(study: Study) -> dict[str, Callable[[], list[nf.Edit]]]:
-    """Return how to make each arm's edits, by "method@place": found, random, full (all, or what it chooses itself)."""
+    """Return how to make each arm's edits, by "method@place": found, random, full (all, or what it chooses), guard."""
     lm, forget, retain = study.bed.lm, study.bed.forget, study.bed.retain
     moments = {
         name: nf.record(lm, corpus, per_example=True, progress=False)
@@ -63,6 +68,10 @@ def arms(study: Study) -> dict[str, Callable[[], list[nf.Edit]]]:
             plan |= {f"{name}@{place}": _one(partial(make, neurons=where)) for place, where in places.items()}
         if not needs_neurons(operator):
             plan[f"{name}@full"] = _one(make)
+    for name, guard in GUARDS.items():
+        where = study.found if needs_neurons(guard) else None
+        given = {"progress": False} if takes(guard, "progress") else {}
+        plan[f"{name}@guard"] = _one(partial(nf.erase.make, guard, lm, forget, retain, neurons=where, **given))
     for name in LOSSES:
         for place, where in {**places, "full": None}.items():
             plan[f"{name}@{place}"] = partial(_trained, study, name, where)
@@ -89,12 +98,13 @@ def measured(study: Study, make: Callable[[], list[nf.Edit]], start: Point, rele
     """Return an arm's dials, its point at matched damage, the tuned one, and how fast that relearns (if asked for)."""
     try:
         edits = make()
+        dials = [[study.point(e, strength) for strength in STRENGTHS if e.graded or strength == 1] for e in edits]
     except nf.InputError as error:  # one method's failure is a finding
         return {"failed": str(error)}
-    dials = [[study.point(edit, strength) for strength in STRENGTHS] for edit in edits]
-    lm, retain, most = study.bed.lm, study.corpora["retain"], max(STRENGTHS)
+    lm, retain = study.bed.lm, study.corpora["retain"]
     matched = []
     for edit in edits:
+        most = max(STRENGTHS) if edit.graded else 1.0
         strength = most * match_damage(lm, edit.scaled(most), retain, DAMAGE)
         matched.append(study.point(edit, strength))
     within = start["retain"]["nll"] + DAMAGE

@@ -22,6 +22,7 @@ COLUMNS = {
 }
 PLACES = {"found": "On the found neurons", "full": "On the whole model (closed forms: on what they choose)",
           "random": "Controls: on random neurons, as many in each layer"}  # fmt: skip
+GUARD = {"guard": "Guards, which change no weight"}
 CLAIM = "ablate@found"
 TUNED = ("forget", "unseen", "KL unseen", "KL strangers")  # columns of the tuned arms: retain hardly moves there
 RELEARNED = 0.9
@@ -31,7 +32,7 @@ RELEARNING = ("steps to relearn", "siblings back")
 def tables(seeds: Sequence[Seed]) -> str:
     """Return all tables in Markdown, the long ones folded."""
     parts = [_references(seeds), _claims(seeds), _where(seeds)]
-    parts += [folded(_tuned(seeds, place), f"{words}, tuned") for place, words in PLACES.items()]
+    parts += [folded(_tuned(seeds, place), f"{words}, tuned") for place, words in (PLACES | GUARD).items()]
     return "\n\n".join([*parts, folded(_matched(seeds), "At matched damage"), _failures(seeds)]) + "\n"
 
 

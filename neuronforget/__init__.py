@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuronforget import corpora, erase, losses, metrics, scores, select, testbed
 from neuronforget.attribution import attribute
+from neuronforget.auditing import Audit, audit
 from neuronforget.certificates import Certificate
 from neuronforget.changes import Change
 from neuronforget.comparison import Comparison, compare
@@ -32,8 +33,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "LM", "Certificate", "Change", "Comparison", "Corpus", "Edit", "Example", "InputError", "Ledger", "Moments",
-    "Neurons", "Results", "Scores", "attribute", "compare", "corpora", "erase", "evaluate", "figures", "load", "losses",
+    "LM", "Audit", "Certificate", "Change", "Comparison", "Corpus", "Edit", "Example", "InputError", "Ledger",
+    "Moments", "Neurons", "Results", "Scores", "attribute", "audit", "compare", "corpora", "erase", "evaluate",
+    "figures", "load", "losses",
     "metrics", "record", "report", "scores", "select", "testbed",
 ]  # fmt: skip
 

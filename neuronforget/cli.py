@@ -11,11 +11,11 @@ import sys
 import tyro
 
 from neuronforget.commands.requests import ledger
-from neuronforget.commands.steps import attribute, erase, evaluate, report
+from neuronforget.commands.steps import attribute, audit, erase, evaluate, report
 from neuronforget.commands.whole import compare, demo, testbed
 from neuronforget.errors import InputError
 
-COMMANDS = (demo, testbed, attribute, erase, ledger, evaluate, compare, report)
+COMMANDS = (demo, testbed, attribute, erase, ledger, evaluate, audit, compare, report)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -49,25 +50,33 @@ def report(
     title: str = "What was forgotten, and what was damaged",
 ) -> Path:
     """Write the report; sections whose inputs are missing are left out. Raises InputError if `path` is unwritable."""
-    from jinja2 import Environment, PackageLoader
-    from plotly.offline import get_plotlyjs
-
     pictures = _comparison_pictures(results) if _measured(results) >= {"exact_match", "nll"} else []
     if scores is not None:
         pictures += _map_pictures(scores, neurons, truth, controls)
     if shifts:
         pictures.append(_shift_picture(shifts, layers or (scores.layers if scores else ())))
-    template = Environment(loader=PackageLoader("neuronforget", "."), autoescape=True).get_template("report.html.jinja")
-    body = template.render(
+    return page(
+        path,
         title=title,
         findings=findings,
+        heading="Forget and retain, with 95% intervals",
         tables=[t for t in (results_table(results, p) for p in ("matched", "full")) if t.rows],
         pictures=pictures,
-        info=flat({key: value for key, value in results.info.items() if key != "edits"}),
+        info={key: value for key, value in results.info.items() if key != "edits"},
         made=made_table(results.info.get("edits", {})),
         nan=sum(row["nan"] for row in results.rows if row["point"] == "full"),
-        plotly=get_plotlyjs(),
     )
+
+
+def page(
+    path: str | Path, *, info: Mapping[str, Any], made: Table | None = None, nan: int = 0, **sections: Any
+) -> Path:
+    """Write one page: `title`, `findings`, `tables` under a `heading`, `pictures`, and how it was made (`info`)."""
+    from jinja2 import Environment, PackageLoader
+    from plotly.offline import get_plotlyjs
+
+    template = Environment(loader=PackageLoader("neuronforget", "."), autoescape=True).get_template("report.html.jinja")
+    body = template.render(info=flat(dict(info)), made=made, nan=nan, plotly=get_plotlyjs(), **sections)
     with whole_file(path) as scratch:
         scratch.write_text(body, encoding="utf-8")
     return Path(path)

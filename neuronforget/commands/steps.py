@@ -1,4 +1,4 @@
-"""One step at a time: attribute, erase, evaluate, report."""
+"""One step at a time: attribute, erase, evaluate, audit, report."""
 
 from __future__ import annotations
 
@@ -170,6 +170,44 @@ def evaluate(
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")
+
+
+def audit(
+    edit: Annotated[Path, tyro.conf.Positional],
+    data: Annotated[Data, tyro.conf.arg(name="")],
+    *,
+    out: Folder,
+    gold: str | None = None,
+    probes: tuple[str, ...] = (),
+    batch_size: int = 64,
+    seed: int = 0,
+) -> None:
+    """Is the knowledge erased or only hidden? Writes OUT/audit.json, its tables, and OUT/audit.html.
+
+    Args:
+        edit: File written by `erase`, or the checkpoint folder of a model that was unlearned elsewhere.
+        out: New folder.
+        gold: Checkpoint of a model that never knew, where there is one.
+        probes: Ask these alone: worst phrasing, attacks, choice, quantisation, relearning, lens, patching.
+        batch_size: Examples in a forward pass.
+        seed: Seed of the bootstrap and of relearning.
+    """
+    from neuronforget.audit_page import audit_report
+    from neuronforget.auditing import audit as run
+    from neuronforget.edits import Edit
+    from neuronforget.models import load
+    from neuronforget.runs import check_new, whole_folder
+
+    check_new(out)
+    made = None if edit.is_dir() else Edit.load(edit)
+    lm, forget, retain = data.open()
+    other = made or load(edit, device=data.device)
+    twin = load(gold, device=data.device) if gold else None
+    found = run(lm, other, forget, retain, gold=twin, probes=probes or None, batch_size=batch_size, seed=seed)
+    with whole_folder(out) as scratch:
+        found.save(scratch)
+        audit_report(found, scratch / "audit.html")
+    print(f"{found}\nwritten to {out}; open {out / 'audit.html'}")
 
 
 def report(results: Annotated[Path, tyro.conf.Positional], *, out: Folder = Path("report.html")) -> None:

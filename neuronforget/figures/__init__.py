@@ -1,7 +1,11 @@
 """Draw: pure functions, numbers in, `plotly.graph_objects.Figure` out."""
 
+from neuronforget.figures.auditing import checks, curves
 from neuronforget.figures.comparison import dots, frontier
 from neuronforget.figures.layers import activation_shift, layer_share
 from neuronforget.figures.map import QUANTILE, attribution_map, rank_profile
 
-__all__ = ["QUANTILE", "activation_shift", "attribution_map", "dots", "frontier", "layer_share", "rank_profile"]
+__all__ = [
+    "QUANTILE", "activation_shift", "attribution_map", "checks", "curves", "dots", "frontier", "layer_share",
+    "rank_profile",
+]  # fmt: skip

@@ -11,9 +11,9 @@ from neuronforget.metrics.memory import (
     rank,
     token_accuracy,
 )
-from neuronforget.metrics.shift import activation_shift
+from neuronforget.metrics.shift import activation_shift, neuron_shift
 
 __all__ = [
-    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "knockout", "localisation", "nll",
-    "probability", "rank", "subsets", "token_accuracy",
+    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "knockout", "localisation", "neuron_shift",
+    "nll", "probability", "rank", "subsets", "token_accuracy",
 ]  # fmt: skip

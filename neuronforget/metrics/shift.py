@@ -1,8 +1,10 @@
-"""Where an edit moved the activations: RMS of `a_after - a_before` by layer."""
+"""Where an edit moved the activations: RMS of `a_after - a_before`, by neuron or by layer."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.edits import Edit
@@ -12,17 +14,29 @@ from neuronforget.taps import TorchHooks
 
 
 @torch.no_grad()
-def activation_shift(lm: LM, edit: Edit, corpus: Corpus, *, batch_size: int = 64) -> list[float]:
-    """Return, for each layer, `sqrt(mean (a_after - a_before)^2)` over tokens and neurons."""
-    tap, total, count = TorchHooks(lm), torch.zeros(len(lm.sites), dtype=torch.float64), 0
-    with frozen(lm):
+def neuron_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 64) -> Float[Tensor, "layer neuron"]:
+    """Return `sqrt(mean (a_after - a_before)^2)` over tokens, of each neuron (float64).
+
+    `edit` may be another model of the same layers, read by the same tokens.
+    """
+    after = edit if isinstance(edit, LM) else lm
+    total, count = torch.zeros(lm.shape, dtype=torch.float64), 0
+    with frozen(lm), frozen(after):
         for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
-            before = tap(batch.inputs).acts
-            with edit.on(lm), asked(lm, batch):
-                after = tap(batch.inputs).acts
+            here = TorchHooks(lm)(batch.inputs).acts
+            if isinstance(edit, LM):
+                there = TorchHooks(edit)(batch.inputs).acts
+            else:
+                with edit.on(lm), asked(lm, batch):
+                    there = TorchHooks(lm)(batch.inputs).acts
             real = batch.attention_mask.bool().flatten()
-            count += int(real.sum()) * lm.shape[1]
+            count += int(real.sum())
             for i, site in enumerate(lm.sites):
-                moved = (after[site.layer] - before[site.layer]).flatten(0, -2)[real]
-                total[i] += moved.double().square().sum().cpu()
-    return (total / count).sqrt().tolist()
+                moved = (there[site.layer] - here[site.layer]).flatten(0, -2)[real]
+                total[i] += moved.double().square().sum(0).cpu()
+    return (total / count).sqrt()
+
+
+def activation_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 64) -> list[float]:
+    """Return, for each layer, `sqrt(mean (a_after - a_before)^2)` over tokens and neurons."""
+    return neuron_shift(lm, edit, corpus, batch_size=batch_size).square().mean(1).sqrt().tolist()

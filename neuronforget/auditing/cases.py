@@ -1,0 +1,142 @@
+"""What an audit asks of: the untouched model, the edited one, and the gold twin where there is one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from neuronforget.corpora import Corpus
+from neuronforget.edits import Edit
+from neuronforget.evaluation import measure
+from neuronforget.metrics import Metric, exact_match, probability
+from neuronforget.models import LM
+
+#: The three that are asked. Every one is asked the same, so whatever a probe does to any model cancels.
+UNTOUCHED, EDITED, GOLD = "untouched", "edited", "gold"
+NEAR = 0.05  # of what the untouched model shows above the reference: less is called gone
+KNOWN = 0.2  # exact match of the untouched model from which on it is the measure; below, the answer's probability
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is asked: within `on()` it computes as what its name says."""
+
+    name: str
+    lm: LM = field(repr=False)
+    edit: Edit | None = field(default=None, repr=False)
+
+    def on(self) -> AbstractContextManager[LM]:
+        """Return the block in which the edit, if there is one, is on."""
+        return self.edit.on(self.lm) if self.edit is not None else nullcontext(self.lm)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one probe read off one subject: a value of each example of a corpus.
+
+    `sign` is 1 where more means that more is left of the knowledge, 0 where it is shown and not judged. `two_sided`:
+    the right answer is compared with wrong ones, so that less than the gold twin singles it out too; -1: less alone is
+    judged. `floor` is what a model that knows nothing would give, an example, where there is no gold twin to say so.
+    `least` is the share of what was known, above the reference, from which on something counts.
+    """
+
+    probe: str
+    subject: str
+    corpus: str
+    metric: str
+    values: np.ndarray
+    units: np.ndarray
+    sign: int = 1
+    floor: np.ndarray | None = None
+    two_sided: bool = False
+    least: float = NEAR
+
+
+@dataclass(frozen=True)
+class Case:
+    """The subjects and the corpora of one audit.
+
+    `curves` is what probes leave to be drawn, name -> subject -> values; `skipped` what they could not ask, and why.
+    """
+
+    subjects: tuple[Subject, ...]
+    forget: Corpus
+    retain: Corpus
+    batch_size: int = 64
+    seed: int = 0
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def subject(self, name: str) -> Subject:
+        """Return the subject of that name."""
+        return next(subject for subject in self.subjects if subject.name == name)
+
+    @property
+    def gold(self) -> Subject | None:
+        """The twin that never knew, if there is one."""
+        return next((subject for subject in self.subjects if subject.name == GOLD), None)
+
+    @property
+    def corpora(self) -> dict[str, Corpus]:
+        """Forget and retain, and the phrasings of forget that the erasure has not seen, if there are any."""
+        unseen = self.forget.paraphrased()
+        return {"forget": self.forget, **({"forget unseen": unseen} if unseen else {}), "retain": self.retain}
+
+    def metric(self) -> Metric:
+        """Return exact match, or the answer's probability where the untouched model writes too few of them."""
+        first = self.subjects[0]
+        with first.on() as lm:
+            known = float(
+                np.nanmean(measure(lm, self.forget, [exact_match], batch_size=self.batch_size)["exact_match"])
+            )
+        return exact_match if known >= KNOWN else probability
+
+
+#: What goes through subjects with one question. To add one: write a function, and put it into `PROBES`.
+Probe = Callable[[Case, Metric], Iterable[Reading]]
+
+
+class NotTested(Exception):
+    """Why a probe cannot be asked here: said in the audit, never left out in silence."""
+
+
+def units_of(corpus: Corpus) -> np.ndarray:
+    """Number each example's subject; one without a subject is a unit of its own."""
+    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names])
+
+
+def asked(
+    case: Case, who: str, lm: LM, probe: str, corpora: Mapping[str, Corpus], metric: Metric, **about: Any
+) -> list[Reading]:
+    """Return the values of a metric on each corpus, of a model that computes as the subject `who` does."""
+    name, found = metric.__name__, []
+    for key, corpus in corpora.items():
+        values = measure(lm, corpus, [metric], batch_size=case.batch_size)[name].astype(float)
+        given = {"sign": int(key != "retain"), **about}
+        found.append(Reading(probe, who, key, name, values, units_of(corpus), **given))
+    return found
+
+
+def plain(case: Case, metric: Metric) -> Iterator[Reading]:
+    """Ask as the forget corpus asks, and in its other phrasings: what is left to see.
+
+    Without a gold twin the floor of exact match is what the best constant answer scores.
+    """
+    for subject in case.subjects:
+        with subject.on() as lm:
+            for found in asked(case, subject.name, lm, "asked", case.corpora, metric):
+                guess = constant(case.corpora[found.corpus]) if metric is exact_match else np.zeros(len(found.values))
+                yield replace(found, floor=guess)
+
+
+def constant(corpus: Corpus) -> np.ndarray:
+    """Return what the most common answer of a corpus scores on each of its examples."""
+    answers = Counter(example.answer for example in corpus)
+    return np.array([float(example.answer == answers.most_common(1)[0][0]) for example in corpus])

@@ -1,0 +1,110 @@
+"""Taught some of the facts again, how fast do they, and those beside them, come back?
+
+What was only hidden comes back with few steps, and siblings of which nothing was taught come with it (88% of what was
+known before, in Deeb and Roger 2024, arXiv:2410.08827). The reference is the gold twin, which learns the same facts for
+the first time; without one, the edited model learning other answers to the same questions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+
+import numpy as np
+from torch import Tensor
+
+from neuronforget.auditing.cases import Case, NotTested, Reading, units_of
+from neuronforget.corpora import Corpus, encode
+from neuronforget.corpora.tokens import collate
+from neuronforget.erase.rates import default_lr
+from neuronforget.erase.trained import whole
+from neuronforget.evaluation import measure
+from neuronforget.likelihood import answer_nll
+from neuronforget.metrics import Metric
+from neuronforget.models import LM, frozen
+from neuronforget.train import Plan, draw, steps
+
+STEPS, EVERY = 45, 3
+
+
+def curve(
+    lm: LM, taught: Corpus, looked_at: Mapping[str, Corpus], metric: Metric, *, count: int = STEPS, every: int = EVERY,
+    lr: float | None = None, batch_size: int = 32, seed: int = 0,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Teach the whole model `taught` for `count` steps; return each corpus' values `[look, example]` on the way.
+
+    Looks are after 0, `every`, 2 `every` ... steps. The model is left as it was.
+    """
+    rows = encode(taught, lm.tokenizer, lm.max_length)
+    rate = default_lr(lm, None) if lr is None else lr
+    found: dict[str, list[np.ndarray]] = {name: [] for name in looked_at}
+
+    def look() -> None:
+        for name, corpus in looked_at.items():
+            found[name].append(measure(lm, corpus, [metric])[metric.__name__].astype(float))
+
+    def loss(step: int) -> Tensor:
+        trained.put()
+        batch = collate(draw(rows, min(batch_size, len(rows)), seed, step), lm.pad_id, lm.device)
+        return answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).mean()
+
+    with frozen(lm), whole(lm, dict.fromkeys(lm.parameters, rate)) as trained:
+        look()
+        plan = Plan(count, rate, seed=seed)
+        for done, _ in enumerate(steps(trained.values, loss, plan, desc="relearn", progress=False), 1):
+            if done % every == 0:
+                trained.put()
+                look()
+    return {name: np.stack(values) for name, values in found.items()}
+
+
+def relearning(case: Case, metric: Metric) -> Iterator[Reading]:
+    """Teach every subject but the untouched one half of the facts; read the mean of either half along the way.
+
+    The halves are of subjects, where the corpus names them. Without a gold twin the siblings alone are judged, against
+    the same model taught other answers: how easily facts are learned anew differs between facts.
+    """
+    halves = halved(case.forget)
+    for subject in (s for s in case.subjects if s is not case.subjects[0]):
+        with subject.on() as lm:
+            found = curve(lm, halves["taught again"], halves, metric, seed=case.seed, batch_size=case.batch_size)
+            anew = {} if case.gold else _anew(case, lm, halves, metric)
+        for name, values in found.items():
+            floor = anew[name].mean(0) if name in anew else None
+            case.curves.setdefault(name, {})[subject.name] = values.mean(1).tolist()
+            judged = int(case.gold is not None or name == "siblings")
+            yield Reading("relearning", subject.name, name, f"{metric.__name__} on the way", values.mean(0),
+                          units_of(halves[name]), judged, floor)  # fmt: skip
+
+
+def halved(forget: Corpus) -> dict[str, Corpus]:
+    """Return the examples of the first half of the subjects, which are taught, and their siblings, which are not."""
+    units = units_of(forget)
+    names = list(dict.fromkeys(units.tolist()))
+    if len(names) < 2:
+        raise NotTested("the forget corpus is about one subject: there are no siblings to leave out")
+    first = set(names[: (len(names) + 1) // 2])
+    parts = {
+        "taught again": [e for e, unit in zip(forget, units, strict=True) if unit in first],
+        "siblings": [e for e, unit in zip(forget, units, strict=True) if unit not in first],
+    }
+    return {name: replace(forget, examples=tuple(own), name=name) for name, own in parts.items()}
+
+
+def _anew(case: Case, lm: LM, halves: Mapping[str, Corpus], metric: Metric) -> dict[str, np.ndarray]:
+    """The same model learning other answers to the same questions: facts that it never knew."""
+    asked = {name: other_answers(corpus) for name, corpus in halves.items()}
+    return curve(lm, asked["taught again"], asked, metric, seed=case.seed, batch_size=case.batch_size)
+
+
+def other_answers(corpus: Corpus) -> Corpus:
+    """Return the same questions with a wrong answer each: the example's own, else the next one's that differs."""
+    answers = [example.answer for example in corpus]
+    found = []
+    for i, example in enumerate(corpus):
+        after = (answers[(i + k) % len(answers)] for k in range(1, len(answers)))
+        other = example.wrong[0] if example.wrong else next((a for a in after if a != example.answer), None)
+        if other is None:
+            raise NotTested("without a gold twin relearning needs other answers to compare with: give `wrong` ones")
+        found.append(other)
+    return corpus.with_answers(found, f"{corpus.name}, other answers")

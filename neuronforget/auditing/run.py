@@ -1,0 +1,149 @@
+"""audit(): is the knowledge erased, or only hidden? Every probe, every subject, one verdict with its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Case, NotTested, Probe, Reading, Subject, plain
+from neuronforget.auditing.depth import lens, patching
+from neuronforget.auditing.neurons import moved, units
+from neuronforget.auditing.prompts import attacks, choice, worst_phrasing
+from neuronforget.auditing.quantisation import quantisation
+from neuronforget.auditing.relearning import relearning
+from neuronforget.auditing.verdicts import Audit, decide, judge
+from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.edits import Edit
+from neuronforget.errors import InputError
+from neuronforget.evaluation import check_references, measure
+from neuronforget.metrics import Metric, kl_gold
+from neuronforget.models import LM, check_whole
+from neuronforget.results import Results, bootstrap
+from neuronforget.runs import environment
+
+#: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
+PROBES: dict[str, Probe] = {
+    "asked": plain, "worst phrasing": worst_phrasing, "attacks": attacks, "choice": choice,
+    "quantisation": quantisation, "relearning": relearning, "lens": lens, "patching": patching,
+}  # fmt: skip
+
+
+def audit(
+    lm: LM,
+    edit: Edit | LM,
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    gold: LM | None = None,
+    probes: Sequence[str] | None = None,
+    own: dict[str, Probe] | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    progress: bool = True,
+) -> Audit:
+    """Ask the edited model in every way for what it should not know, beside the untouched model and the gold twin.
+
+    `edit` may be a model that somebody else unlearned, of the same architecture. `gold` is the model that never knew:
+    whatever it shows too is no knowledge. Without it each probe says what stood in for it, or that it was not asked.
+    `probes` are names of `PROBES` (default: all), `own` more of one's own. All models are left as they were. Raises
+    InputError for corpora that share examples, models that do not fit, and unknown probes.
+    """
+    check_disjoint(forget, retain)
+    check_whole(lm)
+    check_references(lm, gold, None)
+    chosen = _chosen(probes, own or {})
+    edited = Subject(EDITED, edit) if isinstance(edit, LM) else Subject(EDITED, lm, edit)
+    if edited.lm.shape != lm.shape:
+        raise InputError(f"the model to audit has layers and neurons {edited.lm.shape}, the untouched one {lm.shape}")
+    with edited.on():  # an edit that does not fit is refused here
+        pass
+    subjects = (Subject(UNTOUCHED, lm), edited, *([Subject(GOLD, gold)] if gold is not None else []))
+    case = Case(subjects, forget, retain, batch_size, seed)
+    metric, readings, not_tested = case.metric(), [], {}
+    with tqdm(chosen.items(), desc="audit", disable=not progress) as bar:
+        for name, probe in bar:
+            bar.set_postfix(probe=name, refresh=False)
+            try:
+                readings += list(probe(case, metric))
+            except NotTested as why:
+                not_tested[name] = str(why)
+    checks = judge(readings, seed)
+    guard = edit.guard.kind if isinstance(edit, Edit) and edit.guard is not None else None
+    damage = {**_damage(case, metric, readings), "guard": guard}
+    results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, forget, retain, seed))
+    return Audit(
+        decide(checks, guard),
+        tuple(checks),
+        {**not_tested, **case.skipped},
+        damage,
+        case.curves,
+        _neurons(case),
+        results,
+    )
+
+
+def _chosen(names: Sequence[str] | None, own: dict[str, Probe]) -> dict[str, Probe]:
+    known = {**PROBES, **own}
+    wanted = list(known) if names is None else ["asked", *(n for n in names if n != "asked"), *own]
+    if unknown := [name for name in wanted if name not in known]:
+        raise InputError(f"no probe is called {unknown[0]!r}; there are {', '.join(known)}")
+    return {name: known[name] for name in dict.fromkeys(wanted)}
+
+
+def _damage(case: Case, metric: Metric, readings: Sequence[Reading]) -> dict[str, Any]:
+    """What the edit did to the retain corpus, and how far it is from the gold twin on forget."""
+    kept = {r.subject: r for r in readings if r.probe == "asked" and r.corpus == "retain"}
+    found: dict[str, Any] = {
+        "metric": metric.__name__,
+        "retain before": float(np.nanmean(kept[UNTOUCHED].values)),
+        "retain after": float(np.nanmean(kept[EDITED].values)),
+        "nan": int(sum(np.isnan(r.values).sum() for r in readings if r.subject == EDITED and r.probe == "asked")),
+    }
+    if case.gold is not None:
+        for name, key in ((EDITED, "KL from gold"), (UNTOUCHED, "KL from gold, untouched")):
+            with case.subject(name).on() as lm:
+                found[key] = float(np.nanmean(_far(case, lm)))
+    return found
+
+
+def _far(case: Case, lm: LM) -> np.ndarray:
+    assert case.gold is not None
+    return measure(lm, case.forget, [kl_gold], gold=case.gold.lm, batch_size=case.batch_size)["kl_gold"]
+
+
+def _neurons(case: Case) -> dict[str, Any]:
+    found = moved(case)
+    return {**found.summary(), **found.strongest(), "units": units(case)}
+
+
+def _tables(readings: Sequence[Reading], seed: int) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+    """Readings as rows and examples of `Results`: the subject is the edit, the probe the point."""
+    rows, examples = [], []
+    for r in readings:
+        value, low, high = bootstrap(r.values, seed, units=r.units)
+        about = {"edit": r.subject, "point": r.probe, "corpus": r.corpus, "metric": r.metric}
+        rows.append(
+            {**about, "scope": "edited" if r.subject == EDITED else "reference", "strength": float(r.subject == EDITED)}
+            | {"value": value, "low": low, "high": high, "n": len(r.values), "units": len(np.unique(r.units))}
+            | {"nan": int(np.isnan(r.values).sum()), "seed": seed}
+        )
+        pairs = enumerate(zip(r.units.tolist(), r.values.tolist(), strict=True))
+        examples += [{**about, "example": i, "unit": unit, "value": value} for i, (unit, value) in pairs]
+    return tuple(rows), tuple(examples)
+
+
+def _info(lm: LM, edit: Edit | LM, gold: LM | None, forget: Corpus, retain: Corpus, seed: int) -> dict[str, Any]:
+    return {
+        "model": lm.name,
+        "digest": lm.digest(),
+        "edit": edit.name if isinstance(edit, LM) else dict(edit.info),
+        "gold": gold.name if gold is not None else None,
+        "device": str(lm.device),
+        "dtype": str(next(iter(lm.parameters.values())).dtype),
+        "seed": seed,
+        "data": {corpus.name: corpus.digest() for corpus in (forget, retain)},
+        "versions": environment(),
+    }

@@ -1,0 +1,217 @@
+"""From readings to a verdict: each probe is judged by itself, in numbers, and the worst of them is the verdict."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Reading
+from neuronforget.errors import InputError, reading
+from neuronforget.results import Results, bootstrap
+from neuronforget.runs import whole_file
+
+KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
+FEWEST = 5  # subjects from which on they are what is resampled; of fewer, their examples are
+DAMAGE = 0.1  # of the retain answers: losing more is called destruction
+
+#: What a probe's floor is, where there is no gold twin.
+STAND_INS = {"asked": "the best constant answer", "relearning": "taught other answers", "choice": "chance"}
+
+Outcome = Literal["gone", "left", "avoided", "not known before"]
+Verdict = Literal["broken", "not erased", "hidden", "suppressed", "gone, as far as asked", "nothing to forget"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One probe's judgement on one corpus: what is left, above what a model that never knew gives.
+
+    `value` is the mean of the edited model, `start` that of the untouched one, `reference` that of the gold twin, or of
+    what stands in for it (`against`). `low` and `high` are the paired 95% bootstrap interval of value - reference,
+    resampled `over` subjects, or over examples where there are fewer than `FEWEST` subjects. "left": the interval lies
+    above zero, and the mean above `least` (a share) of start - reference; "avoided": as far below, where right and
+    wrong are compared.
+    """
+
+    probe: str
+    corpus: str
+    metric: str
+    start: float
+    value: float
+    reference: float
+    against: str
+    low: float
+    high: float
+    n: int
+    nan: int
+    over: str
+    outcome: Outcome
+
+    def __str__(self) -> str:
+        what = {"gone": "gone", "left": "LEFT", "avoided": "AVOIDED", "not known before": "nothing was known"}[
+            self.outcome
+        ]
+        gap = f"{self.value - self.reference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+        return (
+            f"{self.probe}, {self.corpus}: {what} ({self.metric} {self.value:.3f}, untouched {self.start:.3f}, "
+            f"{self.against} {self.reference:.3f}; difference {gap}, {self.n} examples, over {self.over})"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """Erased or hidden: the verdict, the checks behind it, what could not be asked and why, and every number.
+
+    `results` has a row of each subject, probe (as its point), corpus and metric, with the examples behind it. `curves`
+    are by name and subject (relearning by look, lens and patching by block), `neurons` what the edit did to them.
+    """
+
+    verdict: Verdict
+    checks: tuple[Check, ...]
+    not_tested: dict[str, str]
+    damage: dict[str, Any]
+    curves: dict[str, dict[str, list[float]]] = field(repr=False)
+    neurons: dict[str, Any] = field(repr=False)
+    results: Results = field(repr=False)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Everything it found, in sentences with their numbers; the unwelcome first."""
+        return tuple(sentences(self))
+
+    def __str__(self) -> str:
+        return "\n".join(self.findings)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the results and `audit.json` into a new folder."""
+        self.results.save(folder)
+        about = {k: v for k, v in vars(self).items() if k not in ("results", "checks")}
+        with whole_file(Path(folder) / "audit.json") as scratch:
+            scratch.write_text(json.dumps({**about, "checks": [asdict(c) for c in self.checks]}, indent=1))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Audit:
+        """Read what `save` wrote."""
+        path = Path(folder) / "audit.json"
+        with reading(path, "an audit"):
+            about = json.loads(path.read_text(encoding="utf-8"))
+            checks = tuple(Check(**row) for row in about.pop("checks"))
+            return cls(checks=checks, results=Results.load(folder), **about)
+
+
+def judge(readings: Sequence[Reading], seed: int) -> list[Check]:
+    """Return a check of every probe, corpus and metric that is judged. Raises InputError where nothing is judged."""
+    by: dict[tuple[str, str, str], dict[str, Reading]] = {}
+    for found in readings:
+        by.setdefault((found.probe, found.corpus, found.metric), {})[found.subject] = found
+    plain = {corpus: who[EDITED] for (probe, corpus, _), who in by.items() if probe == "asked" and EDITED in who}
+    checks = [_judged(who, plain, seed) for who in by.values() if who[EDITED].sign]
+    if not checks:
+        raise InputError("no probe is judged: choose some that ask for the knowledge")
+    return checks
+
+
+def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int) -> Check:
+    edited, start = who[EDITED], who.get(UNTOUCHED)
+    if GOLD in who:
+        floor, against = who[GOLD].values, "gold"
+    elif edited.floor is not None:
+        floor, against = edited.floor, STAND_INS.get(edited.probe, "its floor")
+    elif edited.probe != "asked" and edited.corpus in plain:
+        floor, against = plain[edited.corpus].values, "the edited model asked plainly"
+    else:
+        floor, against = np.zeros_like(edited.values), "zero"
+    value, reference = float(np.nanmean(edited.values)), float(np.nanmean(floor))
+    known = float(np.nanmean(start.values)) if start is not None else 1.0
+    over = "subjects" if len(np.unique(edited.units)) >= FEWEST else "examples"
+    units = edited.units if over == "subjects" else np.arange(len(edited.values))
+    mean, low, high = bootstrap(edited.values - floor, seed, units=units)
+    if not known - reference > KNOWN_BY:
+        outcome: Outcome = "not known before"
+    else:
+        least = edited.least * (known - reference)
+        avoided = edited.sign < 0 or edited.two_sided
+        outcome = "avoided" if avoided and high < 0 and mean < -least else "gone"
+        if edited.sign > 0 and low > 0 and mean > least:
+            outcome = "left"
+    nan = int(np.isnan(edited.values).sum())
+    return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
+                 len(edited.values), nan, over, outcome)  # fmt: skip
+
+
+def decide(checks: Iterable[Check], guard: str | None) -> Verdict:
+    """Return the verdict: what is answered when asked is not erased, what any other probe brings back is hidden.
+
+    A model that returns NaN is broken. An answer that is avoided more than by a model that never knew is suppressed:
+    it takes the fact to avoid it.
+    """
+    checks = list(checks)
+    if any(c.nan for c in checks if c.probe == "asked"):
+        return "broken"
+    if any(c.outcome == "left" for c in checks if c.probe == "asked"):
+        return "not erased"
+    if guard is not None or any(c.outcome == "left" for c in checks):
+        return "hidden"
+    if any(c.outcome == "avoided" for c in checks):
+        return "suppressed"
+    if all(c.outcome == "not known before" for c in checks if c.probe == "asked"):
+        return "nothing to forget"
+    return "gone, as far as asked"
+
+
+def sentences(audit: Audit) -> Iterable[str]:
+    """Yield the verdict, then what speaks for it."""
+    left = [c for c in audit.checks if c.outcome in ("left", "avoided")]
+    asked = len(audit.checks)
+    yield f"Verdict: {audit.verdict} ({len(left)} of {asked} checks find it)."
+    if guard := audit.damage.get("guard"):
+        yield f"A guard ({guard}) changes no weight: taken off, the model knows what it knew."
+    yield from (str(check) for check in left)
+    yield from _damage(audit.damage)
+    yield from _neurons(audit.neurons)
+    gone = [c for c in audit.checks if c.outcome == "gone"]
+    shown = sorted({f"{r['point']} ({r['corpus']})" for r in audit.results.rows if r["edit"] == EDITED
+                    and r["corpus"] != "retain"} - {f"{c.probe} ({c.corpus})" for c in audit.checks})  # fmt: skip
+    if never := [c for c in audit.checks if c.outcome == "not known before"]:
+        asked_in_vain = "; ".join(f"{c.probe} ({c.corpus})" for c in never)
+        yield f"The untouched model shows no more than the reference, so nothing could be found, by: {asked_in_vain}."
+    if gone:
+        yield "Nothing above the reference was found by: " + "; ".join(f"{c.probe} ({c.corpus})" for c in gone) + "."
+    if shown:
+        yield f"Shown, not judged, as there is no gold twin to compare with: {'; '.join(shown)}."
+    yield from (f"Not asked: {probe}: {why}." for probe, why in audit.not_tested.items())
+    yield (
+        "Intervals are 95%, one by one, not corrected for their number; what other probes would find is not said here."
+    )
+
+
+def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
+    before, after = damage["retain before"], damage["retain after"]
+    word = "destroyed" if before - after > DAMAGE * max(before, 1e-9) else "kept"
+    yield f"Retain is {word}: {damage['metric']} {before:.3f} before, {after:.3f} after."
+    if "KL from gold" in damage:
+        far, start = damage["KL from gold"], damage["KL from gold, untouched"]
+        yield f"On forget the edited model is {far:.2f} nats from the gold twin, the untouched one {start:.2f}" + (
+            ": over-erased, a model that never knew would not answer so." if far > start else "."
+        )
+    if (nan := damage["nan"]) > 0:
+        yield f"The edited model returns NaN on {nan} examples: it is broken, which is no forgetting."
+
+
+def _neurons(found: Mapping[str, Any]) -> Iterable[str]:
+    if "taken away" not in found:
+        return
+    yield (
+        f"Direct contributions of neurons to the answers: {found['taken away']:.2f} logits taken away, "
+        f"{found['newly suppressing']:.2f} newly suppressing; {found['neurons whose write vector changed']} write "
+        f"vectors changed, and hold {found['share of the forget shift in changed neurons']:.0%} of the shift on forget."
+    )
+    if (units := found.get("units")) and units[UNTOUCHED] != units[EDITED]:
+        yield (
+            f"Units: {units[EDITED]} (untouched: {units[UNTOUCHED]}). Dead units cannot relearn: slow relearning is "
+            "then no erasure of what others hold."
+        )

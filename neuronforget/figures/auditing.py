@@ -1,0 +1,71 @@
+"""Pictures of an audit: every check beside its references, and curves of the three models."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import plotly.graph_objects as go
+
+from neuronforget.auditing import Check
+from neuronforget.figures.style import GREY, OKABE_ITO, styled, text
+
+#: Colour, marker and dash of each model: told apart without colour too.
+SUBJECTS = {
+    "untouched": (OKABE_ITO[1], "x", "dot"),
+    "edited": (OKABE_ITO[0], "circle", "solid"),
+    "gold": ("#000000", "star", "dash"),
+}
+
+
+def checks(found: Sequence[Check]) -> go.Figure:
+    """Draw each check as a line from what is known untouched to the reference, with the edited model on it.
+
+    The interval is that of edited - reference, laid around the edited model's value.
+    """
+    names = [text(f"{c.probe} ({c.corpus})") for c in found]
+    figure = go.Figure()
+    for name, check in zip(names, found, strict=True):
+        figure.add_shape(
+            type="line", x0=check.reference, x1=check.start, y0=name, y1=name, line={"color": "#d0d0d0", "width": 5},
+            layer="below",
+        )  # fmt: skip
+    values = {"untouched": [c.start for c in found], "gold": [c.reference for c in found]}
+    for who, label in (("untouched", "untouched"), ("gold", "reference (gold twin, or what stands in for it)")):
+        colour, marker, _ = SUBJECTS[who]
+        figure.add_trace(
+            go.Scatter(x=values[who], y=names, mode="markers", name=label,
+                       hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+                       marker={"color": colour, "symbol": marker, "size": 9})
+        )  # fmt: skip
+    left = [c.outcome in ("left", "avoided") for c in found]
+    colour, marker, _ = SUBJECTS["edited"]
+    figure.add_trace(
+        go.Scatter(
+            x=[c.value for c in found], y=names, mode="markers+text", name="edited (filled: found left or avoided)",
+            text=[f"  {c.outcome}" if bad else "" for c, bad in zip(found, left, strict=True)],
+            textposition="top center",
+            textfont={"size": 10},
+            marker={"color": colour, "size": 10, "symbol": [marker if bad else f"{marker}-open" for bad in left]},
+            error_x={"type": "data", "array": [c.reference + c.high - c.value for c in found],
+                     "arrayminus": [c.value - c.reference - c.low for c in found], "thickness": 1, "color": GREY},
+            hovertemplate="%{y}: %{x:.3f}<extra></extra>",
+        )
+    )  # fmt: skip
+    figure.update_yaxes(type="category", autorange="reversed", tickfont_size=12)
+    figure.update_xaxes(title="value of the check's metric (0 to 1)")
+    styled(figure, 170 + 28 * len(found))
+    return figure.update_layout(margin={"l": 210, "t": 60})
+
+
+def curves(found: Mapping[str, Sequence[float]], across: str, up: str) -> go.Figure:
+    """Draw one curve a model over `across`."""
+    figure = go.Figure()
+    for who, values in found.items():
+        colour, marker, dash = SUBJECTS.get(who, (GREY, "diamond", "dot"))
+        figure.add_trace(
+            go.Scatter(x=list(range(len(values))), y=list(values), mode="lines+markers", name=text(who),
+                       line={"color": colour, "dash": dash}, marker={"symbol": marker, "size": 8})
+        )  # fmt: skip
+    figure.update_xaxes(title=across, dtick=max(1, max(map(len, found.values())) // 12))
+    figure.update_yaxes(title=up)
+    return styled(figure, 380)

@@ -1,0 +1,201 @@
+"""Erased or hidden: the audit tells a model that never knew from one that hides, and says what it could not ask."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from beds import SHAPE, bed
+
+import neuronforget as nf
+from neuronforget.auditing import Case, Reading
+from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, constant, units_of
+from neuronforget.auditing.verdicts import decide, judge
+from neuronforget.erase.ablate import all_of
+from neuronforget.metrics import Metric
+
+
+@lru_cache
+def audited(name: str, gold: bool = True) -> nf.Audit:
+    made = bed()
+    last = [made.lm.shape[0] - 1]
+    make = {
+        "gold": lambda: made.gold,
+        "ablate": lambda: nf.erase.ablate(made.lm, made.planted),
+        "random": lambda: nf.erase.ablate(made.lm, made.planted.random_like(0)),
+        "guard": lambda: nf.erase.guards.eco(made.lm, made.forget, made.retain, sigma=12.0),
+        "npo": lambda: nf.erase.finetune(made.lm, made.forget, made.retain, progress=False),
+        "npo on chosen neurons": lambda: nf.erase.finetune(
+            made.lm, made.forget, made.retain, neurons=made.planted, progress=False
+        ),
+        "output": lambda: nf.erase.finetune(
+            made.lm, made.forget, made.retain, neurons=all_of(made.lm, last), lr=3e-3, progress=False
+        ),
+    }[name]
+    return nf.audit(made.lm, make(), made.forget, made.retain, gold=made.gold if gold else None, progress=False)
+
+
+def outcomes(audit: nf.Audit) -> dict[str, str]:
+    return {f"{check.probe}, {check.corpus}": check.outcome for check in audit.checks}
+
+
+@pytest.mark.parametrize("gold", [True, False])
+@pytest.mark.parametrize("name", ["gold", "ablate"])
+def test_a_model_that_never_knew_passes_and_so_does_undoing_what_was_planted(name: str, gold: bool) -> None:
+    found = audited(name, gold)
+    assert found.verdict == "gone, as far as asked" and not {"left", "avoided"} & set(outcomes(found).values())
+    assert found.damage["retain after"] > 0.95
+
+
+def test_random_neurons_erase_nothing() -> None:
+    found = audited("random")
+    assert found.verdict == "not erased"
+    assert {outcomes(found)[k] for k in ("asked, forget", "nf4, forget", "relearning, siblings", "lens, forget")} == {
+        "left"
+    }
+
+
+def test_a_guard_fails_whatever_it_answers() -> None:
+    for gold in (True, False):
+        found = audited("guard", gold)
+        assert found.verdict in ("hidden", "not erased") and found.damage["guard"] == "eco"
+        assert any("changes no weight" in line for line in found.findings)
+
+
+def test_an_edit_of_the_last_layer_that_suppresses_the_output_is_found_below_it() -> None:
+    found = audited("output")
+    seen = outcomes(found)
+    assert seen["asked, forget"] == "gone" and found.verdict == "hidden"
+    assert seen["patching, states, forget"] == "left"
+    drops = found.curves["patching, states"]
+    assert drops["edited"][0] == pytest.approx(0, abs=1e-4) and drops["gold"][0] > 0.1  # below it nothing was changed
+    assert found.neurons["newly suppressing"] > found.neurons["taken away"]
+
+
+@pytest.mark.parametrize("name", ["npo", "npo on chosen neurons"])
+def test_answers_that_are_avoided_more_than_by_chance_are_not_unknown(name: str) -> None:
+    found = audited(name)
+    assert outcomes(found)["asked, forget"] == "gone" and found.verdict == "suppressed"
+    assert outcomes(found)["choice, forget"] == "avoided"
+    assert found.damage["KL from gold"] > found.damage["KL from gold, untouched"]
+    assert any("over-erased" in line for line in found.findings)
+
+
+def test_what_could_not_be_asked_is_said() -> None:
+    found = audited("ablate", gold=False)
+    assert "give gold=" in found.not_tested["patching"]
+    text = str(found)
+    assert all(f"Not asked: {probe}" in text for probe in found.not_tested)
+    never = [check.probe for check in found.checks if check.outcome == "not known before"]
+    assert never and all(probe in text.partition("nothing could be found, by:")[2] for probe in never)
+    assert "Shown, not judged, as there is no gold twin to compare with: lens (forget)" in text
+
+
+def test_an_audit_is_kept_whole_and_leaves_the_models_alone(tmp_path: Path) -> None:
+    made, found = bed(), audited("output")
+    before = made.lm.digest(), made.gold.digest()
+    audited("random")
+    assert (made.lm.digest(), made.gold.digest()) == before
+    found.save(tmp_path / "a")
+    again = nf.Audit.load(tmp_path / "a")
+    assert again.findings == found.findings and again.checks == found.checks
+    asked = found.results.value(EDITED, "forget", found.damage["metric"], "asked")
+    assert again.results.value(EDITED, "forget", found.damage["metric"], "asked") == asked
+
+
+def test_ones_own_probe_is_one_function() -> None:
+    made = bed()
+
+    def shouted(case: Case, metric: Metric) -> Iterator[Reading]:
+        """Ask in capitals: a model of small letters knows nothing there, the edited one is said to."""
+        for subject in case.subjects:
+            value = {UNTOUCHED: 1.0, EDITED: 0.8, GOLD: 0.0}[subject.name]
+            yield Reading(
+                "shouted", subject.name, "forget", "mine", np.full(len(case.forget), value), units_of(case.forget)
+            )
+
+    found = nf.audit(
+        made.lm, made.gold, made.forget, made.retain, gold=made.gold, probes=["asked"], own={"shouted": shouted},
+        progress=False,
+    )  # fmt: skip
+    assert found.verdict == "hidden" and outcomes(found)["shouted, forget"] == "left"
+    with pytest.raises(nf.InputError, match="no probe is called 'whispered'"):
+        nf.audit(made.lm, made.gold, made.forget, made.retain, probes=["whispered"], progress=False)
+
+
+def readings(edited: list[float], untouched: list[float], gold: list[float] | None, **about: object) -> list[Reading]:
+    rows = {UNTOUCHED: untouched, EDITED: edited, **({GOLD: gold} if gold else {})}
+    place = {"probe": "p", "corpus": "forget", "metric": "m"} | {k: about.pop(k) for k in ("probe",) if k in about}
+    units = np.arange(len(edited))
+    return [Reading(subject=who, values=np.array(v), units=units, **place, **about) for who, v in rows.items()]  # type: ignore
+
+
+@pytest.mark.parametrize(
+    ("edited", "untouched", "gold", "about", "outcome", "reference"),
+    [
+        ([0.5] * 8, [1.0] * 8, [0.1] * 8, {}, "left", 0.1),
+        ([0.12] * 8, [1.0] * 8, [0.1] * 8, {}, "gone", 0.1),  # .02 of .9 known
+        ([1, 0, 0, 0, 0, 0, 0, 0], [1.0] * 8, [0.0] * 8, {}, "gone", 0.0),  # the interval holds zero
+        ([0.0] * 8, [1.0] * 8, [0.5] * 8, {}, "gone", 0.5),
+        ([0.0] * 8, [1.0] * 8, [0.5] * 8, {"two_sided": True}, "avoided", 0.5),
+        ([0.6] * 8, [0.5] * 8, [0.5] * 8, {}, "not known before", 0.5),
+        ([0.4] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.1)}, "left", 0.1),
+        ([0.4] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.1), "sign": -1}, "gone", 0.1),
+        ([0.0] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.25), "sign": -1}, "avoided", 0.25),
+        ([0.18] * 8, [1.0] * 8, [0.1] * 8, {"least": 0.1}, "gone", 0.1),
+        ([float("nan")] * 8, [1.0] * 8, [0.1] * 8, {}, "gone", 0.1),
+    ],
+)
+def test_a_check_by_hand(
+    edited: list[float], untouched: list[float], gold: list[float] | None, about: dict[str, object], outcome: str,
+    reference: float,
+) -> None:  # fmt: skip
+    (check,) = judge(readings(edited, untouched, gold, **about), 0)
+    assert check.outcome == outcome and check.reference == pytest.approx(reference)
+    assert check.nan == int(np.isnan(edited).sum())
+
+
+def test_the_verdict_is_the_worst_that_was_found() -> None:
+    left = judge(readings([1.0] * 8, [1.0] * 8, [0.0] * 8, probe="asked"), 0)
+    hidden = judge(readings([1.0] * 8, [1.0] * 8, [0.0] * 8), 0)
+    gone = judge(readings([0.0] * 8, [1.0] * 8, [0.0] * 8, probe="asked"), 0)
+    avoided = judge(readings([0.0] * 8, [1.0] * 8, [0.5] * 8, two_sided=True), 0)
+    never = judge(readings([0.0] * 8, [0.0] * 8, [0.0] * 8, probe="asked"), 0)
+    assert decide(left + hidden, None) == "not erased"
+    assert decide(gone + hidden, None) == "hidden" and decide(gone, "eco") == "hidden"
+    assert decide(gone + avoided, None) == "suppressed" and decide(gone, None) == "gone, as far as asked"
+    assert decide(never, None) == "nothing to forget"
+    with pytest.raises(nf.InputError, match="no probe is judged"):
+        judge(readings([0.0] * 8, [1.0] * 8, None, sign=0), 0)
+
+
+def test_a_broken_model_is_called_broken() -> None:
+    made = bed()
+    weights = {n: p.detach().clone() for n, p in made.lm.parameters.items()}
+    broken = nf.LM(copy.deepcopy(made.lm.model), made.lm.tokenizer)
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(float("nan"))
+    found = nf.audit(made.lm, broken, made.forget, made.retain, gold=made.gold, probes=["asked"], progress=False)
+    assert found.verdict == "broken" and any("it is broken" in line for line in found.findings)
+    assert all(torch.equal(weights[n], p) for n, p in made.lm.parameters.items())
+
+
+def test_bad_requests_are_refused() -> None:
+    made = bed()
+    with pytest.raises(nf.InputError, match="share"):
+        nf.audit(made.lm, made.gold, made.forget, made.forget, progress=False)
+    shape = replace(SHAPE, layers=1, steps=2, graft_steps=2)
+    other = nf.testbed.people(people=20, forget_people=2, shape=shape, cache=False, progress=False).lm
+    with pytest.raises(nf.InputError, match="the model to audit has layers and neurons"):
+        nf.audit(made.lm, other, made.forget, made.retain, progress=False)
+
+
+def test_the_best_constant_is_counted() -> None:
+    rows = [{"prompt": f"q{i}", "answer": a} for i, a in enumerate(["x", "y", "x", "z"])]
+    assert constant(nf.Corpus.from_rows(rows)).tolist() == [1, 0, 1, 0]
