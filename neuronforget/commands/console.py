@@ -20,6 +20,9 @@ from neuronforget.models import LM, load
 from neuronforget.results import Results
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="PATH")]
+_MARKS = {
+    ".safetensors": b'"edit":', ".html": b'content="neuronforget"', ".json": b'"written_by": "neuronforget"',
+}  # fmt: skip
 Tap = Literal["transformer_lens", "torch_hooks", "nnsight"]
 
 
@@ -131,10 +134,9 @@ def output(path: Path, suffix: str) -> Path:
 
 
 def _ours(path: Path) -> bool:
-    """Does the file's head say that it is an edit, or a report, of this package?"""
+    """Does the file's head say that it is an edit, a report or figures of this package?"""
     with path.open("rb") as file:
-        head = file.read(1 << 20)
-    return b'"edit":' in head if path.suffix == ".safetensors" else b'content="neuronforget"' in head
+        return _MARKS[path.suffix] in file.read(1 << 20)
 
 
 def show(results: Results) -> None:
