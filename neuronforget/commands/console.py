@@ -128,7 +128,7 @@ def output(path: Path, suffix: str) -> Path:
     """Return `path` if it ends as its content should, and only an earlier output of its kind lies there."""
     if path.suffix != suffix or path.is_dir():
         raise InputError(f"--out names a {suffix} file, found {path}")
-    if path.exists() and not _ours(path):
+    if path.exists() and path.stat().st_size and not _ours(path):
         raise InputError(f"{path} exists and was not written by this command: choose another name with --out")
     return path
 

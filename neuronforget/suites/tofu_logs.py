@@ -92,7 +92,7 @@ def _block(log: dict[str, Any], name: str, path: str | Path) -> Block:
     for key in KEYS.values():
         if other := set(rows) ^ block[key].keys():
             raise InputError(f"{path}, block {name!r}: row {min(other)!r} is not in both avg_gt_loss and {key}")
-    arrays = {
+    arrays: dict[str, Any] = {
         field: _numbers([block[key][row] for row in rows], rows, f"{path}, block {name!r}, {key}", field == "wrong")
         for field, key in KEYS.items()
     }
