@@ -12,6 +12,7 @@ import tyro
 
 from neuronforget.commands.requests import ledger
 from neuronforget.commands.steps import attribute, audit, erase, evaluate, report
+from neuronforget.commands.suites import SUITES
 from neuronforget.commands.whole import compare, demo, testbed
 from neuronforget.errors import InputError
 
@@ -21,13 +22,8 @@ COMMANDS = (demo, testbed, attribute, erase, ledger, evaluate, audit, compare, r
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub's retries are no news; its last word is
-    app = tyro.extras.SubcommandApp()
-    for command in COMMANDS:
-        app.command(command)
     try:
-        app.cli(
-            prog="neuronforget", description="Find the neurons that carry knowledge, erase it, measure what that did."
-        )
+        _run(sys.argv[1:])
     except InputError as error:
         print(f"neuronforget: {error}", file=sys.stderr)
         sys.exit(2)
@@ -37,3 +33,15 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+
+
+def _run(words: list[str]) -> None:
+    """Run the command that the words ask for; `evaluate NAME` is a suite, if there is one of that name."""
+    if words[:1] == ["evaluate"] and words[1:2] and words[1] in SUITES:
+        tyro.cli(SUITES[words[1]], prog=f"neuronforget evaluate {words[1]}", args=words[2:])
+        return
+    app = tyro.extras.SubcommandApp()
+    for command in COMMANDS:
+        app.command(command)
+    about = "Find the neurons that carry knowledge, erase it, measure what that did."
+    app.cli(prog="neuronforget", description=about, args=words)

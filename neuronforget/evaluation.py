@@ -19,7 +19,7 @@ from neuronforget.errors import InputError
 from neuronforget.guarding import asked
 from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
-from neuronforget.results import Results, bootstrap
+from neuronforget.results import Results, example_rows, tidy_row
 from neuronforget.runs import environment
 
 METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
@@ -184,12 +184,9 @@ class _Run:
                 model or self.lm, self.corpora[corpus], self.metrics, gold=self.gold, batch_size=self.batch_size
             )
             self._add(name, scope, strength, point, corpus, values)
-            self.examples += [
-                {"edit": name, "point": point, "corpus": corpus, "metric": metric, "example": i}
-                | {"unit": int(self.units[corpus][i]), "value": float(x)}
-                for metric, column in values.items()
-                for i, x in enumerate(column)
-            ]
+            for metric, column in values.items():
+                names = {"edit": name, "point": point, "corpus": corpus, "metric": metric}
+                self.examples += example_rows(names, column, self.units[corpus])
 
     def edit(self, name: str, edit: Edit, strengths: Sequence[float], damage: float | None) -> None:
         """Measure an edit at full strength, over the frontier and at matched damage."""
@@ -211,10 +208,5 @@ class _Run:
         self, name: str, scope: str, strength: float, point: str, corpus: str, values: dict[str, np.ndarray]
     ) -> None:
         for metric, column in values.items():
-            units = self.units[corpus]
-            value, low, high = bootstrap(column, self.seed, units=units)
-            self.rows.append(
-                {"edit": name, "scope": scope, "strength": float(strength), "point": point, "corpus": corpus}
-                | {"metric": metric, "value": value, "low": low, "high": high, "n": len(column)}
-                | {"units": len(np.unique(units)), "nan": int(np.isnan(column).sum()), "seed": self.seed}
-            )
+            names = {"edit": name, "scope": scope, "strength": float(strength), "point": point, "corpus": corpus}
+            self.rows.append(tidy_row({**names, "metric": metric}, column, self.units[corpus], self.seed))

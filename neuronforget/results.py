@@ -106,14 +106,36 @@ def bootstrap(
     `units` numbers each example's subject: phrasings of one fact, facts of one person stand and fall together, so
     whole subjects are drawn. One unit alone has no interval (NaN).
     """
-    known = ~np.isnan(values)
-    values = values[known]
-    if not len(values):
+    if np.isnan(values).all():
         return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile(resampled(values, seed, units=units, resamples=resamples), [0.025, 0.975])
+    return float(np.nanmean(values)), float(low), float(high)
+
+
+def resampled(
+    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """Return the mean of each bootstrap sample, of values that are not NaN; NaN where there is one unit alone.
+
+    One seed draws the same units whatever the values are, so that functions of several means can be resampled.
+    """
+    known = ~np.isnan(values)
     _, place = np.unique(np.arange(len(known))[known] if units is None else units[known], return_inverse=True)
-    sums, counts = np.bincount(place, values), np.bincount(place)
+    sums, counts = np.bincount(place, values[known]), np.bincount(place)
     if len(sums) < 2:
-        return float(values.mean()), float("nan"), float("nan")
+        return np.full(resamples, np.nan)
     draws = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
-    low, high = np.quantile(sums[draws].sum(1) / counts[draws].sum(1), [0.025, 0.975])
-    return float(values.mean()), float(low), float(high)
+    return sums[draws].sum(1) / counts[draws].sum(1)
+
+
+def tidy_row(names: dict[str, Any], values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return one row of `Results`: what is measured, by `names` (edit to metric), and its value with the interval."""
+    value, low, high = bootstrap(values, seed, units=units)
+    found = {"value": value, "low": low, "high": high, "n": len(values), "units": len(np.unique(units))}
+    return {**names, **found, "nan": int(np.isnan(values).sum()), "seed": seed}
+
+
+def example_rows(names: dict[str, Any], values: np.ndarray, units: np.ndarray) -> list[dict[str, Any]]:
+    """Return the examples behind a row, by `names` (edit, point, corpus, metric)."""
+    pairs = enumerate(zip(units, values, strict=True))
+    return [{**names, "example": i, "unit": int(unit), "value": float(x)} for i, (unit, x) in pairs]

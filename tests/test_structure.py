@@ -15,7 +15,7 @@ ORDER = [
     "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "stopping",
     "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding",
     "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
-    "results", "metrics", "evaluation", "auditing", "testbed", "findings", "figures", "tables", "reporting",
+    "results", "metrics", "evaluation", "auditing", "suites", "testbed", "findings", "figures", "tables", "reporting",
     "audit_page", "comparison", "commands", "cli",
 ]  # fmt: skip
 

@@ -20,6 +20,9 @@ from neuronforget.models import LM, load
 from neuronforget.results import Results
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="PATH")]
+_MARKS = {
+    ".safetensors": b'"edit":', ".html": b'content="neuronforget"', ".json": b'"written_by": "neuronforget"',
+}  # fmt: skip
 Tap = Literal["transformer_lens", "torch_hooks", "nnsight"]
 
 
@@ -125,16 +128,15 @@ def output(path: Path, suffix: str) -> Path:
     """Return `path` if it ends as its content should, and only an earlier output of its kind lies there."""
     if path.suffix != suffix or path.is_dir():
         raise InputError(f"--out names a {suffix} file, found {path}")
-    if path.exists() and not _ours(path):
+    if path.exists() and path.stat().st_size and not _ours(path):
         raise InputError(f"{path} exists and was not written by this command: choose another name with --out")
     return path
 
 
 def _ours(path: Path) -> bool:
-    """Does the file's head say that it is an edit, or a report, of this package?"""
+    """Does the file's head say that it is an edit, a report or figures of this package?"""
     with path.open("rb") as file:
-        head = file.read(1 << 20)
-    return b'"edit":' in head if path.suffix == ".safetensors" else b'content="neuronforget"' in head
+        return _MARKS[path.suffix] in file.read(1 << 20)
 
 
 def show(results: Results) -> None:

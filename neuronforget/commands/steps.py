@@ -146,6 +146,8 @@ def evaluate(
 ) -> None:
     """Measure edits on both corpora beside the untouched (and gold) model; writes a results folder.
 
+    `evaluate NAME` runs a benchmark in its place: tofu, tofu-logs (`evaluate tofu --help`; docs/suites.md).
+
     Args:
         edits: Files written by `erase`.
         out: New folder for the results.

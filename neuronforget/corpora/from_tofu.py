@@ -29,7 +29,7 @@ def tofu(
     if not match or (match[1] == "full") != (match[2] is None):
         raise InputError(f"unknown TOFU split {split!r}: use 'full', 'forgetNN' or 'retainNN', such as 'forget10'")
     share = ROWS * int(match[2] or 100) // 100
-    rows = _rows("full.jsonl", "full", path)
+    rows = split_rows("full", path)
     if bad := [i for i, row in enumerate(rows) if not {"question", "answer"} <= row.keys()]:
         raise InputError(f"row {bad[0]} of {path or HUB_ID} has no 'question' and 'answer': that is not TOFU")
     if len(rows) != ROWS:
@@ -51,10 +51,11 @@ def _example(row: dict[str, Any], perturbed: dict[str, Any]) -> Example:
     )
 
 
-def _rows(file: str, config: str, path: str | Path | None) -> list[dict[str, Any]]:
+def split_rows(name: str, path: str | Path | None) -> list[dict[str, Any]]:
+    """Return the rows of a TOFU file: `name`.jsonl of the folder `path`, or that configuration of the hub (None)."""
     if path is not None:
-        return [row for _, row in read_rows(Path(path) / file)]
-    return [dict(row) for row in hub_rows(HUB_ID, config, instead=f"path=, a folder with {file}")]
+        return [row for _, row in read_rows(Path(path) / f"{name}.jsonl")]
+    return [dict(row) for row in hub_rows(HUB_ID, name, instead=f"path=, a folder with {name}.jsonl")]
 
 
 def _perturbed(split: str, path: str | Path | None) -> dict[str, dict[str, Any]]:
@@ -64,4 +65,4 @@ def _perturbed(split: str, path: str | Path | None) -> dict[str, dict[str, Any]]
     name = f"{split}_perturbed"
     if path is not None and not (Path(path) / f"{name}.jsonl").is_file():
         return {}
-    return {row["question"]: row for row in _rows(f"{name}.jsonl", name, path)}
+    return {row["question"]: row for row in split_rows(name, path)}
