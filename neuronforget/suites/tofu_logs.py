@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,16 +138,17 @@ def scores(name: str, block: Block, form: Form = "legacy") -> dict[str, Float[nd
 def aggregates(log: Log, retain_only: Log | None = None, form: Form = "legacy") -> dict[str, float]:
     """Return the twelve parts, `model_utility` and, with a retain-only model's log, the two of the forget quality.
 
-    Raises InputError if the two logs have other rows of the forget set.
+    The forget quality compares two samples, so other rows of the forget set are no error; they are warned of.
     """
     parts = {f"{name}_{k}": float(v.mean()) for name in SETS for k, v in scores(name, log[name], form).items()}
     found = {"model_utility": float(model_utility(parts))}
     if retain_only is not None:
         here, there = log["forget"], retain_only["forget"]
         if other := set(here.rows) ^ set(there.rows):
-            raise InputError(
+            warnings.warn(
                 f"the two models were asked other rows of the forget set ({len(here.rows)} and {len(there.rows)}; row "
-                f"{min(other)!r} is in one alone): take a retain-only model's log of the same split and size"
+                f"{min(other)!r} is in one alone): the forget quality compares them as two samples",
+                stacklevel=2,
             )
         # The authors compare legacy ratios in either form of their tables.
         quality = forget_quality(*(truth_ratio(block.paraphrase, block.wrong) for block in (here, there)))
