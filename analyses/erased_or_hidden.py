@@ -13,8 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from erase_study import SHARE
 from erase_tables import cell, table
-from where_knowledge_lives import BEDS, PEOPLE, keep
+from where_knowledge_lives import BEDS, PEOPLE, keep, shortlist_exact
 
 import neuronforget as nf
 from neuronforget.audit_page import audit_report
@@ -28,10 +29,14 @@ CHECKS = (
 
 
 def cases(bed: nf.testbed.Testbed) -> dict[str, Callable[[], nf.Edit | nf.LM]]:
-    """Return how to make what is audited. The neurons are the true ones: the audit is tried here, not the finding."""
+    """Return how to make what is audited, mostly on the planted neurons: the audit is tried here, not the finding."""
     lm, forget, retain, truth = bed.lm, bed.forget, bed.retain, bed.planted
     assert truth is not None
     last = all_of(lm, [lm.sites[-1].layer])
+
+    def found() -> nf.Neurons:
+        scores = nf.attribute(lm, forget, retain.head(len(forget)), score=shortlist_exact, progress=False)
+        return nf.select.per_layer(scores, SHARE)
 
     def npo(neurons: nf.Neurons | None = None) -> nf.Edit:
         return nf.erase.finetune(lm, forget, retain, neurons=neurons, progress=False)
@@ -39,6 +44,7 @@ def cases(bed: nf.testbed.Testbed) -> dict[str, Callable[[], nf.Edit | nf.LM]]:
     return {
         "gold": lambda: bed.gold,
         "ablate": lambda: nf.erase.ablate(lm, truth),
+        "ablate the found neurons": lambda: nf.erase.ablate(lm, found()),
         "npo": npo,
         "npo on the true neurons": lambda: npo(truth),
         "npo on the last layer": lambda: npo(last),

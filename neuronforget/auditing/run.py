@@ -21,7 +21,7 @@ from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references, measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.results import Results, bootstrap
+from neuronforget.results import Results, example_rows, tidy_row
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -123,15 +123,10 @@ def _tables(readings: Sequence[Reading], seed: int) -> tuple[tuple[dict[str, Any
     """Readings as rows and examples of `Results`: the subject is the edit, the probe the point."""
     rows, examples = [], []
     for r in readings:
-        value, low, high = bootstrap(r.values, seed, units=r.units)
         about = {"edit": r.subject, "point": r.probe, "corpus": r.corpus, "metric": r.metric}
-        rows.append(
-            {**about, "scope": "edited" if r.subject == EDITED else "reference", "strength": float(r.subject == EDITED)}
-            | {"value": value, "low": low, "high": high, "n": len(r.values), "units": len(np.unique(r.units))}
-            | {"nan": int(np.isnan(r.values).sum()), "seed": seed}
-        )
-        pairs = enumerate(zip(r.units.tolist(), r.values.tolist(), strict=True))
-        examples += [{**about, "example": i, "unit": unit, "value": value} for i, (unit, value) in pairs]
+        scope = {"scope": "edited" if r.subject == EDITED else "reference", "strength": float(r.subject == EDITED)}
+        rows.append(tidy_row({**about, **scope}, r.values, r.units, seed))
+        examples += example_rows(about, r.values, r.units)
     return tuple(rows), tuple(examples)
 
 

@@ -1,10 +1,11 @@
 """Measure: metrics, functions from a model's predictions to one number per example; and of a localisation."""
 
-from neuronforget.metrics import knockout, localisation, subsets
+from neuronforget.metrics import knockout, localisation, membership, subsets, text
 from neuronforget.metrics.memory import (
     Metric,
     Prediction,
     exact_match,
+    extraction_strength,
     kl_gold,
     nll,
     probability,
@@ -14,6 +15,6 @@ from neuronforget.metrics.memory import (
 from neuronforget.metrics.shift import activation_shift, neuron_shift
 
 __all__ = [
-    "Metric", "Prediction", "activation_shift", "exact_match", "kl_gold", "knockout", "localisation", "neuron_shift",
-    "nll", "probability", "rank", "subsets", "token_accuracy",
+    "Metric", "Prediction", "activation_shift", "exact_match", "extraction_strength", "kl_gold", "knockout",
+    "localisation", "membership", "neuron_shift", "nll", "probability", "rank", "subsets", "text", "token_accuracy",
 ]  # fmt: skip

@@ -57,6 +57,19 @@ def token_accuracy(p: Prediction) -> Tensor:
     return _unless_nan(p.hits.sum(1) / p.mask.sum(1), p)
 
 
+def extraction_strength(p: Prediction) -> Tensor:
+    """Share of the answer, counted from its end, that the model writes by itself after what comes before: 1 - k / T.
+
+    k is the shortest start of the answer after which every token is the most likely one (Carlini et al. 2021,
+    arXiv:2012.07805); T, and a strength of 0, where not even the last token is. Its sibling, exact memorisation, the
+    share of tokens that are the most likely one, is `token_accuracy`.
+    """
+    place = torch.arange(p.mask.shape[1], device=p.mask.device)
+    missed = (p.mask & ~p.hits).long() * (place + 1)  # one more than the place of each miss
+    kept = (p.mask & (place[None] + 1 > missed.amax(1, keepdim=True))).sum(1)
+    return _unless_nan(kept / p.mask.sum(1), p)
+
+
 def nll(p: Prediction) -> Tensor:
     """Mean negative log-likelihood per answer token (nats)."""
     return p.nll

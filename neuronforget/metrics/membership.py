@@ -1,0 +1,190 @@
+"""Was a text trained on? Scores of single texts, higher for members, and how well they tell members from others (AUC).
+
+At k = 100% Min-K%++ is a calibration statistic: its expectation is 0 whatever the model was trained on. An AUC says
+something beside that of the gold twin, or of the untouched model, on the same texts alone: members and others may
+differ in more than membership.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
+from neuronforget.corpora.tokens import join
+from neuronforget.edits import Edit
+from neuronforget.errors import InputError
+from neuronforget.guarding import asked
+from neuronforget.likelihood import answer_nll
+from neuronforget.models import LM, frozen
+from neuronforget.results import RESAMPLES, Results, example_rows
+from neuronforget.runs import environment
+
+KS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
+ATTACKS = ("loss", "zlib", "min_k", "min_k++", "reference", "gradient")
+MEMBERS, OTHERS = "members", "non-members"
+
+
+def membership(
+    lm: LM,
+    members: Corpus,
+    non_members: Corpus,
+    *,
+    edits: Mapping[str, Edit] | None = None,
+    gold: LM | None = None,
+    reference: LM | None = None,
+    attacks: Sequence[str] = ATTACKS,
+    ks: Sequence[float] = KS,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> Results:
+    """Return the AUC of every attack on the untouched model, on each edit and on the gold twin, with 95% intervals.
+
+    `reference` is a model that saw neither corpus, for the attack of that name; without it `info["missing"]` says so.
+    Intervals are over texts, resampled among members and among others. A text that gives NaN makes the AUC NaN, and is
+    counted. `examples` hold the score of every text. Raises InputError for corpora that share texts, unknown attacks
+    and shares not in (0, 1].
+    """
+    check_disjoint(members, non_members)
+    if unknown := set(attacks) - set(ATTACKS):
+        raise InputError(f"no attack is called {min(unknown)!r}; there are {', '.join(ATTACKS)}")
+    if not all(0 < k <= 1 for k in ks):
+        raise InputError(f"shares of tokens lie in (0, 1], found {tuple(ks)}")
+    missing = {}
+    if "reference" in attacks and reference is None:
+        missing["reference"] = "it compares with a model that saw neither corpus: give reference="
+    known = tuple(name for name in attacks if name not in missing)
+    rows, examples = [], []
+    with tqdm(_subjects(lm, edits or {}, gold), desc="membership", disable=not progress) as bar:
+        for name, scope, model, edit in bar:
+            bar.set_postfix(model=name, refresh=False)
+            sides = {}
+            for side, corpus in ((MEMBERS, members), (OTHERS, non_members)):
+                with edit.on(model) if edit is not None else frozen(model):
+                    sides[side] = text_scores(model, corpus, known, ks, reference=reference, batch_size=batch_size)
+            for metric, here in sides[MEMBERS].items():
+                there = sides[OTHERS][metric]
+                about = {"edit": name, "point": "full", "metric": metric}
+                value, low, high = auc(here, there, seed)
+                count, nan = len(here) + len(there), int(np.isnan(here).sum() + np.isnan(there).sum())
+                rows.append(
+                    {**about, "scope": scope, "strength": float(edit is not None), "corpus": f"{MEMBERS}, {OTHERS}"}
+                    | {"value": value, "low": low, "high": high, "n": count, "units": count, "nan": nan, "seed": seed}
+                )
+                for side, values in ((MEMBERS, here), (OTHERS, there)):
+                    examples += example_rows({**about, "corpus": side}, values, np.arange(len(values)))
+    info: dict[str, Any] = {
+        "model": lm.name,
+        "digest": lm.digest(),
+        "device": str(lm.device),
+        "dtype": str(lm.model.dtype),
+    }
+    info |= {"data": {c.name: c.digest() for c in (members, non_members)}, "missing": missing, "seed": seed}
+    return Results(tuple(rows), tuple(examples), {**info, "versions": environment()})
+
+
+def text_scores(
+    lm: LM, corpus: Corpus, attacks: Sequence[str] = ("loss", "zlib", "min_k", "min_k++"), ks: Sequence[float] = KS,
+    *, reference: LM | None = None, batch_size: int = 16,
+) -> dict[str, Float[np.ndarray, "text"]]:  # fmt: skip
+    """Return each attack's score of every text, over the tokens that count as answer; higher: rather a member.
+
+    - `loss`: mean log-likelihood of a token (nats).
+    - `zlib`: the same over the bytes that zlib makes of the text (Carlini et al. 2021, arXiv:2012.07805).
+    - `min_k@k`: mean log-likelihood of the share k of tokens that are least likely (Shi et al. 2023, arXiv:2310.16789).
+    - `min_k++@k`: the same of (log p - mu) / sigma, the mean and deviation of log p under the model's own next-token
+      distribution at that place (Zhang et al. 2024, arXiv:2404.02936).
+    - `reference`: mean log-likelihood less that of the reference model, in nats.
+    - `gradient`: minus the norm of the loss' gradient over all weights.
+    """
+    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    found: dict[str, np.ndarray] = {}
+
+    def keep(metric: str, index: Sequence[int], values: Any) -> None:
+        found.setdefault(metric, np.full(len(rows), np.nan))[list(index)] = values
+
+    sizes = np.array([len(zlib.compress("".join(join(e.prompt, e.answer)).encode())) for e in corpus])
+    with frozen(lm), torch.no_grad():
+        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+            index = list(batch.index)
+            own = list(_token_scores(lm, batch))
+            for place, (logp, z) in zip(index, own, strict=True):
+                if "loss" in attacks:
+                    keep("loss", [place], logp.mean())
+                if "zlib" in attacks:
+                    keep("zlib", [place], logp.mean() / sizes[place])
+                for name, values in (("min_k", logp), ("min_k++", z)):
+                    for k in ks if name in attacks else ():
+                        keep(f"{name}@{k:.0%}", [place], lowest(values, k))
+            if "reference" in attacks and reference is not None:
+                pairs = zip(own, _token_scores(reference, batch), strict=True)
+                keep("reference", index, [ours.mean() - theirs.mean() for (ours, _), (theirs, _) in pairs])
+    if "gradient" in attacks:
+        for batch in batches(rows, 1, lm.pad_id, lm.device):
+            keep("gradient", batch.index, -_gradient_norm(lm, batch))
+    return found
+
+
+def lowest(values: np.ndarray, share: float) -> float:
+    """Return the mean of the lowest share of values, of one at least."""
+    return float(np.sort(values)[: max(1, int(len(values) * share))].mean()) if not np.isnan(values).any() else np.nan
+
+
+def auc(
+    members: np.ndarray, others: np.ndarray, seed: int, *, resamples: int = RESAMPLES
+) -> tuple[float, float, float]:
+    """Return (AUC, low, high): how often a member scores above another text, ties half, and its 95% interval."""
+    from sklearn.metrics import roc_auc_score
+
+    values = np.concatenate([members, others])
+    if np.isnan(values).any():
+        return float("nan"), float("nan"), float("nan")
+    value = float(roc_auc_score(np.arange(len(values)) < len(members), values))
+    wins = np.sign(members[:, None] - others[None]) / 2 + 0.5
+    draw, found = np.random.default_rng(seed), np.empty(resamples)
+    for i in range(resamples):
+        own, theirs = (np.bincount(draw.integers(n, size=n), minlength=n) / n for n in wins.shape)
+        found[i] = own @ wins @ theirs
+    low, high = np.quantile(found, [0.025, 0.975])
+    return value, float(low), float(high)
+
+
+def _subjects(lm: LM, edits: Mapping[str, Edit], gold: LM | None) -> list[tuple[str, str, LM, Edit | None]]:
+    if {"untouched", "gold"} & edits.keys():
+        raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
+    found: list[tuple[str, str, LM, Edit | None]] = [("untouched", "reference", lm, None)]
+    found += [("gold", "reference", gold, None)] if gold is not None else []
+    return found + [(name, edit.info.get("scope", "neurons"), lm, edit) for name, edit in edits.items()]
+
+
+def _token_scores(lm: LM, batch: Batch) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Of each text: log p of its answer tokens, and how many deviations that is above the model's own expectation."""
+    with asked(lm, batch):
+        logits = lm.model(**batch.inputs, use_cache=False).logits
+    for i, row in enumerate(logits):
+        mask = batch.answer_mask[i, 1:]
+        logp = row[:-1][mask].float().log_softmax(-1)
+        p = logp.exp()
+        there = torch.where(p > 0, logp, 0.0)  # a token that the model excludes has no part in the mean
+        mean = (p * there).sum(-1)
+        deviation = ((p * (there - mean[:, None]).square()).sum(-1)).sqrt()
+        own = logp.gather(-1, batch.input_ids[i, 1:][mask][:, None]).squeeze(-1)
+        z = (own - mean) / deviation.clamp(min=torch.finfo(torch.float32).tiny)
+        yield own.double().cpu().numpy(), z.double().cpu().numpy()
+
+
+def _gradient_norm(lm: LM, batch: Batch) -> float:
+    with frozen(lm), torch.enable_grad():
+        weights: list[Tensor] = [p.requires_grad_(True) for p in lm.parameters.values()]
+        with asked(lm, batch):
+            loss = answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).sum()
+        grads = torch.autograd.grad(loss, weights, allow_unused=True)
+    return float(torch.stack([g.float().square().sum() for g in grads if g is not None]).sum().sqrt())
