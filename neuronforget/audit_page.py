@@ -73,7 +73,7 @@ def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or onl
 def _table(checks: tuple[Check, ...]) -> Table:
     rows = tuple(
         (f"{c.probe} ({c.corpus})", c.outcome, c.metric, f"{c.start:.3f}", f"{c.value:.3f}", f"{c.reference:.3f}",
-         c.against, f"{c.value - c.reference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]", f"{c.n} ({c.over} resampled)")
+         c.against, f"{c.value - c.reference:+.3f} [{c.low:+.3f}, {c.high:+.3f}]", f"{c.n}, over {c.over}")
         for c in checks
     )  # fmt: skip
     columns = ("check", "outcome", "metric", "untouched", "edited", "reference", "which is", "difference", "examples")
@@ -89,5 +89,5 @@ def _neurons(audit: Audit) -> list[Table]:
     for name in ("lost most", "suppress most"):
         best = tuple((str(i), str(j), f"{value:.4g}") for i, j, value in audit.neurons.get(name, []))
         if best:
-            found.append(Table(f"Neurons that {name}", ("row of layers", "neuron", "logits"), best))
+            found.append(Table(f"Neurons that {name}", ("layer", "neuron", "logits"), best))
     return found

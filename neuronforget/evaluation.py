@@ -6,7 +6,9 @@ which the retain loss has risen by the same amount. Every number has a bootstrap
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from neuronforget.corpora import Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.guarding import asked
+from neuronforget.likelihood import answer_logp, answer_nll
 from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
 from neuronforget.results import Results, example_rows, tidy_row
@@ -103,6 +106,32 @@ def measure(
     return values
 
 
+@torch.no_grad()
+def option_losses(lm: LM, corpus: Corpus, *, batch_size: int = 128, total: bool = False) -> list[list[float]]:
+    """Return the NLL (nats per token; with `total` of the whole) of each example's answer, then of its wrong ones."""
+    options = [(i, text) for i, e in enumerate(corpus) for text in (e.answer, *e.wrong)]
+    rows = replace(corpus, examples=tuple(replace(corpus.examples[i], answer=text) for i, text in options))
+    score = (lambda logits, batch: -answer_logp(logits, batch)) if total else answer_nll
+    found: list[float] = [math.nan] * len(options)
+    with frozen(lm):
+        for batch in batches(encode(rows, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+            with asked(lm, batch):
+                values = score(lm.model(**batch.inputs, use_cache=False).logits, batch).tolist()
+            for place, value in zip(batch.index, values, strict=True):
+                found[place] = value
+    by: list[list[float]] = [[] for _ in corpus]
+    for (i, _), value in zip(options, found, strict=True):
+        by[i].append(value)
+    return by
+
+
+def subjects_of(corpus: Corpus) -> np.ndarray:
+    """Number each example's subject; one without a subject is a unit of its own."""
+    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names])
+
+
 def match_damage(
     lm: LM,
     edit: Edit,
@@ -148,13 +177,6 @@ def _made(edit: Edit) -> dict[str, Any]:
     return {**about, **{key: summary[key] for key in ("values", "parameters", "relative")}}
 
 
-def _units(corpus: Corpus) -> np.ndarray:
-    """Number each example's subject; one without a subject is a unit of its own."""
-    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
-    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([place[name] for name in names])
-
-
 def _name(metric: Metric) -> str:
     return getattr(metric, "__name__", str(metric))
 
@@ -173,7 +195,7 @@ class _Run:
     ) -> None:
         self.lm, self.gold, self.corpora, self.metrics = lm, gold, corpora, metrics
         self.batch_size, self.seed = batch_size, seed
-        self.units = {name: _units(corpus) for name, corpus in corpora.items()}
+        self.units = {name: subjects_of(corpus) for name, corpus in corpora.items()}
         self.rows: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
 

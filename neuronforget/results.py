@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESAMPLES = 1000
+FEWEST = 5  # subjects from which on they are what is resampled
 #: What the tables of saved results hold.
 COLUMNS = {
     "rows": set("edit scope strength point corpus metric value low high n units nan seed".split()),
@@ -126,6 +127,16 @@ def resampled(
         return np.full(resamples, np.nan)
     draws = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
     return sums[draws].sum(1) / counts[draws].sum(1)
+
+
+def over(units: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return what to resample and its name: the subjects, or the examples where there are fewer than `FEWEST` subjects.
+
+    Examples of one subject stand and fall together, so that intervals over them are too narrow for other subjects.
+    """
+    if len(np.unique(units)) >= FEWEST:
+        return units, "subjects"
+    return np.arange(len(units)), "examples"
 
 
 def tidy_row(names: dict[str, Any], values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from beds import SHAPE, bed
 
 import neuronforget as nf
 from neuronforget.auditing import Case, Reading
-from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, constant, units_of
+from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, constant
 from neuronforget.auditing.verdicts import decide, judge
 from neuronforget.erase.ablate import all_of
+from neuronforget.evaluation import subjects_of
 from neuronforget.metrics import Metric
 
 
@@ -117,7 +118,7 @@ def test_ones_own_probe_is_one_function() -> None:
         for subject in case.subjects:
             value = {UNTOUCHED: 1.0, EDITED: 0.8, GOLD: 0.0}[subject.name]
             yield Reading(
-                "shouted", subject.name, "forget", "mine", np.full(len(case.forget), value), units_of(case.forget)
+                "shouted", subject.name, "forget", "mine", np.full(len(case.forget), value), subjects_of(case.forget)
             )
 
     found = nf.audit(

@@ -12,7 +12,7 @@ import numpy as np
 
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
-from neuronforget.evaluation import measure
+from neuronforget.evaluation import measure, subjects_of
 from neuronforget.metrics import Metric, exact_match, probability
 from neuronforget.models import LM
 
@@ -105,13 +105,6 @@ class NotTested(Exception):
     """Why a probe cannot be asked here: said in the audit, never left out in silence."""
 
 
-def units_of(corpus: Corpus) -> np.ndarray:
-    """Number each example's subject; one without a subject is a unit of its own."""
-    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
-    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([place[name] for name in names])
-
-
 def asked(
     case: Case, who: str, lm: LM, probe: str, corpora: Mapping[str, Corpus], metric: Metric, **about: Any
 ) -> list[Reading]:
@@ -120,7 +113,7 @@ def asked(
     for key, corpus in corpora.items():
         values = measure(lm, corpus, [metric], batch_size=case.batch_size)[name].astype(float)
         given = {"sign": int(key != "retain"), **about}
-        found.append(Reading(probe, who, key, name, values, units_of(corpus), **given))
+        found.append(Reading(probe, who, key, name, values, subjects_of(corpus), **given))
     return found
 
 

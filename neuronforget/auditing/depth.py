@@ -18,8 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject, units_of
+from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject
 from neuronforget.corpora import Batch, batches, encode
+from neuronforget.evaluation import subjects_of
 from neuronforget.guarding import asked
 from neuronforget.likelihood import answer_nll
 from neuronforget.metrics import Metric
@@ -49,7 +50,7 @@ def lens(case: Case, metric: Metric) -> Iterator[Reading]:
                     found[layer, index] = (-answer_nll(read, batch)).exp().cpu()
         case.curves.setdefault("lens", {})[subject.name] = found.mean(1).tolist()
         yield Reading("lens", subject.name, "forget", "probability at the best block", found.max(0),
-                      units_of(case.forget), sign=int(case.gold is not None))  # fmt: skip
+                      subjects_of(case.forget), sign=int(case.gold is not None))  # fmt: skip
 
 
 def patching(case: Case, metric: Metric) -> Iterator[Reading]:
@@ -71,7 +72,7 @@ def patching(case: Case, metric: Metric) -> Iterator[Reading]:
                 gone = np.clip(drop / lost[GOLD], 0, 1)
                 left = 1 - (carried * np.where(carried > 0, gone, 0)).sum(0) / carried.sum(0)
                 case.curves.setdefault(f"patching, {kind}", {})[name] = drop.mean(1).tolist()
-                yield Reading(f"patching, {kind}", name, "forget", "share still there", left, units_of(case.forget),
+                yield Reading(f"patching, {kind}", name, "forget", "share still there", left, subjects_of(case.forget),
                               least=ONE_SIDED)  # fmt: skip
 
 

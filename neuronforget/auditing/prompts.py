@@ -10,15 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
-import torch
 
-from neuronforget.auditing.cases import Case, NotTested, Reading, asked, units_of
-from neuronforget.corpora import Corpus, Example, batches, encode
+from neuronforget.auditing.cases import Case, NotTested, Reading, asked
+from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.corpora.tokens import join
-from neuronforget.guarding import asked as prompts_known
-from neuronforget.likelihood import answer_nll
+from neuronforget.evaluation import option_losses, subjects_of
 from neuronforget.metrics import Metric
-from neuronforget.models import LM, frozen
 from neuronforget.train import draw
 
 #: What is put before and after a prompt, each an attack of RWKU's kinds.
@@ -72,8 +69,9 @@ def choice(case: Case, metric: Metric) -> Iterator[Reading]:
     chance = np.array([1 / (1 + len(e.wrong)) for e in corpus])
     for subject in case.subjects:
         with subject.on() as lm:
-            values = _chosen(lm, corpus, case.batch_size)
-        yield Reading("choice", subject.name, "forget", "choice", values, units_of(corpus), 1 if case.gold else -1,
+            losses = [np.array(own) for own in option_losses(lm, corpus, batch_size=case.batch_size)]
+        values = np.array([np.nan if np.isnan(own).any() else float(own[0] < own[1:].min()) for own in losses])
+        yield Reading("choice", subject.name, "forget", "choice", values, subjects_of(corpus), 1 if case.gold else -1,
                       floor=chance, two_sided=True)  # fmt: skip
 
 
@@ -89,7 +87,7 @@ def worst_phrasing(case: Case, metric: Metric) -> Iterator[Reading]:
             (found,) = asked(case, subject.name, lm, "worst phrasing", {"forget": corpus}, metric)
         best = np.full(len(case.forget), -np.inf)
         np.maximum.at(best, owners, found.values)
-        yield replace(found, values=best, units=units_of(case.forget))
+        yield replace(found, values=best, units=subjects_of(case.forget))
 
 
 def _templated(before: str, after: str) -> Attack:
@@ -129,19 +127,3 @@ def _with_wrong(forget: Corpus) -> Corpus:
         others = [answer for answer in pool if answer != example.answer]
         rows.append(replace(example, wrong=tuple(draw(others, min(3, len(others)), 0, i))))
     return replace(forget, examples=tuple(rows))
-
-
-@torch.no_grad()
-def _chosen(lm: LM, corpus: Corpus, batch_size: int) -> np.ndarray:
-    options = [(i, answer) for i, e in enumerate(corpus) for answer in (e.answer, *e.wrong)]
-    rows = replace(corpus, examples=tuple(replace(corpus.examples[i], answer=a) for i, a in options))
-    nll = np.empty(len(options))
-    with frozen(lm):
-        for batch in batches(encode(rows, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
-            with prompts_known(lm, batch):
-                nll[list(batch.index)] = answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).cpu()
-    found = np.full(len(corpus), np.nan)
-    for i in range(len(corpus)):
-        own = nll[[k for k, (j, _) in enumerate(options) if j == i]]
-        found[i] = np.nan if np.isnan(own).any() else float(own[0] < own[1:].min())
-    return found

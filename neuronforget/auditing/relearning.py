@@ -13,12 +13,12 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from neuronforget.auditing.cases import Case, NotTested, Reading, units_of
+from neuronforget.auditing.cases import Case, NotTested, Reading
 from neuronforget.corpora import Corpus, encode
 from neuronforget.corpora.tokens import collate
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
-from neuronforget.evaluation import measure
+from neuronforget.evaluation import measure, subjects_of
 from neuronforget.likelihood import answer_nll
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
@@ -74,12 +74,12 @@ def relearning(case: Case, metric: Metric) -> Iterator[Reading]:
             case.curves.setdefault(name, {})[subject.name] = values.mean(1).tolist()
             judged = int(case.gold is not None or name == "siblings")
             yield Reading("relearning", subject.name, name, f"{metric.__name__} on the way", values.mean(0),
-                          units_of(halves[name]), judged, floor)  # fmt: skip
+                          subjects_of(halves[name]), judged, floor)  # fmt: skip
 
 
 def halved(forget: Corpus) -> dict[str, Corpus]:
     """Return the examples of the first half of the subjects, which are taught, and their siblings, which are not."""
-    units = units_of(forget)
+    units = subjects_of(forget)
     names = list(dict.fromkeys(units.tolist()))
     if len(names) < 2:
         raise NotTested("the forget corpus is about one subject: there are no siblings to leave out")

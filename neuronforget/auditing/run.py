@@ -116,7 +116,9 @@ def _far(case: Case, lm: LM) -> np.ndarray:
 
 def _neurons(case: Case) -> dict[str, Any]:
     found = moved(case)
-    return {**found.summary(), **found.strongest(), "units": units(case)}
+    layers = [site.layer for site in case.subjects[0].lm.sites]
+    strongest = {name: [(layers[i], j, v) for i, j, v in rows] for name, rows in found.strongest().items()}
+    return {**found.summary(), **strongest, "units": units(case)}
 
 
 def _tables(readings: Sequence[Reading], seed: int) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:

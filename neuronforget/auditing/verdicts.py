@@ -13,10 +13,10 @@ import numpy as np
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Reading
 from neuronforget.errors import InputError, reading
 from neuronforget.results import Results, bootstrap
+from neuronforget.results import over as resampled_over
 from neuronforget.runs import whole_file
 
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
-FEWEST = 5  # subjects from which on they are what is resampled; of fewer, their examples are
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
 
 #: What a probe's floor is, where there is no gold twin.
@@ -127,8 +127,7 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int)
         floor, against = np.zeros_like(edited.values), "zero"
     value, reference = float(np.nanmean(edited.values)), float(np.nanmean(floor))
     known = float(np.nanmean(start.values)) if start is not None else 1.0
-    over = "subjects" if len(np.unique(edited.units)) >= FEWEST else "examples"
-    units = edited.units if over == "subjects" else np.arange(len(edited.values))
+    units, over = resampled_over(edited.units)
     mean, low, high = bootstrap(edited.values - floor, seed, units=units)
     if not known - reference > KNOWN_BY:
         outcome: Outcome = "not known before"

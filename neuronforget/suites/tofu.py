@@ -29,7 +29,7 @@ from neuronforget.suites.tofu_logs import Block, Log, aggregates, scores, write_
 from neuronforget.suites.tofu_questions import Protocol, Questions, check_room, questions
 
 FORMS: dict[Form, str] = {"legacy": "", "paper": "_paper"}
-MISSING = "not measured: it compares with a model that never saw the forget set; give retain_lm"
+MISSING = "it compares with a model that never saw the forget set; give retain_lm"
 
 
 def tofu(
@@ -82,7 +82,8 @@ def tofu(
     info = {"suite": "tofu", "split": split, "model": lm.name, "device": str(lm.device), "seed": seed}
     info |= {"dtype": str(next(iter(lm.parameters.values())).dtype), "protocol": asdict(protocol)}
     info |= {"truth_ratio": "legacy (published tables); *_paper: as the paper defines it", "versions": environment()}
-    info |= {"forget_quality": f"against {retain_lm.name}" if retain_lm else MISSING}
+    info |= {"forget_quality": f"against {retain_lm.name}" if retain_lm else f"not measured: {MISSING}"}
+    info |= {"missing": {} if retain_lm else {"forget quality": MISSING}}
     info |= {"data": {corpus: own.answers.digest() for corpus, own in sets.items()}}
     return results(logs, seed, info)
 

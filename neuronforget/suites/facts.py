@@ -1,0 +1,141 @@
+"""CounterFact and PARAREL: is a fact still preferred, in other words too, and are its neighbours as they were?
+
+CounterFact (Meng et al. 2022, arXiv:2202.05262): the true and the new object are compared by their likelihood, after
+the prompt (efficacy), a paraphrase, and prompts about neighbours. PARAREL (Elazar et al. 2021, arXiv:2102.01017): one
+fact in many patterns; how often is it answered, and how consistently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuronforget.corpora import Corpus, Example
+from neuronforget.errors import InputError
+from neuronforget.evaluation import measure, option_losses, subjects_of
+from neuronforget.metrics import exact_match
+from neuronforget.models import LM
+from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.runs import environment
+from neuronforget.suites.files import rows_of
+
+#: Corpus -> (prompt, true object, the other one): fields of a row.
+QUESTIONS = {
+    "efficacy": ("prompt", "ground_truth", "target_new"),
+    "paraphrase": ("rephrase_prompt", "ground_truth", "target_new"),
+    "neighbourhood": ("locality_prompt", "locality_ground_truth", "target_new"),
+}
+
+
+def counterfact(
+    lm: LM, path: str | Path, *, n: int | None = None, name: str = "model", batch_size: int = 64, seed: int = 0
+) -> Results:
+    """Compare the true object with the new one: how often it is likelier, by how much, and how likely it is.
+
+    Metrics, each on "efficacy", "paraphrase" and "neighbourhood": `true preferred` (1 minus the success of an edit to
+    the new object; on neighbours what specificity asks), `new less true` (probabilities of the whole objects),
+    `probability` of the true object, and `exact_match`. Raises InputError for rows that are not CounterFact's.
+    """
+    fields = tuple(dict.fromkeys(field for three in QUESTIONS.values() for field in three))
+    found = rows_of(path, fields=fields, n=n)
+    rows: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    for key, three in QUESTIONS.items():
+        corpus = Corpus(tuple(_example(row, three) for row in found), f"counterfact {key}")
+        pairs = option_losses(lm, corpus, batch_size=batch_size, total=True)
+        true, new = np.exp(-np.array(pairs)).T
+        columns = {
+            "true preferred": np.where(np.isnan(true - new), np.nan, true > new),
+            "new less true": new - true,
+            "probability": true,
+            "exact_match": measure(lm, corpus, [exact_match], batch_size=batch_size)["exact_match"],
+        }
+        for metric, values in columns.items():
+            names = {"edit": name, "point": "full", "corpus": key, "metric": metric}
+            rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values, subjects_of(corpus), seed))
+            examples += example_rows(names, values, subjects_of(corpus))
+    return Results(tuple(rows), tuple(examples), _info(lm, "counterfact", path, len(found), seed))
+
+
+def pararel(
+    lm: LM,
+    path: str | Path,
+    *,
+    relations: tuple[str, ...] | None = None,
+    n: int | None = None,
+    name: str = "model",
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Results:
+    """Ask each fact in every pattern that ends with the object: how often answered, at best, at worst, consistently.
+
+    `n` is the number of facts of each relation. Rows are of each relation and of "all": `exact_match` (mean over
+    patterns), `best pattern`, `worst pattern` (by fact), and `consistent`: the share of pairs of patterns that agree on
+    whether the fact is answered. Raises InputError for unknown relations.
+    """
+    by_relation = pararel_facts(path, relations=relations, n=n)
+    facts = [example for corpus in by_relation.values() for example in corpus]
+    named = [relation for relation, corpus in by_relation.items() for _ in corpus]
+    prompts = [replace(e, prompt=p, paraphrases=()) for e in facts for p in (e.prompt, *e.paraphrases)]
+    hits = measure(lm, Corpus(tuple(prompts), "pararel"), [exact_match], batch_size=batch_size)["exact_match"]
+    ends = np.cumsum([1 + len(e.paraphrases) for e in facts])
+    columns = _over_patterns(np.split(hits, ends[:-1]))
+    units = np.unique([str(e.subject) for e in facts], return_inverse=True)[1]
+    rows: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    for place in ("all", *dict.fromkeys(named)):
+        own = np.array([place in ("all", relation) for relation in named])
+        for metric, values in columns.items():
+            names = {"edit": name, "point": "full", "corpus": place, "metric": metric}
+            rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values[own], units[own], seed))
+            examples += example_rows(names, values[own], units[own])
+    return Results(tuple(rows), tuple(examples), _info(lm, "pararel", path, len(facts), seed))
+
+
+def _over_patterns(hits: list[np.ndarray]) -> dict[str, np.ndarray]:
+    """Of each fact: the mean over its patterns, the best, the worst, and the share of pairs that agree."""
+    found = {
+        "exact_match": [own.mean() for own in hits],
+        "best pattern": [own.max() for own in hits],
+        "worst pattern": [own.min() for own in hits],
+        "consistent": [np.mean([a == b for i, a in enumerate(own) for b in own[:i]] or [True]) for own in hits],
+    }
+    return {metric: np.array(values, dtype=float) for metric, values in found.items()}
+
+
+def pararel_facts(
+    path: str | Path, *, relations: tuple[str, ...] | None = None, n: int | None = None
+) -> dict[str, Corpus]:
+    """Return the facts of each relation: the first pattern that ends with the object asks, the others paraphrase.
+
+    `path` is a folder with `facts.jsonl` (relation, subject, object) and `patterns.jsonl` (relation, pattern with [X]
+    and [Y]), gzipped or not.
+    """
+    patterns: dict[str, list[str]] = {}
+    for row in rows_of(path, "patterns", fields=("relation", "pattern")):
+        text = str(row["pattern"]).rstrip(" .")
+        if text.endswith("[Y]") and "[X]" in text:
+            patterns.setdefault(row["relation"], []).append(text.removesuffix("[Y]").strip())
+    wanted = tuple(patterns) if relations is None else relations
+    if unknown := [r for r in wanted if r not in patterns]:
+        raise InputError(f"no pattern of {unknown[0]!r} ends with the object; there are {', '.join(patterns)}")
+    found: dict[str, list[Example]] = {relation: [] for relation in wanted}
+    for row in rows_of(path, "facts", fields=("relation", "subject", "object")):
+        own = found.get(row["relation"])
+        if own is not None and (n is None or len(own) < n):
+            prompts = [pattern.replace("[X]", row["subject"]) for pattern in patterns[row["relation"]]]
+            own.append(Example(prompts[0], row["object"], tuple(prompts[1:]), subject=row["subject"]))
+    return {relation: Corpus(tuple(own), f"pararel {relation}") for relation, own in found.items() if own}
+
+
+def _example(row: dict[str, Any], fields: tuple[str, str, str]) -> Example:
+    prompt, true, new = (row[field] for field in fields)
+    return Example(prompt, true, wrong=(new,), subject=row.get("subject") if fields[0] == "prompt" else None)
+
+
+def _info(lm: LM, suite: str, path: str | Path, n: int, seed: int) -> dict[str, Any]:
+    about = {"suite": suite, "model": lm.name, "digest": lm.digest(), "device": str(lm.device), "seed": seed, "n": n}
+    return {**about, "dtype": str(lm.model.dtype), "data": str(path), "versions": environment()}
