@@ -37,8 +37,9 @@ def main() -> None:
 
 def _run(words: list[str]) -> None:
     """Run the command that the words ask for; `evaluate NAME` is a suite, if there is one of that name."""
-    if words[:1] == ["evaluate"] and words[1:2] and words[1] in SUITES:
-        tyro.cli(SUITES[words[1]], prog=f"neuronforget evaluate {words[1]}", args=words[2:])
+    suite = words[1].removeprefix("--") if words[:1] == ["evaluate"] and words[1:2] else ""
+    if suite in SUITES:
+        tyro.cli(SUITES[suite], prog=f"neuronforget evaluate {suite}", args=words[2:])
         return
     app = tyro.extras.SubcommandApp()
     for command in COMMANDS:

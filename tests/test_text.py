@@ -25,10 +25,14 @@ def test_normalised_as_squad_does() -> None:
         (rouge_l, "towns", ["town"], 1.0),  # stemmed
         (rouge_l, "town big", ["big town"], 1 / 2),
         (rouge_l_f1, "it is a new big town", ["a big town hall"], 2 * (3 / 6) * (3 / 4) / (3 / 6 + 3 / 4)),
+        (rouge_l, "] ) >", ["] )"], 1.0),  # no letter: characters are its words
+        (rouge_l, "Осло город", ["Осло"], 1.0),
         (option, "(B)", ["B"], 1.0),
         (option, "B) the second, as A is wrong", ["(B)"], 1.0),
         (option, "The answer is C.", ["C"], 1.0),
         (option, "Both", ["B"], 0.0),
+        (option, "A football match", ["A"], 0.0),
+        (option, "b", ["(B)"], 1.0),
         (option, "valid", ["valid"], 1.0),
         (option, "invalid", ["valid"], 0.0),
         (option, "No", ["No"], 1.0),
@@ -40,7 +44,7 @@ def test_by_hand(scorer: object, text: str, answers: list[str], value: float) ->
 
 @pytest.mark.parametrize("name", SCORERS)
 def test_right_answers_score_one_nothing_scores_nothing(name: str) -> None:
-    for answer in ("Oslo", "(B)", "a red fish", "1,024", "The The", "A+"):
+    for answer in ("Oslo", "(B)", "a red fish", "1,024", "The The", "A+", "] )", "Осло", "東京"):
         assert SCORERS[name](answer, ["something else entirely", answer]) == 1
         assert SCORERS[name]("", [answer]) == 0 and SCORERS[name](" \n", [answer]) == 0
     for none in ([], "Oslo"):

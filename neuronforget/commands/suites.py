@@ -2,58 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from neuronforget.commands.asking import Asked, saved, write_figures
 from neuronforget.commands.console import Folder, output
 from neuronforget.edits import Edit
 from neuronforget.models import load
-from neuronforget.results import Results
 from neuronforget.runs import check_new
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The model that a suite asks."""
-
-    model: str
-    """Checkpoint folder or hub id."""
-    out: Folder
-    """New folder for the results."""
-    edit: Folder | None = None
-    """An edit written by `erase`, put on the model."""
-    batch_size: int = 32
-    """Examples in a forward pass."""
-    seed: int = 0
-    """Seed of the bootstrap."""
-    device: str = "cpu"
-    """Where the model is put: cpu, cuda, cuda:1."""
-
-    def run(self, suite: Callable[..., Results], *given: Any, **settings: Any) -> None:
-        """Run a suite on the model with its edit on, write the results, print them."""
-        check_new(self.out)
-        made = Edit.load(self.edit) if self.edit else None
-        lm = load(self.model, device=self.device)
-        with made.on(lm) if made else nullcontext():
-            results = suite(lm, *given, batch_size=self.batch_size, seed=self.seed, **settings)
-        saved(results, self.out)
-
-
-def saved(results: Results, out: Path) -> None:
-    """Write results into a new folder, and print a line a row and what was missing."""
-    results.save(out)
-    for row in results.rows:
-        place = f"{row['edit']:14} {row['corpus']:28} {row['metric']:18}"
-        print(f"{place} {row['value']:.4g} [{row['low']:.3g}, {row['high']:.3g}]  n={row['n']}")
-    for what, why in dict(results.info.get("missing", {})).items():
-        print(f"not measured: {what}: {why}")
-    print(f"written to {out}")
 
 
 def tofu_logs(
@@ -76,7 +35,7 @@ def tofu_logs(
 
     check_writable(output(out, ".json"))
     found = aggregates(read_log(model), read_log(retain_model, ("forget",)), form)
-    _write(out, {"suite": "tofu-logs", "truth_ratio_form": form, **found})
+    write_figures(out, {"suite": "tofu-logs", "truth_ratio_form": form, **found})
     for name, value in found.items():
         print(f"{name:26} {value:.6g}")
     print(f"written to {out}")
@@ -214,12 +173,42 @@ def membership(
     saved(found, asked.out)
 
 
-def _write(out: Path, content: dict[str, Any]) -> None:
-    """Write figures as JSON, marked as ours: a later run may replace them, and nothing else."""
-    from neuronforget.runs import whole_file
+def utility(
+    asked: Annotated[Asked, tyro.conf.arg(name="")],
+    *,
+    tasks: tuple[str, ...] = (),
+    triviaqa: Folder | None = None,
+    bbh: Folder | None = None,
+    mmlu: Folder | None = None,
+    truthfulqa: Folder | None = None,
+    limit: int | None = None,
+) -> None:
+    """Run standard tasks by lm-eval on the model in memory: what else did the edit cost?
 
-    with whole_file(out) as scratch:
-        scratch.write_text(json.dumps({"written_by": "neuronforget", **content}, indent=1) + "\n", encoding="utf-8")
+    Args:
+        tasks: Names of lm-eval's tasks, from the hub.
+        triviaqa: Rows of TriviaQA (JSONL), without network.
+        bbh: Rows of BBH.
+        mmlu: Rows of MMLU.
+        truthfulqa: Rows of TruthfulQA.
+        limit: Use the first so many documents of each.
+    """
+    from neuronforget.suites.utility import utility as run
+
+    given = {"triviaqa": triviaqa, "bbh": bbh, "mmlu": mmlu, "truthfulqa": truthfulqa}
+    asked.run(run, tasks, local={name: path for name, path in given.items() if path}, limit=limit)
+
+
+def self_test(*, data: Folder | None = None, n: int = 150) -> None:
+    """Put predictors whose score is known through every scorer; ends in an error where one fails.
+
+    Args:
+        data: Folder with bbh, triviaqa, mmlu, truthfulqa and rwku, for their real rows (default: generated ones).
+        n: Rows of each.
+    """
+    from neuronforget.suites.selftest import check, real_rows, table
+
+    print(table(check(real_rows(data, n) if data else None)))
 
 
 #: What may stand after `evaluate`; docs/suites.md has a section on each.
@@ -230,4 +219,6 @@ SUITES: dict[str, Callable[..., Any]] = {
     "counterfact": counterfact,
     "pararel": pararel,
     "membership": membership,
+    "utility": utility,
+    "self-test": self_test,
 }

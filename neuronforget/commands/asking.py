@@ -1,0 +1,62 @@
+"""The model that a suite asks, from the command line, and what becomes of its results."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from neuronforget.commands.console import Folder
+from neuronforget.edits import Edit
+from neuronforget.models import load
+from neuronforget.results import Results
+from neuronforget.runs import check_new
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The model that a suite asks."""
+
+    model: str
+    """Checkpoint folder or hub id."""
+    out: Folder
+    """New folder for the results."""
+    edit: Folder | None = None
+    """An edit written by `erase`, put on the model."""
+    batch_size: int = 32
+    """Examples in a forward pass."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    device: str = "cpu"
+    """Where the model is put: cpu, cuda, cuda:1."""
+
+    def run(self, suite: Callable[..., Results], *given: Any, **settings: Any) -> None:
+        """Run a suite on the model with its edit on, write the results, print them."""
+        check_new(self.out)
+        made = Edit.load(self.edit) if self.edit else None
+        lm = load(self.model, device=self.device)
+        with made.on(lm) if made else nullcontext():
+            results = suite(lm, *given, batch_size=self.batch_size, seed=self.seed, **settings)
+        saved(results, self.out)
+
+
+def saved(results: Results, out: Path) -> None:
+    """Write results into a new folder, and print a line a row and what was missing."""
+    results.save(out)
+    for row in results.rows:
+        place = f"{row['edit']:14} {row['corpus']:28} {row['metric']:18}"
+        print(f"{place} {row['value']:.4g} [{row['low']:.3g}, {row['high']:.3g}]  n={row['n']}")
+    for what, why in dict(results.info.get("missing", {})).items():
+        print(f"not measured: {what}: {why}")
+    print(f"written to {out}")
+
+
+def write_figures(out: Path, content: dict[str, Any]) -> None:
+    """Write figures as JSON, marked as ours: a later run may replace them, and nothing else."""
+    from neuronforget.runs import whole_file
+
+    with whole_file(out) as scratch:
+        scratch.write_text(json.dumps({"written_by": "neuronforget", **content}, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,110 @@
+"""Do the scorers tell answers from no answers? Predictors whose score is known, put through every scorer.
+
+A perfect predictor has to score 1 and one that says nothing 0. What the best constant answer scores, found by trying
+right answers one by one, is what a score has to be told from; run-on text shows which scorers take a right answer with
+more behind it; and a predictor that fails has to stop the run, since an error is no forgetting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuronforget.errors import InputError
+from neuronforget.metrics.text import SCORERS
+from neuronforget.suites.answers import constant, scored
+from neuronforget.suites.files import rows_of
+
+#: Right answers of a question, one at least.
+Right = Sequence[str]
+RUN_ON = ", I think. Question: what else?"
+
+#: Rows of every form that answers take, for a test without data.
+GENERATED: dict[str, list[Right]] = {
+    "names": [["Oslo"], ["Mira Holt", "Holt"], ["the baker of Velm"], ["Oslo"]],
+    "options": [["(A)"], ["(B)"], ["(A)"], ["(C)"]],
+    "words": [["Yes"], ["No"], ["valid"], ["invalid"], ["No"]],
+    "numbers": [["1,024"], ["7"], ["-3"], ["21 September 1947"]],
+}
+
+
+def real_rows(folder: str | Path, n: int | None = 150) -> dict[str, list[Right]]:
+    """Return right answers of `n` rows, evenly spaced, of BBH, TriviaQA, MMLU, TruthfulQA and RWKU in one folder."""
+    read: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Right]]] = {
+        "bbh": ("bbh", "bbh", lambda row: [row["target"]]),
+        "triviaqa": ("triviaqa", "triviaqa", lambda row: row["answers"]),
+        "mmlu": ("mmlu", "mmlu", lambda row: ["ABCD"[row["answer"]]]),
+        "truthfulqa": ("truthfulqa", "truthfulqa", lambda row: [row["best_answer"], *row["correct_answers"]]),
+    } | {f"rwku {i}": ("rwku", f"forget_level{i}", lambda row: [row["answer"]]) for i in (1, 2, 3)}
+    found: dict[str, list[Right]] = {}
+    for name, (place, file, right) in read.items():
+        rows = rows_of(Path(folder) / place, file)
+        step = max(1, len(rows) // n) if n else 1  # rows of one task lie together
+        found[name] = [right(row) for row in rows[::step][:n]]
+    return found
+
+
+def self_test(rows: Mapping[str, Sequence[Right]] | None = None) -> list[dict[str, Any]]:
+    """Return a row of every data set and scorer: what each predictor scores, and whether a failing one stops the run.
+
+    Keys: data, scorer, perfect, best_constant, constant (its text), empty, run_on, error_stops, ok. `ok` is False where
+    a perfect predictor is not 1, an empty one not 0, or an error did not stop the run.
+    """
+    found = []
+    for data, right in (GENERATED if rows is None else rows).items():
+        for name, scorer in SCORERS.items():
+            text, values = constant(scorer, right)
+            row = {
+                "data": data, "scorer": name,
+                "perfect": float(scored(scorer, [answers[0] for answers in right], right).mean()),
+                "best_constant": float(values.mean()), "constant": text,
+                "empty": float(scored(scorer, [""] * len(right), right).mean()),
+                "run_on": float(scored(scorer, [answers[0] + RUN_ON for answers in right], right).mean()),
+                "error_stops": _stops(scorer, right),
+            }  # fmt: skip
+            found.append({**row, "ok": row["perfect"] == 1 and row["empty"] == 0 and row["error_stops"]})
+    return found
+
+
+def check(rows: Mapping[str, Sequence[Right]] | None = None) -> list[dict[str, Any]]:
+    """Do `self_test`, and raise InputError where a scorer fails it, naming the first."""
+    found = self_test(rows)
+    if bad := [row for row in found if not row["ok"]]:
+        raise InputError(
+            f"{len(bad)} of {len(found)} scorer tests fail; first: {bad[0]['scorer']} on {bad[0]['data']}: perfect "
+            f"{bad[0]['perfect']:.3f}, empty {bad[0]['empty']:.3f}, an error stops the run: {bad[0]['error_stops']}"
+        )
+    return found
+
+
+def table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    head = ("data", "scorer", "perfect", "best constant", "which is", "empty", "run-on")
+    keys = ("perfect", "best_constant", "constant", "empty", "run_on")
+    lines = [head, ["---"] * len(head)]
+    lines += [
+        [r["data"], r["scorer"], *(f"{r[k]:.2f}" if k != "constant" else _short(r[k]) for k in keys)] for r in found
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split()).replace("|", "/")
+    return text if len(text) <= 32 else text[:29] + "..."
+
+
+def _stops(scorer: Callable[[str, Right], float], right: Sequence[Right]) -> bool:
+    """Does an error in the second answer reach whoever asked, and is nothing scored in its place?"""
+
+    def failing() -> Any:
+        yield from (answers[0] for answers in right[:1])
+        raise RuntimeError("out of memory")
+
+    try:
+        values = np.array([scorer(text, answers) for text, answers in zip(failing(), right, strict=False)])
+    except RuntimeError:
+        return True
+    return len(values) < 2 and len(right) < 2

@@ -1,0 +1,167 @@
+"""Utility: lm-eval on the model in memory against our own numbers; perplexity, fluency; scorers test themselves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import neuronforget as nf
+from neuronforget.corpora import Corpus, Example, encode
+from neuronforget.errors import InputError
+from neuronforget.evaluation import option_losses
+from neuronforget.generation import Decoding, generate
+from neuronforget.metrics.text import SCORERS, f1
+from neuronforget.models import LM
+from neuronforget.suites import selftest
+from neuronforget.suites.utility import fluency, ngram_entropy, perplexity, utility
+
+DATA = Path(os.environ.get("NEURONFORGET_SHARED", "../shared")) / "data"
+
+
+def written(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return path
+
+
+@pytest.fixture
+def roomy(lm: LM) -> LM:
+    lm.model.config.max_position_embeddings = 256
+    return lm
+
+
+def test_local_tasks_give_what_our_own_passes_give(roomy: LM, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    lm = roomy
+    questions = [("Anna Berg was born in", ["Oslo", "Oslo town"]), ("The capital of Xandria is", ["Velm"])]
+    trivia = written(tmp_path / "t.jsonl", [{"question": q, "answers": a} for q, a in questions])
+    names, wrong = ["Mira", "Anna", "Ida", "Tomas"], ("Velm", "a town in Trondheim")
+    mmlu: list[dict[str, Any]] = [{"question": f"Who wrote book {i}?", "choices": names, "answer": i} for i in range(3)]
+    truth = [{"question": q, "best_answer": "Oslo", "incorrect_answers": list(wrong)} for q, _ in questions]
+    files = {"mmlu": written(tmp_path / "m.jsonl", mmlu), "truthfulqa": written(tmp_path / "h.jsonl", truth)}
+    found = utility(lm, local={"triviaqa": trivia, **files})
+    asked = Corpus(tuple(Example(f"Question: {q}\nAnswer:", a[0]) for q, a in questions))
+    texts = generate(lm, asked, Decoding(32, ("\n",)), progress=False)
+    ours = np.mean([f1(text, a) for text, (_, a) in zip(texts, questions, strict=True)])
+    assert found.value("model", "triviaqa", "f1") == pytest.approx(ours)
+    rows = []
+    for row in mmlu:
+        text = "\n".join(
+            [row["question"], *(f"{x}. {c}" for x, c in zip("ABCD", row["choices"], strict=True)), "Answer:"]
+        )
+        letters = ["ABCD"[row["answer"]], *(x for x in "ABCD" if x != "ABCD"[row["answer"]])]
+        rows.append(Example(text, letters[0], wrong=tuple(letters[1:])))
+    losses = option_losses(lm, Corpus(tuple(rows)), total=True)
+    assert found.value("model", "mmlu", "acc") == pytest.approx(np.mean([own[0] < min(own[1:]) for own in losses]))
+    asked = Corpus(tuple(Example(f"Q: {q}\nA:", "Oslo", wrong=wrong) for q, _ in questions))
+    losses = option_losses(lm, asked, total=True)
+    assert found.value("model", "truthfulqa", "acc") == pytest.approx(
+        np.mean([own[0] < min(own[1:]) for own in losses])
+    )
+    assert next(r["n"] for r in found.rows if r["corpus"] == "mmlu") == 3
+
+
+def test_bad_tasks_are_refused(roomy: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    with pytest.raises(InputError, match="no task is given"):
+        utility(roomy)
+    with pytest.raises(InputError, match="no task on local rows is called 'gsm8k'"):
+        utility(roomy, local={"gsm8k": tmp_path})
+    with pytest.raises(InputError, match=r"no field .answers"):
+        utility(roomy, local={"triviaqa": written(tmp_path / "t.jsonl", [{"question": "q"}])})
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(InputError, match=r"pip install 'neuronforget\[eval\]'"):
+        utility(roomy, ["triviaqa"])
+
+
+def test_perplexity_is_that_of_a_loop(lm: LM, corpus: Corpus) -> None:
+    nats, tokens, said = 0.0, 0, 0
+    for row in encode(corpus, lm.tokenizer):
+        with torch.no_grad():
+            logp = lm.model(torch.tensor([row.ids])).logits[0].double().log_softmax(-1)
+        places = range(max(row.answer_start, 1), len(row.ids))
+        nats -= sum(float(logp[t - 1, row.ids[t]]) for t in places)
+        tokens += len(places)
+        said += len(lm.tokenizer.decode([row.ids[t] for t in places]).encode())
+    found = perplexity(lm, corpus, batch_size=2)
+    assert found["token"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert found["byte"] == pytest.approx(nats / math.log(2) / said, rel=1e-4)
+
+
+def test_ngram_entropy_by_hand(lm: LM) -> None:
+    # pairs: ab ba ab ba (two of each: 1 bit); triples: aba bab aba (2 to 1: .918 bits)
+    triples = -(2 / 3 * math.log2(2 / 3) + 1 / 3 * math.log2(1 / 3))
+    assert ngram_entropy("a b a b a") == pytest.approx((2 / 3 * 1 + 4 / 3 * triples) / 2)
+    assert ngram_entropy("a a a a") == 0 == ngram_entropy("")
+    assert fluency(lm, ["Anna", "The capital"], max_new_tokens=5, progress=False).shape == (2,)
+
+
+def test_every_scorer_passes_its_own_test_on_every_form_of_answer() -> None:
+    found = selftest.check()
+    assert {(row["data"], row["scorer"]) for row in found} == {(d, s) for d in selftest.GENERATED for s in SCORERS}
+    by = {(row["data"], row["scorer"]): row for row in found}
+    assert by["options", "option"]["best_constant"] == 0.5 and by["options", "option"]["constant"] == "(A)"
+    assert by["options", "option"]["run_on"] == 1 and by["names", "exact"]["run_on"] == 0
+
+
+def test_a_scorer_that_is_wrong_fails_its_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    def by_letter(text: str, answers: Any) -> float:
+        """The published defect: a string is taken for a list, letter by letter."""
+        return float(np.mean([c in text for answer in answers for c in answer]))
+
+    def mild(text: str, answers: Any) -> float:
+        return 0.5 + 0.5 * float(text == answers[0])
+
+    def deaf(text: str, answers: Any) -> float:
+        return 0.9 * float(text == answers[0])
+
+    monkeypatch.setitem(SCORERS, "mine", by_letter)
+    row = next(r for r in selftest.self_test({"o": [["(A)"], ["(B)"], ["(A)"]]}) if r["scorer"] == "mine")
+    assert row["best_constant"] > 0.85  # the constant "(A)" all but passes
+    for scorer in (mild, deaf):
+        monkeypatch.setitem(SCORERS, "mine", scorer)
+        with pytest.raises(InputError, match="scorer tests fail; first: mine on names"):
+            selftest.check()
+
+
+def test_a_model_that_fails_stops_the_questions(lm: LM) -> None:
+    from neuronforget.suites.answers import Questions, answer
+
+    calls = []
+
+    def die(*_: object) -> None:
+        calls.append(1)
+        if len(calls) > 6:
+            raise MemoryError("out of memory")
+
+    handle = lm.model.register_forward_pre_hook(die)
+    asked = Corpus(tuple(Example(f"question {i} is", "x") for i in range(4)))
+    with pytest.raises(MemoryError):
+        answer(lm, {"q": Questions(asked, decoding=Decoding(4, ()))}, batch_size=1, progress=False)
+    handle.remove()
+
+
+@pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason="no folder with BBH, TriviaQA, MMLU, TruthfulQA and RWKU")
+def test_every_scorer_passes_on_real_rows() -> None:
+    found = selftest.check(selftest.real_rows(DATA, 15))
+    assert {row["data"] for row in found} >= {"bbh", "triviaqa", "mmlu", "truthfulqa", "rwku 1"}
+    assert all(row["best_constant"] < 0.9 for row in found)
+
+
+def test_the_self_test_runs_from_the_command_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from neuronforget.cli import main
+
+    for word in ("--self-test", "self-test"):
+        monkeypatch.setattr("sys.argv", ["neuronforget", "evaluate", word])
+        main()
+        assert capsys.readouterr().out.count("\n") == 2 + len(selftest.GENERATED) * len(SCORERS)
+    assert nf.__version__
