@@ -53,7 +53,7 @@ def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or onl
     made = figures.checks(audit.checks)
     caption = (
         "Each line leads from the reference, a model that never knew or what stands in for it, to the untouched model. "
-        "An erased fact lies at the reference. Grey: 95% interval of the difference to it."
+        "An erased fact lies at the reference. Grey: interval of the difference to it, at 95% over all checks."
     )
     pictures = [Picture("Every check", caption, made, _table(audit.checks))]
     for name, values in audit.curves.items():
@@ -64,7 +64,7 @@ def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or onl
             table = Table(f"{heading}, by {across}", columns, rows)
             pictures.append(Picture(heading, words, figures.curves(values, across, up), table))
     return page(
-        path, title=title, findings=audit.findings, heading="Every check, with 95% intervals",
+        path, title=title, findings=audit.findings, heading="Every check, with intervals at 95% over all of them",
         tables=[_table(audit.checks), *_neurons(audit)], pictures=pictures, info=audit.results.info,
         nan=sum(check.nan for check in audit.checks),
     )  # fmt: skip

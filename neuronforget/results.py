@@ -100,16 +100,18 @@ class Results:
 
 
 def bootstrap(
-    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES
+    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES, level: float = 0.95
 ) -> tuple[float, float, float]:
-    """Return (mean, low, high): 95% percentile bootstrap over the examples that are not NaN.
+    """Return (mean, low, high): percentile bootstrap (95%, or `level`) over the examples that are not NaN.
 
     `units` numbers each example's subject: phrasings of one fact, facts of one person stand and fall together, so
     whole subjects are drawn. One unit alone has no interval (NaN).
     """
     if np.isnan(values).all():
         return float("nan"), float("nan"), float("nan")
-    low, high = np.quantile(resampled(values, seed, units=units, resamples=resamples), [0.025, 0.975])
+    low, high = np.quantile(
+        resampled(values, seed, units=units, resamples=resamples), [(1 - level) / 2, (1 + level) / 2]
+    )
     return float(np.nanmean(values)), float(low), float(high)
 
 

@@ -16,6 +16,8 @@ from neuronforget.results import Results, bootstrap
 from neuronforget.results import over as resampled_over
 from neuronforget.runs import whole_file
 
+ALPHA = 0.05  # over all checks together (Bonferroni): a model that never knew passes all of them in 95% of audits
+RESAMPLES = 10_000  # the outermost of them are what so many checks ask for
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
 
@@ -31,10 +33,10 @@ class Check:
     """One probe's judgement on one corpus: what is left, above what a model that never knew gives.
 
     `value` is the mean of the edited model, `start` that of the untouched one, `reference` that of the gold twin, or of
-    what stands in for it (`against`). `low` and `high` are the paired 95% bootstrap interval of value - reference,
-    resampled `over` subjects, or over examples where there are fewer than `FEWEST` subjects. "left": the interval lies
-    above zero, and the mean above `least` (a share) of start - reference; "avoided": as far below, where right and
-    wrong are compared.
+    what stands in for it (`against`). `low` and `high` are the paired bootstrap interval of value - reference, at 95%
+    over all checks together, resampled `over` subjects, or examples where there are fewer than five subjects. "left":
+    the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far below,
+    where right and wrong are compared.
     """
 
     probe: str
@@ -109,13 +111,14 @@ def judge(readings: Sequence[Reading], seed: int) -> list[Check]:
     for found in readings:
         by.setdefault((found.probe, found.corpus, found.metric), {})[found.subject] = found
     plain = {corpus: who[EDITED] for (probe, corpus, _), who in by.items() if probe == "asked" and EDITED in who}
-    checks = [_judged(who, plain, seed) for who in by.values() if who[EDITED].sign]
+    judged = [who for who in by.values() if who[EDITED].sign]
+    checks = [_judged(who, plain, seed, 1 - ALPHA / len(judged)) for who in judged]
     if not checks:
         raise InputError("no probe is judged: choose some that ask for the knowledge")
     return checks
 
 
-def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int) -> Check:
+def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int, level: float) -> Check:
     edited, start = who[EDITED], who.get(UNTOUCHED)
     if GOLD in who:
         floor, against = who[GOLD].values, "gold"
@@ -128,7 +131,7 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int)
     value, reference = float(np.nanmean(edited.values)), float(np.nanmean(floor))
     known = float(np.nanmean(start.values)) if start is not None else 1.0
     units, over = resampled_over(edited.units)
-    mean, low, high = bootstrap(edited.values - floor, seed, units=units)
+    mean, low, high = bootstrap(edited.values - floor, seed, units=units, resamples=RESAMPLES, level=level)
     if not known - reference > KNOWN_BY:
         outcome: Outcome = "not known before"
     else:
@@ -183,9 +186,7 @@ def sentences(audit: Audit) -> Iterable[str]:
     if shown:
         yield f"Shown, not judged, as there is no gold twin to compare with: {'; '.join(shown)}."
     yield from (f"Not asked: {probe}: {why}." for probe, why in audit.not_tested.items())
-    yield (
-        "Intervals are 95%, one by one, not corrected for their number; what other probes would find is not said here."
-    )
+    yield ("Intervals are at 95% over all checks together (Bonferroni); what other probes would find is not said here.")
 
 
 def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
