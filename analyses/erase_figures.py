@@ -57,7 +57,7 @@ def dots(seeds: Sequence[Seed]) -> str:
         for name in arms_at(seeds, place)
     }
     methods = sorted({name.split("@")[0] for name in values}, key=lambda m: np.mean(values.get(f"{m}@found", [99])))
-    left, top, step, wide = 118, 62, 20, 620
+    left, top, step, wide = 152, 62, 20, 620
     at = _scale(0, TOP, left, left + wide)
     bottom = top + step * len(methods)
     parts = [_legend(left, 20, lines=False)]
