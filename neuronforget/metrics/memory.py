@@ -12,7 +12,6 @@ from torch import Tensor
 
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,35 @@ class Prediction:
     @cached_property
     def hits(self) -> Tensor:
         """Answer tokens that are the most likely one, [example, token - 1]."""
-        return (self.logits[:, :-1].argmax(-1) == self.batch.input_ids[:, 1:]) & self.mask
+        return self._placed(self._answered[0].argmax(-1) == self._answered[1])
 
     @cached_property
     def nll(self) -> Tensor:
         """Each example's mean negative log-likelihood per answer token (nats)."""
-        return answer_nll(self.logits, self.batch)
+        lost = torch.nn.functional.cross_entropy(*self._answered, reduction="none")
+        return self._placed(lost).sum(1) / self.mask.sum(1)
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """How many tokens are likelier than the answer token, [example, token - 1]; 0 elsewhere."""
+        logits, targets = self._answered
+        return self._placed((logits > logits.gather(-1, targets[:, None])).sum(-1))
 
     @cached_property
     def broken(self) -> Tensor:
         """Examples for which the model returns NaN."""
-        return (torch.isnan(self.logits[:, :-1]).any(-1) & self.mask).any(1)
+        return torch.isnan(self.nll)
+
+    @cached_property
+    def _answered(self) -> tuple[Tensor, Tensor]:
+        """Logits (fp32) at the places that predict an answer token, and these tokens: no metric looks elsewhere."""
+        mask = self.mask.to(self.logits.device)
+        return self.logits[:, :-1][mask].float(), self.batch.input_ids[:, 1:].to(self.logits.device)[mask]
+
+    def _placed(self, values: Tensor) -> Tensor:
+        """Put a value of each answer token where it stands; 0 elsewhere."""
+        found = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
+        return found.masked_scatter(self.mask.to(values.device), values)
 
 
 Metric = Callable[[Prediction], Float[Tensor, "example"]]
@@ -82,9 +99,7 @@ def probability(p: Prediction) -> Tensor:
 
 def rank(p: Prediction) -> Tensor:
     """Worst rank of an answer token among all tokens; 1 where greedy decoding writes the answer, ties apart."""
-    logits = p.logits[:, :-1].float()
-    target = logits.gather(-1, p.batch.input_ids[:, 1:, None])
-    return _unless_nan(((logits > target).sum(-1) + 1).where(p.mask, 0).amax(1).float(), p)
+    return _unless_nan((p.ranks + 1).where(p.mask, 0).amax(1).float(), p)
 
 
 def kl_gold(p: Prediction) -> Tensor:

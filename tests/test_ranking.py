@@ -1,0 +1,70 @@
+"""Ranking: p-values against scipy and enumeration, Holm against a hand-worked case, ties told as ties."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy.stats import permutation_test
+
+import neuronforget as nf
+from neuronforget.errors import InputError
+from neuronforget.ranking import holm, paired_p, ranked
+
+
+def test_p_is_that_of_every_pattern_of_signs() -> None:
+    values = np.array([0.3, -0.1, 0.4, 0.2, 0.0])
+    patterns = [
+        abs(sum(s * v for s, v in zip(signs, values, strict=True))) for signs in itertools.product((1, -1), repeat=5)
+    ]
+    assert paired_p(values) == np.mean([x >= abs(values.sum()) - 1e-12 for x in patterns])
+    assert paired_p(np.ones(8)) == 2 / 2**8 and paired_p(np.zeros(8)) == 1
+    assert np.isnan(paired_p(np.array([1.0, np.nan])))
+
+
+def test_many_differences_are_sampled_as_scipy_does() -> None:
+    draw = np.random.default_rng(0)
+    values = draw.normal(0.25, 1, 60)
+    found = permutation_test((values,), np.mean, permutation_type="samples", n_resamples=9999, rng=1).pvalue
+    assert paired_p(values) == pytest.approx(found, abs=0.015)
+    under_null = [paired_p(draw.normal(0, 1, 20), i) < 0.1 for i in range(300)]
+    assert 0.05 < np.mean(under_null) < 0.16
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+
+
+def results(columns: dict[str, list[float]], units: list[int]) -> nf.Results:
+    rows = tuple({"edit": edit, "scope": "full"} for edit in columns)
+    examples = tuple(
+        {"edit": edit, "corpus": "forget", "metric": "exact_match", "point": "full"}
+        | {"example": i, "unit": u, "value": v}
+        for edit, values in columns.items() for i, (u, v) in enumerate(zip(units, values, strict=True))
+    )  # fmt: skip
+    return nf.Results(rows, examples, {"seed": 0})
+
+
+def test_edits_are_ranked_and_ties_are_ties() -> None:
+    units = [i // 2 for i in range(24)]  # two phrasings of each fact
+    draw = np.random.default_rng(0)
+    low = draw.uniform(0, 0.2, 24).tolist()
+    same = [v + d for v, d in zip(low, draw.normal(0.005, 0.1, 24), strict=True)]
+    high = [v + 0.5 for v in low]
+    found = ranked(results({"worst": high, "best": low, "tie": same}, units))
+    assert [place.edit for place in found] == ["best", "tie", "worst"]
+    assert [place.tied() for place in found] == [True, True, False]
+    assert found[2].difference == pytest.approx(0.5) and found[2].p == 2 / 2**12 and found[2].adjusted == 2 * found[2].p
+    assert ranked(results({"worst": high, "best": low}, units), higher=True)[0].edit == "worst"
+
+
+def test_what_cannot_be_ranked_is_refused() -> None:
+    one = results({"a": [0.0, 1.0]}, [0, 1])
+    with pytest.raises(InputError, match="to rank edits two of neurons/full"):
+        ranked(one)
+    two = results({"a": [0.0, 1.0], "b": [0.0, 1.0]}, [0, 1])
+    other = nf.Results(two.rows, two.examples[:-1], two.info)
+    with pytest.raises(InputError, match="not measured on the same examples"):
+        ranked(other)
