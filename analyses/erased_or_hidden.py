@@ -1,6 +1,6 @@
 """Does the audit tell erased from hidden? Five kinds of edit and the gold twin itself, on grafted testbeds.
 
-python analyses/erased_or_hidden.py --out hidden            # five seeds, a minute and a half each on one core
+python analyses/erased_or_hidden.py --out hidden            # five seeds, some three minutes each on one core
 python analyses/erased_or_hidden.py --out hidden --seeds 0  # one of them; a killed run goes on where it was
 """
 

@@ -66,7 +66,7 @@ def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or onl
     return page(
         path, title=title, findings=audit.findings, heading="Every check, with intervals at 95% over all of them",
         tables=[_table(audit.checks), *_neurons(audit)], pictures=pictures, info=audit.results.info,
-        nan=sum(check.nan for check in audit.checks),
+        nan=audit.damage["nan"],
     )  # fmt: skip
 
 

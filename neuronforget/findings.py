@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-from neuronforget.errors import InputError
 from neuronforget.neurons import Neurons
+from neuronforget.readings import Readings
 from neuronforget.results import Results
 
 NEAR = 0.05  # of what was known: within this an edit is said to reach the gold twin, or to do nothing
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
-KNOWN = 0.2  # exact match from which on it is the measure; below, the answer's probability
-FEWEST = 5  # subjects (or examples) from which on intervals are trusted to tell two edits apart
 
 
 def describe(
@@ -36,7 +31,7 @@ def describe(
     yield from reader.guards()
     yield (
         "Not checked here: whether the knowledge comes back by relearning, quantisation or other prompts. "
-        "Little left of the forget corpus does not tell erased from hidden."
+        "Little left of the forget corpus does not tell erased from hidden: `neuronforget audit` asks that."
     )
 
 
@@ -49,56 +44,8 @@ def _localisation(neurons: Neurons, truth: Neurons, controls: Sequence[Neurons])
     return text + "."
 
 
-@dataclass(frozen=True, eq=False)
-class _Reader:
-    """Reads sentences off results, by exact match or, where that says nothing, by the answer's probability."""
-
-    results: Results
-
-    @cached_property
-    def broken(self) -> dict[str, int]:
-        """Examples without a value, the most on one corpus, of every edit that has any."""
-        counts: dict[str, int] = {}
-        for row in self.results.rows:
-            if row["nan"]:
-                counts[row["edit"]] = max(counts.get(row["edit"], 0), row["nan"])
-        return counts
-
-    @cached_property
-    def edits(self) -> dict[str, str]:
-        """Scope of every edit whose model gives numbers."""
-        return {row["edit"]: row["scope"] for row in self.results.rows if row["edit"] not in self.broken}
-
-    @cached_property
-    def metric(self) -> str:
-        """The measure of all sentences."""
-        measured = {row["metric"] for row in self.results.rows}
-        known = self.results.value("untouched", "forget", "exact_match") if "exact_match" in measured else 0.0
-        return "exact_match" if known >= KNOWN or "probability" not in measured else "probability"
-
-    @cached_property
-    def floor(self) -> float | None:
-        """What the gold twin makes of the forget corpus."""
-        return self.value("gold", "forget") if "gold" in self.edits else None
-
-    @property
-    def known(self) -> float:
-        """What there was to forget: the untouched model's value above the gold twin's."""
-        return max(self.value("untouched", "forget") - (self.floor or 0.0), 1e-9)
-
-    def value(self, edit: str, corpus: str, point: str = "full") -> float:
-        """One number in the measure of all sentences."""
-        return self.results.value(edit, corpus, self.metric, point)
-
-    def row(self, edit: str, point: str = "matched") -> dict[str, Any] | None:
-        """The row of the forget corpus at a point, or None."""
-        wanted = (edit, "forget", point, self.metric)
-        rows = (r for r in self.results.rows if (r["edit"], r["corpus"], r["point"], r["metric"]) == wanted)
-        return next(rows, None)
-
-    def named(self, *scopes: str) -> list[str]:
-        """Edits of the given scopes."""
-        return [name for name, scope in self.edits.items() if scope in scopes]
+class _Reader(Readings):
+    """Reads sentences off results."""
 
     def before(self) -> str:
         """What was known at the start, and in which measure everything is said."""
@@ -238,15 +185,3 @@ class _Reader:
         left = {n: [f"{c} {self.value(n, c):.1%}" for c in ("forget", "retain")] for n in self.named("guard")}
         if listed := "; ".join(f"{name} {', '.join(values)}" for name, values in left.items()):
             yield f"Guards change no weight, so they erase nothing. With one on the model answers: {listed}."
-
-    def verdict(self, one: dict[str, Any], other: dict[str, Any], lower: str, higher: str) -> str:
-        """Compare two rows of one corpus and point by their paired difference (by their intervals without examples)."""
-        if min(row.get("units", row["n"]) for row in (one, other)) < FEWEST:
-            return "too few examples to tell"
-        try:
-            paired = self.results.paired(one["edit"], other["edit"], one["corpus"], one["metric"], one["point"])
-        except InputError:
-            low, high = one["low"] - other["high"], one["high"] - other["low"]
-        else:
-            low, high = paired[1:]
-        return lower if high < 0 else higher if low > 0 else "no clear difference"

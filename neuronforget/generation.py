@@ -7,6 +7,7 @@ folder the answers are kept: they can be scored again, and a run that was killed
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ def generate(
     check_batch_size(batch_size)
     decoding = decoding or Decoding()
     ids = _tokens(lm, corpus, decoding)
-    store = _Store(kept, content_key(model=lm.digest(), guard=guard_on(lm), ids=ids, **asdict(decoding)))
+    store = _Store.of(kept, lm, ids, decoding)
     found = store.read(len(ids))
     missing = sorted((i for i in range(len(ids)) if i not in found), key=lambda i: (-len(ids[i]), i))
     with frozen(lm), tqdm(total=len(ids), initial=len(found), desc="generate", disable=not progress) as bar:
@@ -130,8 +131,16 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 class _Store:
     """Answers as they come, a line of JSON each."""
 
-    def __init__(self, folder: str | Path | None, key: str) -> None:
-        self.path = Path(folder) / f"answers-{key}.jsonl" if folder is not None else None
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    @classmethod
+    def of(cls, folder: str | Path | None, lm: LM, ids: Sequence[Sequence[int]], decoding: Decoding) -> _Store:
+        """Name the file by all that the answers depend on; without a folder nothing is hashed and nothing kept."""
+        if folder is None:
+            return cls(None)
+        key = content_key(model=lm.digest(), guard=guard_on(lm), ids=ids, **asdict(decoding))
+        return cls(Path(folder) / f"answers-{key}.jsonl")
 
     def read(self, count: int) -> dict[int, str]:
         """Return the answers that are there; a line that a kill cut short is not."""
@@ -146,9 +155,11 @@ class _Store:
             return
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab") as file:
-                if file.tell() and not self.path.read_bytes().endswith(b"\n"):
-                    file.write(b"\n")
+            with self.path.open("ab+") as file:
+                if file.tell():  # a line that a kill cut short is ended first
+                    file.seek(-1, os.SEEK_END)
+                    if file.read() != b"\n":
+                        file.write(b"\n")
                 file.writelines(json.dumps([i, text]).encode() + b"\n" for i, text in texts.items())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from beds import SHAPE, bed
+from commanding import run
 
 import neuronforget as nf
 from neuronforget.auditing import Case, Reading
@@ -110,6 +111,31 @@ def test_an_audit_is_kept_whole_and_leaves_the_models_alone(tmp_path: Path) -> N
     assert again.results.value(EDITED, "forget", found.damage["metric"], "asked") == asked
 
 
+def test_the_command_audits_an_edit_or_a_model_and_refuses_what_it_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = bed()
+    made.save(tmp_path / "bed")
+    nf.erase.ablate(made.lm, made.planted).save(tmp_path / "edit.safetensors")
+    common = [f"--{name}={tmp_path / 'bed' / place}" for name, place in (
+        ("model", "model"), ("gold", "gold"), ("forget", "forget.jsonl"), ("retain", "retain.jsonl"))]  # fmt: skip
+    asked = ("--probes", "choice", "lens")
+    for i, edit in enumerate((tmp_path / "edit.safetensors", tmp_path / "bed" / "gold")):
+        assert run(monkeypatch, "audit", edit, *common, "--out", tmp_path / f"a{i}", *asked) == 0
+        assert "Verdict: gone, as far as asked" in capsys.readouterr().out
+        page = (tmp_path / f"a{i}" / "audit.html").read_text()
+        assert "Verdict: gone, as far as asked" in page and "Read off every block" in page
+        assert {c.probe for c in nf.Audit.load(tmp_path / f"a{i}").checks} == {"asked", "choice", "lens"}
+    for edit, more, message in (
+        (tmp_path / "edit.safetensors", ("--probes", "guess"), "no probe is called 'guess'"),
+        (tmp_path / "none.safetensors", (), "none.safetensors"),
+        (tmp_path / "edit.safetensors", ("--gold", tmp_path / "nowhere"), "no model folder at"),
+    ):
+        assert run(monkeypatch, "audit", edit, *common, "--out", tmp_path / "b", *more) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert message in error and not (tmp_path / "b").exists()
+
+
 def test_ones_own_probe_is_one_function() -> None:
     made = bed()
 
@@ -171,7 +197,7 @@ def test_the_verdict_is_the_worst_that_was_found() -> None:
     assert decide(left + hidden, None) == "not erased"
     assert decide(gone + hidden, None) == "hidden" and decide(gone, "eco") == "hidden"
     assert decide(gone + avoided, None) == "suppressed" and decide(gone, None) == "gone, as far as asked"
-    assert decide(never, None) == "nothing to forget"
+    assert decide(never, None) == "nothing to forget" and decide(gone, None, nan=1) == "broken"
     with pytest.raises(nf.InputError, match="no probe is judged"):
         judge(readings([0.0] * 8, [1.0] * 8, None, sign=0), 0)
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from commanding import run
 
 import neuronforget as nf
-from neuronforget.cli import main
 from neuronforget.commands.console import named
 from neuronforget.edits import Edit
 from neuronforget.neurons import Neurons
@@ -28,16 +28,6 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("beds") / "bed"
     made.save(folder)
     return folder
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """Run the command line in this process; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["neuronforget", *map(str, words)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def data(bed: Path) -> list[object]:

@@ -24,7 +24,7 @@ from neuronforget.losses import Outputs
 from neuronforget.lowrank import LoRA
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.scores.blocks import checkpointed
+from neuronforget.scores.blocks import blocks_of, checkpointed
 
 WIDTH, MLP, DEPTH = 96, 384, 3
 _LLAMA = {"hidden_size": WIDTH, "intermediate_size": MLP, "num_hidden_layers": DEPTH, "num_attention_heads": 4,
@@ -204,3 +204,14 @@ def test_a_block_keeps_its_input_alone(tokenizer: Any) -> None:
         few = saved()
     state = batch.input_ids.numel() * WIDTH * 4
     assert few < (DEPTH + 6) * state < every / 4
+
+
+def test_what_is_spread_over_processes_costs_each_its_share(lm: LM) -> None:
+    names = list(lm.parameters)
+    alone, spread = (footprint(lm, Trainees.of(Choice(lm), names, n), [(2, 8)], budget=True) for n in (1, 4))
+    count = sum(p.numel() for p in lm.parameters.values())
+    block = sum(p.numel() for p in blocks_of(lm)[0].parameters())
+    rest = count - 2 * block
+    assert spread.gradients == count and spread.optimiser == 2 * count and spread.kept == count  # 4 bytes over 4
+    assert spread.copies == count + 8 * max(block, rest)  # the share, and what is gathered, as values and as gradients
+    assert spread.activations == alone.activations and alone.gradients == 4 * count

@@ -15,8 +15,8 @@ ORDER = [
     "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "stopping",
     "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding",
     "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
-    "results", "ranking", "metrics", "evaluation", "auditing", "suites", "testbed", "findings", "figures", "tables",
-    "reporting", "audit_page", "comparison", "commands", "cli",
+    "results", "ranking", "metrics", "evaluation", "auditing", "suites", "testbed", "readings", "findings", "figures",
+    "tables", "reporting", "audit_page", "comparison", "commands", "cli",
 ]  # fmt: skip
 
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commanding import run
 
 import neuronforget as nf
-from neuronforget.cli import main
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
 from neuronforget.evaluation import measure, option_losses, subjects_of
@@ -222,25 +222,32 @@ def test_suites_run_from_the_command_line(
     edit = nf.erase.ablate(lm, nf.Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1]))
     edit.save(tmp_path / "edit.safetensors")
 
-    def run(*words: object) -> int:
-        monkeypatch.setattr("sys.argv", ["neuronforget", "evaluate", *map(str, words)])
-        try:
-            main()
-        except SystemExit as stop:
-            return int(stop.code or 0)
-        return 0
-
     common = ("--model", tmp_path / "model", "--out")
-    assert run("rwku", *common, tmp_path / "a", "--data", folder, "--n", 1, "--max-new-tokens", 2) == 0
+    assert (
+        run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "a", "--data", folder, "--n", 1, "--max-new-tokens", 2)
+        == 0
+    )
     assert "forget 3, role play" in capsys.readouterr().out and (tmp_path / "a/rows.parquet").is_file()
     sides = ("--members", folder / "mia_forget.jsonl", "--non-members", folder / "mia_retain.jsonl")
-    assert run("membership", *common, tmp_path / "b", *sides, "--edit", tmp_path / "edit.safetensors") == 0
+    assert (
+        run(
+            monkeypatch,
+            "evaluate",
+            "membership",
+            *common,
+            tmp_path / "b",
+            *sides,
+            "--edit",
+            tmp_path / "edit.safetensors",
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert "edited" in said and "not measured: reference: it compares with a model that saw neither" in said
     assert nf.Results.load(tmp_path / "b").value("edited", "members, non-members", "loss") >= 0
-    assert run("rwku", *common, tmp_path / "c", "--data", folder, "--targets", "Nobody") == 2
+    assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "c", "--data", folder, "--targets", "Nobody") == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "c").exists()
-    assert run("rwku", *common, tmp_path / "a", "--data", folder) == 2  # not empty
+    assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "a", "--data", folder) == 2  # not empty
 
 
 def test_the_closure_is_what_a_loop_over_all_triples_reaches() -> None:

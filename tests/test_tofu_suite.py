@@ -6,7 +6,6 @@ import gzip
 import json
 import math
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commanding import run
 from families import build
 from scipy.stats import ks_2samp
 
 import neuronforget as nf
-from neuronforget.cli import main
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding, generate
@@ -132,16 +131,6 @@ def test_what_is_no_form_or_lacks_a_number_is_refused(untyped: None) -> None:
         formulas.truth_ratio(np.ones(2), np.ones((2, 3)), "new")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'retain_rouge' is not given"):
         formulas.model_utility({name: 1.0 for name in formulas.NINE if name != "retain_rouge"})
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """Run the command line in this process; return its exit status."""
-    monkeypatch.setattr(sys, "argv", ["neuronforget", *map(str, words)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
 
 
 def test_the_command_reads_published_logs(

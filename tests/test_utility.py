@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commanding import run
 
-import neuronforget as nf
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
 from neuronforget.evaluation import option_losses
@@ -125,7 +125,12 @@ def test_a_scorer_that_is_wrong_fails_its_test(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(SCORERS, "mine", by_letter)
     row = next(r for r in selftest.self_test({"o": [["(A)"], ["(B)"], ["(A)"]]}) if r["scorer"] == "mine")
     assert row["best_constant"] > 0.85  # the constant "(A)" all but passes
-    for scorer in (mild, deaf):
+
+    def forgiving(text: str | None, answers: Any) -> float:
+        """Another published defect: an answer that could not be written counts as forgotten."""
+        return 0.0 if text is None else float(text == answers[0])
+
+    for scorer in (mild, deaf, forgiving):
         monkeypatch.setitem(SCORERS, "mine", scorer)
         with pytest.raises(InputError, match="scorer tests fail; first: mine on names"):
             selftest.check()
@@ -158,10 +163,6 @@ def test_every_scorer_passes_on_real_rows() -> None:
 def test_the_self_test_runs_from_the_command_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from neuronforget.cli import main
-
     for word in ("--self-test", "self-test"):
-        monkeypatch.setattr("sys.argv", ["neuronforget", "evaluate", word])
-        main()
+        assert run(monkeypatch, "evaluate", word) == 0
         assert capsys.readouterr().out.count("\n") == 2 + len(selftest.GENERATED) * len(SCORERS)
-    assert nf.__version__

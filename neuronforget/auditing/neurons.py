@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, UNTOUCHED, Case, Subject
 from neuronforget.corpora import Corpus, batches, encode
@@ -38,7 +39,7 @@ def contributions(lm: LM, corpus: Corpus, *, batch_size: int = 64) -> ByNeuron:
     directions = unembedding_of(lm).float()
     directions = directions - directions.mean(0)
     tap, total, count = TorchHooks(lm), torch.zeros(lm.shape, dtype=torch.float64), 0
-    writes = [lm.parameters[s.write.name].detach().float() for s in lm.sites]
+    writes = [write.float() for write in write_vectors(lm)]
     with frozen(lm):
         for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
             with asked(lm, batch):
@@ -48,10 +49,18 @@ def contributions(lm: LM, corpus: Corpus, *, batch_size: int = 64) -> ByNeuron:
             count += len(wanted)
             for i, site in enumerate(lm.sites):
                 own = by_example(acts[site.layer], batch.inputs)[:, :-1][mask].float()
-                write = writes[i] if site.write.dim == 0 else writes[i].T
-                rows = write[site.write.offset : site.write.offset + site.d_mlp]
-                total[i] += (own * (wanted @ rows.T)).sum(0).double().cpu()
+                total[i] += (own * (wanted @ writes[i].T)).sum(0).double().cpu()
     return (total / count).numpy()
+
+
+def write_vectors(lm: LM) -> list[Float[Tensor, "neuron d_model"]]:
+    """Return what the neurons of each layer write, a view of the weights where they are kept so."""
+    found = []
+    for site in lm.sites:
+        weight = lm.parameters[site.write.name].detach()
+        weight = weight if site.write.dim == 0 else weight.T
+        found.append(weight[site.write.offset : site.write.offset + site.d_mlp])
+    return found
 
 
 @dataclass(frozen=True)
@@ -132,11 +141,6 @@ def _written(before: Subject, after: Subject) -> ByNeuron:
     vectors = []
     for subject in (before, after):
         with subject.on() as lm:
-            rows = []
-            for site in lm.sites:
-                weight = lm.parameters[site.write.name].detach().double().cpu()
-                weight = weight if site.write.dim == 0 else weight.T
-                rows.append(weight[site.write.offset : site.write.offset + site.d_mlp].clone())
-            vectors.append(torch.stack(rows))
+            vectors.append(torch.stack([write.double().cpu().clone() for write in write_vectors(lm)]))
     length = vectors[0].norm(dim=-1).clamp(min=torch.finfo(torch.float64).tiny)
     return ((vectors[1] - vectors[0]).norm(dim=-1) / length).numpy()

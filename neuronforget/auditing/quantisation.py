@@ -1,7 +1,8 @@
 """Weights rounded to few bits and back: does what an edit hid come back when the model is made smaller?
 
-A small change of weights can round away while the knowledge under it stays: of 21% left, 83% came back at 4 bits
-(Zhang et al. 2024, arXiv:2410.16454). The round trip is done on any device, without a kernel of that width.
+A small change of weights can round away while the knowledge under it stays: models that kept 21% of it in full
+precision had 83% at 4 bits (Zhang et al. 2024, arXiv:2410.16454). The round trip is done on any device, without a
+kernel of that width.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def audit(
     damage = {**_damage(case, metric, readings), "guard": guard}
     results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, forget, retain, seed))
     return Audit(
-        decide(checks, guard),
+        decide(checks, guard, damage["nan"]),
         tuple(checks),
         {**not_tested, **case.skipped},
         damage,

@@ -16,7 +16,7 @@ from neuronforget.results import Results, bootstrap
 from neuronforget.results import over as resampled_over
 from neuronforget.runs import whole_file
 
-ALPHA = 0.05  # over all checks together (Bonferroni): a model that never knew passes all of them in 95% of audits
+ALPHA = 0.05  # over all checks together (Bonferroni): that examples were drawn by chance fails so many audits at most
 RESAMPLES = 10_000  # the outermost of them are what so many checks ask for
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
@@ -145,14 +145,14 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
                  len(edited.values), nan, over, outcome)  # fmt: skip
 
 
-def decide(checks: Iterable[Check], guard: str | None) -> Verdict:
+def decide(checks: Iterable[Check], guard: str | None, nan: int = 0) -> Verdict:
     """Return the verdict: what is answered when asked is not erased, what any other probe brings back is hidden.
 
-    A model that returns NaN is broken. An answer that is avoided more than by a model that never knew is suppressed:
-    it takes the fact to avoid it.
+    A model that returns NaN, on `nan` examples when asked, is broken. An answer that is avoided more than by a model
+    that never knew is suppressed: it takes the fact to avoid it.
     """
     checks = list(checks)
-    if any(c.nan for c in checks if c.probe == "asked"):
+    if nan:
         return "broken"
     if any(c.outcome == "left" for c in checks if c.probe == "asked"):
         return "not erased"

@@ -1,0 +1,76 @@
+"""What a comparison's results say, looked up: which measure is meant, what was known, what an edit left."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from neuronforget.errors import InputError
+from neuronforget.results import FEWEST, Results
+
+KNOWN = 0.2  # exact match from which on it is the measure; below, the answer's probability
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """Looks numbers up in results, by exact match or, where that says nothing, by the answer's probability."""
+
+    results: Results
+
+    @cached_property
+    def broken(self) -> dict[str, int]:
+        """Examples without a value, the most on one corpus, of every edit that has any."""
+        counts: dict[str, int] = {}
+        for row in self.results.rows:
+            if row["nan"]:
+                counts[row["edit"]] = max(counts.get(row["edit"], 0), row["nan"])
+        return counts
+
+    @cached_property
+    def edits(self) -> dict[str, str]:
+        """Scope of every edit whose model gives numbers."""
+        return {row["edit"]: row["scope"] for row in self.results.rows if row["edit"] not in self.broken}
+
+    @cached_property
+    def metric(self) -> str:
+        """The measure of all sentences."""
+        measured = {row["metric"] for row in self.results.rows}
+        known = self.results.value("untouched", "forget", "exact_match") if "exact_match" in measured else 0.0
+        return "exact_match" if known >= KNOWN or "probability" not in measured else "probability"
+
+    @cached_property
+    def floor(self) -> float | None:
+        """What the gold twin makes of the forget corpus."""
+        return self.value("gold", "forget") if "gold" in self.edits else None
+
+    @property
+    def known(self) -> float:
+        """What there was to forget: the untouched model's value above the gold twin's."""
+        return max(self.value("untouched", "forget") - (self.floor or 0.0), 1e-9)
+
+    def value(self, edit: str, corpus: str, point: str = "full") -> float:
+        """One number in the measure of all sentences."""
+        return self.results.value(edit, corpus, self.metric, point)
+
+    def row(self, edit: str, point: str = "matched") -> dict[str, Any] | None:
+        """The row of the forget corpus at a point, or None."""
+        wanted = (edit, "forget", point, self.metric)
+        rows = (r for r in self.results.rows if (r["edit"], r["corpus"], r["point"], r["metric"]) == wanted)
+        return next(rows, None)
+
+    def named(self, *scopes: str) -> list[str]:
+        """Edits of the given scopes."""
+        return [name for name, scope in self.edits.items() if scope in scopes]
+
+    def verdict(self, one: dict[str, Any], other: dict[str, Any], lower: str, higher: str) -> str:
+        """Compare two rows of one corpus and point by their paired difference (by their intervals without examples)."""
+        if min(row.get("units", row["n"]) for row in (one, other)) < FEWEST:
+            return "too few examples to tell"
+        try:
+            paired = self.results.paired(one["edit"], other["edit"], one["corpus"], one["metric"], one["point"])
+        except InputError:
+            low, high = one["low"] - other["high"], one["high"] - other["low"]
+        else:
+            low, high = paired[1:]
+        return lower if high < 0 else higher if low > 0 else "no clear difference"
