@@ -19,7 +19,7 @@ from erase_tables import cell, table
 
 import neuronforget as nf
 from neuronforget.erase.ablate import all_of
-from neuronforget.evaluation import measure
+from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, probability
 from neuronforget.testbed.facts import PHRASINGS, REFUSAL
 

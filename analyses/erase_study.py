@@ -10,8 +10,8 @@ from where_knowledge_lives import shortlist_exact
 
 import neuronforget as nf
 from neuronforget.comparison import sampled
-from neuronforget.evaluation import measure
 from neuronforget.losses import learn
+from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, kl_gold, nll
 from neuronforget.testbed.facts import FIRST, LAST
 

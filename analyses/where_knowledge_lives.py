@@ -24,7 +24,7 @@ import torch
 from scipy.stats import t
 
 import neuronforget as nf
-from neuronforget.evaluation import measure
+from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics import localisation as found
 from neuronforget.metrics.subsets import subset_effects

@@ -23,7 +23,7 @@ from problems import SHAPES, problem  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
 from neuronforget.corpora import batches, encode  # noqa: E402
-from neuronforget.evaluation import measure  # noqa: E402
+from neuronforget.measuring import measure  # noqa: E402
 from neuronforget.models import frozen  # noqa: E402
 
 GOAL = 0.9  # metrics over forward passes

@@ -88,6 +88,7 @@ def compare(
     controls: int = 3,
     measured: int = 300,
     damage: float = 0.05,
+    divergence: float | None = 0.05,
     tap: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -96,19 +97,19 @@ def compare(
 ) -> Comparison:
     """Compare neuron-level erasure with full-model unlearning, random neurons and the model that never knew.
 
-    `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one
-    matched in write norm and one in activation, are ablated beside it. `operators` are further ones to run, on the
-    selection, on a random set and (where they can) on what they choose themselves. `preferred` serves DPO (left out
-    where there is none). Retain is measured on `measured` random examples. `resume` is a folder where
-    finished edits wait for a run that was killed. A method that cannot make its edit is left out, and the
-    findings say why; if none can, InputError is raised. `batch_size` is that of the forward passes; a training
-    step takes half as many forget and half as many retain examples.
+    `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one matched in
+    write norm and one in activation, are ablated beside it. `operators` are further ones to run, on the selection, on
+    a random set and (where they can) on what they choose themselves. `preferred` serves DPO (left out where there is
+    none). Retain is measured on `measured` random examples. `damage` and `divergence` are as in `evaluate`. `resume`
+    is a folder where finished edits and measurements wait for a run that was killed. A method that cannot make its
+    edit is left out, and the findings say why; if none can, InputError is raised. `batch_size` is that of the forward
+    passes; a training step takes half as many forget and half as many retain examples.
     """
     if steps < 1 or measured < 1 or controls < 0 or seed < 0:
         found = f"steps={steps}, measured={measured}, controls={controls}, seed={seed}"
         raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0, seed >= 0; found {found}")
     check_disjoint(forget, retain)
-    check_references(lm, gold, damage)
+    check_references(lm, gold, damage, divergence)
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
         encode(corpus, lm.tokenizer, lm.max_length)
     table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
@@ -130,8 +131,9 @@ def compare(
     edits, failed = _make(lm, plan, resume, work, progress)
     sample = sampled(retain, measured, seed)
     results = evaluate(
-        lm, edits, forget, sample, gold=gold, damage=damage, batch_size=batch_size, seed=seed, progress=progress
-    )
+        lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, batch_size=batch_size, seed=seed,
+        kept=resume, progress=progress,
+    )  # fmt: skip
     info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
     info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
     results = replace(results, info=info)

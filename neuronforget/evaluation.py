@@ -1,31 +1,27 @@
 """evaluate(): what each edit did to the forget and the retain corpus, beside its references.
 
-Methods are compared at full strength, over a frontier of strengths, and at matched damage: the strength at
-which the retain loss has risen by the same amount. Every number has a bootstrap interval over examples.
+Methods are compared at full strength, over a frontier of strengths, and at matched damage: the strength at which the
+retain loss has risen by the same amount, or the predictions on retain have moved as far. Each number has a bootstrap
+interval over examples.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Corpus, batches, check_disjoint, encode
+from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.guarding import asked
-from neuronforget.likelihood import answer_logp, answer_nll
-from neuronforget.metrics import Metric, Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
-from neuronforget.models import LM, frozen
+from neuronforget.measuring import METRICS, Before, measure, name_of, subjects_of
+from neuronforget.metrics import Metric, kl_gold, kl_untouched, nll
+from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row
 from neuronforget.runs import environment
-
-METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
 
 
 def evaluate(
@@ -38,98 +34,66 @@ def evaluate(
     metrics: Sequence[Metric] = METRICS,
     strengths: Sequence[float] = (0.25, 0.5, 0.75),
     damage: float | None = 0.05,
+    divergence: float | None = None,
     batch_size: int = 128,
     seed: int = 0,
+    kept: str | Path | None = None,
     progress: bool = True,
 ) -> Results:
     """Measure every edit on forget and retain, on their paraphrases ("unseen"), and the untouched (and gold) model.
 
     `gold` is the model that never knew; with it the KL from gold is measured too. `strengths` are the points
     of the frontier besides 0 and 1, `damage` the rise of the retain loss (nats per answer token) at which
-    methods are matched (None: not). The model is left as it was. Raises InputError for corpora that share
-    examples and for edits that do not fit the model.
+    methods are matched, `divergence` the KL from the untouched model on retain (nats per answer token) at which they
+    are matched too (None: not). `kept` is a folder for what is measured: nothing is measured twice, and a run that was
+    killed loses one batch at most. The model is left as it was. Raises InputError for corpora that share examples and
+    for edits that do not fit the model.
     """
     check_disjoint(forget, retain)
     if {"untouched", "gold"} & edits.keys():
         raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
     if seed < 0:
         raise InputError(f"seed must be 0 or more, found {seed}")
-    check_references(lm, gold, damage)
+    check_references(lm, gold, damage, divergence)
     if gold is not None:
         metrics = (*metrics, kl_gold)
-    names = [_name(metric) for metric in metrics]
+    names = [name_of(metric) for metric in metrics]
     if again := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two metrics are called {min(again)!r}: give each function a name of its own")
-    run = _Run(lm, gold, _corpora(forget, retain), metrics, batch_size, seed)
+    budgets = {"matched": damage, "matched KL": divergence}
+    run = _Run(lm, gold, _corpora(forget, retain), metrics, budgets, batch_size, seed, kept)
     with tqdm(total=len(edits), desc="evaluate", disable=not progress) as bar:
         run.full("untouched", "reference", 0.0)
         if gold is not None:
             run.full("gold", "reference", 0.0, gold)
         for name, edit in edits.items():
             bar.set_postfix(edit=name, refresh=False)
-            run.edit(name, edit, strengths, damage)
+            run.edit(name, edit, strengths)
             bar.update()
     info: dict[str, Any] = {
         "model": lm.name,
         "device": str(lm.device),
         "dtype": str(next(iter(lm.parameters.values())).dtype),
     }
-    info |= {"seed": seed, "damage_budget": damage, "data": {c.name: c.digest() for c in (forget, retain)}}
+    info |= {
+        "seed": seed,
+        "damage_budget": damage,
+        "divergence_budget": divergence,
+        "data": {c.name: c.digest() for c in (forget, retain)},
+    }
     info |= {"edits": {name: _made(edit) for name, edit in edits.items()}}
     return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})
 
 
-def check_references(lm: LM, gold: LM | None, damage: float | None) -> None:
-    """Raise InputError if `gold` cannot be compared token by token, or `damage` is no rise of the loss."""
+def check_references(lm: LM, gold: LM | None, damage: float | None = None, divergence: float | None = None) -> None:
+    """Raise InputError if `gold` cannot be compared token by token, or a budget of damage is none."""
     if damage is not None and not damage > 0:
         raise InputError(f"damage is a rise of the retain loss in nats, above 0, or None; found {damage}")
+    if divergence is not None and not divergence > 0:
+        raise InputError(f"divergence is a KL on retain in nats, above 0, or None; found {divergence}")
     sizes = [model.model.get_output_embeddings().weight.shape[0] for model in (lm, gold or lm)]
     if sizes[0] != sizes[1]:
         raise InputError(f"gold is of another vocabulary: {sizes[1]} tokens, the model has {sizes[0]}")
-
-
-@torch.no_grad()
-def measure(
-    lm: LM, corpus: Corpus, metrics: Iterable[Metric] = METRICS, *, gold: LM | None = None, batch_size: int = 128
-) -> dict[str, np.ndarray]:
-    """Return each metric's value of every example, in the corpus' order."""
-    metrics = list(metrics)
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
-    values = {_name(metric): np.full(len(rows), np.nan) for metric in metrics}
-    with frozen(lm), frozen(gold or lm):
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
-            with asked(lm, batch):
-                logits = lm.model(**batch.inputs, use_cache=False).logits
-            twin = gold.model(**batch.inputs, use_cache=False).logits if gold is not None else None
-            for metric in metrics:
-                values[_name(metric)][list(batch.index)] = metric(Prediction(logits, batch, twin)).float().cpu().numpy()
-    return values
-
-
-@torch.no_grad()
-def option_losses(lm: LM, corpus: Corpus, *, batch_size: int = 128, total: bool = False) -> list[list[float]]:
-    """Return the NLL (nats per token; with `total` of the whole) of each example's answer, then of its wrong ones."""
-    options = [(i, text) for i, e in enumerate(corpus) for text in (e.answer, *e.wrong)]
-    rows = replace(corpus, examples=tuple(replace(corpus.examples[i], answer=text) for i, text in options))
-    score = (lambda logits, batch: -answer_logp(logits, batch)) if total else answer_nll
-    found: list[float] = [math.nan] * len(options)
-    with frozen(lm):
-        for batch in batches(encode(rows, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
-            with asked(lm, batch):
-                values = score(lm.model(**batch.inputs, use_cache=False).logits, batch).tolist()
-            for place, value in zip(batch.index, values, strict=True):
-                found[place] = value
-    by: list[list[float]] = [[] for _ in corpus]
-    for (i, _), value in zip(options, found, strict=True):
-        by[i].append(value)
-    return by
-
-
-def subjects_of(corpus: Corpus) -> np.ndarray:
-    """Number each example's subject; one without a subject is a unit of its own."""
-    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
-    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([place[name] for name in names])
 
 
 def match_damage(
@@ -138,24 +102,30 @@ def match_damage(
     retain: Corpus,
     damage: float,
     *,
+    before: Before | None = None,
     batch_size: int = 128,
     tolerance: float = 0.1,
     halvings: int = 8,
+    kept: str | Path | None = None,
 ) -> float:
     """Return the strength (at most 1) at which the retain loss has risen by `damage` nats per answer token.
 
-    The largest strength that keeps within the budget, found by bisection to `tolerance` of it; 1 where the
-    whole edit does; 0 where it does not and cannot be weakened.
+    With `before` it is the KL from what the untouched model predicts that has come to `damage`. The largest strength
+    that keeps within the budget, found by bisection to `tolerance` of it; 1 where the whole edit does; 0 where it does
+    not and cannot be weakened.
     """
+    metric = nll if before is None else kl_untouched
 
-    def loss() -> float:
-        return float(measure(lm, retain, [nll], batch_size=batch_size)["nll"].mean())
+    def level() -> float:
+        return float(
+            measure(lm, retain, [metric], before=before, batch_size=batch_size, kept=kept)[metric.__name__].mean()
+        )
 
     def rise(strength: float) -> float:
         with edit.scaled(strength).on(lm):
-            return loss() - start
+            return level() - start
 
-    start = loss()
+    start = level()
     if rise(1.0) <= damage:
         return 1.0
     if not edit.graded:
@@ -177,10 +147,6 @@ def _made(edit: Edit) -> dict[str, Any]:
     return {**about, **{key: summary[key] for key in ("values", "parameters", "relative")}}
 
 
-def _name(metric: Metric) -> str:
-    return getattr(metric, "__name__", str(metric))
-
-
 def _corpora(forget: Corpus, retain: Corpus) -> dict[str, Corpus]:
     named = {"forget": forget, "forget unseen": forget.paraphrased()}
     named |= {"retain": retain, "retain unseen": retain.paraphrased()}
@@ -191,26 +157,35 @@ class _Run:
     """Rows and examples as they are measured."""
 
     def __init__(
-        self, lm: LM, gold: LM | None, corpora: dict[str, Corpus], metrics: Sequence[Metric], batch_size: int, seed: int
+        self,
+        lm: LM,
+        gold: LM | None,
+        corpora: dict[str, Corpus],
+        metrics: Sequence[Metric],
+        budgets: dict[str, float | None],
+        batch_size: int,
+        seed: int,
+        kept: str | Path | None,
     ) -> None:
         self.lm, self.gold, self.corpora, self.metrics = lm, gold, corpora, metrics
-        self.batch_size, self.seed = batch_size, seed
+        self.budgets = {point: budget for point, budget in budgets.items() if budget is not None}
+        self.seed = seed
+        self.settings: dict[str, Any] = {"batch_size": batch_size, "kept": kept}
         self.units = {name: subjects_of(corpus) for name, corpus in corpora.items()}
+        self.before = Before.of(lm, corpora["retain"], batch_size=batch_size) if "matched KL" in self.budgets else None
         self.rows: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
 
     def full(self, name: str, scope: str, strength: float = 1.0, model: LM | None = None, point: str = "full") -> None:
         """Measure everything on the model as it is now, examples included."""
         for corpus in self.corpora:
-            values = measure(
-                model or self.lm, self.corpora[corpus], self.metrics, gold=self.gold, batch_size=self.batch_size
-            )
+            values = self._values(corpus, self.metrics, model)
             self._add(name, scope, strength, point, corpus, values)
             for metric, column in values.items():
                 names = {"edit": name, "point": point, "corpus": corpus, "metric": metric}
                 self.examples += example_rows(names, column, self.units[corpus])
 
-    def edit(self, name: str, edit: Edit, strengths: Sequence[float], damage: float | None) -> None:
+    def edit(self, name: str, edit: Edit, strengths: Sequence[float]) -> None:
         """Measure an edit at full strength, over the frontier and at matched damage."""
         scope = edit.info.get("scope", "neurons")
         with edit.on(self.lm):
@@ -219,12 +194,20 @@ class _Run:
         for strength in strengths if edit.graded else ():
             with edit.scaled(strength).on(self.lm):
                 for corpus in ("forget", "retain"):
-                    values = measure(self.lm, self.corpora[corpus], cheap, batch_size=self.batch_size)
-                    self._add(name, scope, strength, "frontier", corpus, values)
-        if damage is not None:
-            strength = match_damage(self.lm, edit, self.corpora["retain"], damage, batch_size=self.batch_size)
+                    self._add(name, scope, strength, "frontier", corpus, self._values(corpus, cheap))
+        for point, budget in self.budgets.items():
+            before = self.before if point == "matched KL" else None
+            strength = match_damage(self.lm, edit, self.corpora["retain"], budget, before=before, **self.settings)
             with edit.scaled(strength).on(self.lm):
-                self.full(name, scope, strength, point="matched")
+                self.full(name, scope, strength, point=point)
+
+    def _values(self, corpus: str, metrics: Sequence[Metric], model: LM | None = None) -> dict[str, np.ndarray]:
+        before = self.before if corpus == "retain" else None
+        metrics = [*metrics, kl_untouched] if before is not None else metrics
+        return measure(
+            model or self.lm, self.corpora[corpus], metrics,
+            gold=self.gold if kl_gold in metrics else None, before=before, **self.settings,
+        )  # fmt: skip
 
     def _add(
         self, name: str, scope: str, strength: float, point: str, corpus: str, values: dict[str, np.ndarray]

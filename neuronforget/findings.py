@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from neuronforget.neurons import Neurons
 from neuronforget.readings import Readings
-from neuronforget.results import Results
+from neuronforget.results import MATCHED, Results
 
 NEAR = 0.05  # of what was known: within this an edit is said to reach the gold twin, or to do nothing
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
@@ -145,13 +145,18 @@ class _Reader(Readings):
 
     def matched(self) -> Iterator[str]:
         """What is left where every method has cost the same; of equal ones the first answers more of retain."""
-        budget = self.results.info.get("damage_budget")
-        known = {n: row for n in self.named("full", "neurons") if (row := self.row(n)) is not None}
-        if budget is None or not known:
+        for point, (budget, what) in MATCHED.items():
+            if (most := self.results.info.get(budget)) is not None:
+                yield from self.at(point, f"Each edit weakened until {what} {most:g} nats a token at most")
+
+    def at(self, point: str, words: str) -> Iterator[str]:
+        """One way to match."""
+        known = {n: row for n in self.named("full", "neurons") if (row := self.row(n, point)) is not None}
+        if not known:
             return
-        order = sorted(known, key=lambda n: (known[n]["value"], -self.value(n, "retain", "matched")))
+        order = sorted(known, key=lambda n: (known[n]["value"], -self.value(n, "retain", point)))
         listed = ", ".join(f"{n} {known[n]['value']:.1%}" for n in order)
-        yield f"With the retain loss allowed to rise by {budget:g} nats, what is left on forget is: {listed}."
+        yield f"{words}, what is left on forget is: {listed}."
         if undone := [name for name in order if known[name]["strength"] == 0]:
             yield f"Of {', '.join(undone)} nothing fits into that damage: the numbers are the untouched model's."
         whole, aimed = ([n for n in order if self.edits[n] == scope] for scope in ("full", "neurons"))

@@ -6,12 +6,9 @@ folder the answers are kept: they can be scored again, and a run that was killed
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +17,8 @@ from tqdm.auto import tqdm
 from neuronforget.corpora import Corpus
 from neuronforget.corpora.tokens import check_batch_size, templated
 from neuronforget.errors import InputError
-from neuronforget.guarding import guard_on
+from neuronforget.kept import Kept
 from neuronforget.models import LM, frozen
-from neuronforget.runs import content_key, writing
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,8 @@ def generate(
     check_batch_size(batch_size)
     decoding = decoding or Decoding()
     ids = _tokens(lm, corpus, decoding)
-    store = _Store.of(kept, lm, ids, decoding)
-    found = store.read(len(ids))
+    store = Kept.of(kept, "answers", lm, len(ids), ids=ids, **asdict(decoding))
+    found: dict[int, str] = store.read()
     missing = sorted((i for i in range(len(ids)) if i not in found), key=lambda i: (-len(ids[i]), i))
     with frozen(lm), tqdm(total=len(ids), initial=len(found), desc="generate", disable=not progress) as bar:
         for start in range(0, len(missing), batch_size):
@@ -126,48 +122,3 @@ def _finite(_ids: Tensor, scores: Tensor) -> Tensor:
 def _cut(text: str, stop: Sequence[str]) -> str:
     ends = [at for word in stop if (at := text.find(word)) >= 0]
     return text[: min(ends, default=len(text))].strip()
-
-
-class _Store:
-    """Answers as they come, a line of JSON each."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-
-    @classmethod
-    def of(cls, folder: str | Path | None, lm: LM, ids: Sequence[Sequence[int]], decoding: Decoding) -> _Store:
-        """Name the file by all that the answers depend on; without a folder nothing is hashed and nothing kept."""
-        if folder is None:
-            return cls(None)
-        key = content_key(model=lm.digest(), guard=guard_on(lm), ids=ids, **asdict(decoding))
-        return cls(Path(folder) / f"answers-{key}.jsonl")
-
-    def read(self, count: int) -> dict[int, str]:
-        """Return the answers that are there; a line that a kill cut short is not."""
-        if self.path is None or not self.path.is_file():
-            return {}
-        found = dict(_whole_lines(self.path.read_bytes()))
-        return {i: text for i, text in found.items() if i < count}
-
-    def add(self, texts: dict[int, str]) -> None:
-        """Write a batch of answers."""
-        if self.path is None:
-            return
-        with writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
-                if file.tell():  # a line that a kill cut short is ended first
-                    file.seek(-1, os.SEEK_END)
-                    if file.read() != b"\n":
-                        file.write(b"\n")
-                file.writelines(json.dumps([i, text]).encode() + b"\n" for i, text in texts.items())
-
-
-def _whole_lines(content: bytes) -> Iterator[tuple[int, str]]:
-    for line in content.split(b"\n"):
-        try:
-            row: Any = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, list) and len(row) == 2 and isinstance(row[0], int) and isinstance(row[1], str):
-            yield row[0], row[1]

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 
 from neuronforget import figures
 from neuronforget.neurons import Neurons
-from neuronforget.results import Results
+from neuronforget.results import MATCHED, Results
 from neuronforget.runs import whole_file
 from neuronforget.scores import Scores
 from neuronforget.tables import Table, flat, interval, made_table, results_table
@@ -60,7 +60,7 @@ def report(
         title=title,
         findings=findings,
         heading="Forget and retain, with 95% intervals",
-        tables=[t for t in (results_table(results, p) for p in ("matched", "full")) if t.rows],
+        tables=[t for t in (results_table(results, p) for p in (*MATCHED, "full")) if t.rows],
         pictures=pictures,
         info={key: value for key, value in results.info.items() if key != "edits"},
         made=made_table(results.info.get("edits", {})),
@@ -106,6 +106,19 @@ def _comparison_pictures(results: Results) -> list[Picture]:
             "(at the left end: none, or a fall).",
             figures.frontier(results, retain_metric="nll"),
             Table("Accuracy over strengths", columns, tuple(sweep)),
+        ),
+        *(
+            [
+                Picture(
+                    "Frontier: forgetting against change",
+                    about + "Lower and further left is better: less is answered, for a smaller KL from the untouched "
+                    "model on retain.",
+                    figures.frontier(results, retain_metric="kl_untouched"),
+                    Table("Accuracy over strengths", columns, tuple(sweep)),
+                )
+            ]
+            if "kl_untouched" in _measured(results)
+            else []
         ),
         Picture(
             "Frontier in accuracy",

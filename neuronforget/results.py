@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 FEWEST = 5  # subjects from which on they are what is resampled
+#: Point of matched damage -> the name of its budget in `info`, and what has come to it.
+MATCHED = {
+    "matched": ("damage_budget", "the retain loss has risen by"),
+    "matched KL": ("divergence_budget", "the KL from the untouched model on retain has come to"),
+}
 #: What the tables of saved results hold.
 COLUMNS = {
     "rows": set("edit scope strength point corpus metric value low high n units nan seed".split()),
@@ -29,10 +34,10 @@ COLUMNS = {
 class Results:
     """Tidy rows, and the value of every example behind the rows at full strength and at matched damage.
 
-    A row: edit, scope ("reference", "control", "neurons", "full", "guard"), strength, point ("full", "frontier" or
-    "matched"), corpus, metric, value, low, high (95% bootstrap interval over subjects), n, units (subjects; an
-    example without one is its own), nan (examples without a value), seed. An example: edit, point, corpus, metric,
-    example, unit, value.
+    A row: edit, scope ("reference", "control", "neurons", "full", "guard"), strength, point ("full", "frontier",
+    "matched" or "matched KL"), corpus, metric, value, low, high (95% bootstrap interval over subjects), n, units
+    (subjects; an example without one is its own), nan (examples without a value), seed. An example: edit, point,
+    corpus, metric, example, unit, value.
     """
 
     rows: tuple[dict[str, Any], ...] = field(repr=False)

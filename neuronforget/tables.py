@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from neuronforget.figures.style import METRIC_LABELS, scopes_of, shown
-from neuronforget.results import Results
+from neuronforget.results import MATCHED, Results
 
 
 @dataclass(frozen=True)
@@ -23,37 +23,41 @@ class Table:
 def results_table(results: Results, point: str, metrics: Sequence[str] | None = None) -> Table:
     """Return every edit's values with intervals at one point of its frontier, references first.
 
-    Without `metrics`: exact match, probability and KL from gold, and any that is not of this package.
+    Without `metrics`: exact match, probability, KL from gold and from the untouched model, and any that is not of
+    this package.
     """
     rows = [r for r in results.rows if r["point"] == point or (point != "full" and r["scope"] == "reference")]
     measured = list(dict.fromkeys(r["metric"] for r in rows))
     own = [m for m in measured if m not in METRIC_LABELS]
     if metrics is None:
-        metrics = ("exact_match", "probability", *own, "kl_gold")
+        metrics = ("exact_match", "probability", *own, "kl_gold", "kl_untouched")
     names = [m for m in metrics if m in measured] or measured
     corpora = list(dict.fromkeys(r["corpus"] for r in rows))
-    columns = [
-        (c, m) for m in names for c in (corpora if m == "exact_match" else [c for c in corpora if "unseen" not in c])
-    ]
+    found = {(r["corpus"], r["metric"]) for r in rows}
+    columns = [(c, m) for m in names for c in corpora if (c, m) in found and (m == "exact_match" or "unseen" not in c)]
     cells = {(r["edit"], r["corpus"], r["metric"]): r for r in rows}
     strengths = {r["edit"]: r["strength"] for r in rows}
     body = []
     for name, scope in scopes_of(rows).items():
         start = () if point == "full" else ("" if scope == "reference" else f"{strengths[name]:.2f}",)
         body.append((shown(name, scope), *start, *(interval(cells.get((name, c, m))) for c, m in columns)))
-    budget = results.info.get("damage_budget")
-    caption = "Every edit at full strength" if point == "full" else (
-        f"At matched damage: each edit weakened until the retain loss has risen by {budget:g} nats per answer token "
-        "(strength 1 where it never does)"
-        if budget is not None
-        else "At matched damage"
-    )  # fmt: skip
+    caption = caption_of(results, point)
     heads = [f"{c}: {METRIC_LABELS.get(m, m)}" for c, m in columns]
     return Table(
         caption,
         ("edit", *(() if point == "full" else ("strength",)), *heads),
         tuple(body) if len(body) > 2 or point == "full" else (),
     )
+
+
+def caption_of(results: Results, point: str) -> str:
+    """Return what the edits of a table have in common: their full strength, or the damage that each may do."""
+    if point == "full":
+        return "Every edit at full strength"
+    name, words = MATCHED[point]
+    budget = results.info.get(name)
+    until = "" if budget is None else f": each edit weakened until {words} {budget:g} nats per answer token"
+    return f"At matched damage{until} (strength 1 where it never does)"
 
 
 def made_table(edits: Mapping[str, Mapping[str, Any]]) -> Table | None:

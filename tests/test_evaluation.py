@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,8 @@ import neuronforget as nf
 from neuronforget.corpora import Batch, Corpus, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.evaluation import match_damage, measure
+from neuronforget.evaluation import match_damage
+from neuronforget.measuring import measure
 from neuronforget.metrics import Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
 from neuronforget.results import Results, bootstrap
 
@@ -119,6 +122,92 @@ def test_matched_damage_is_the_budget_and_not_more(edits: dict[str, Edit]) -> No
     assert match_damage(lm, edits["ablate"], retain, 100.0) == 1.0
 
 
+def test_edits_are_matched_by_how_far_predictions_moved_on_retain(edits: dict[str, Edit]) -> None:
+    lm, retain = bed().lm, bed().retain
+    found = nf.evaluate(
+        lm, edits, bed().forget, retain, strengths=(0.5,), damage=None, divergence=0.02, progress=False
+    )  # fmt: skip
+    plain = copy.deepcopy(lm.model).eval()
+
+    def far(model: torch.nn.Module) -> list[float]:
+        """Example by example, in fp64, from the untouched copy."""
+        values = []
+        for row in encode(retain, lm.tokenizer):
+            ids = torch.tensor([row.ids])
+            with torch.no_grad():
+                p, q = (m(ids).logits[0, row.answer_start - 1 : -1].double().softmax(-1) for m in (plain, model))
+            values.append(float((p * (p / q).log()).sum(-1).mean()))
+        return values
+
+    for name, edit in edits.items():
+        rows = [r for r in found.rows if r["edit"] == name and r["point"] == "matched KL"]
+        assert {r["corpus"] for r in rows} == {"forget", "forget unseen", "retain", "retain unseen"}
+        with edit.scaled(rows[0]["strength"]).on(lm):
+            values = far(lm.model)
+        assert 0 < rows[0]["strength"] < 1 and 0.017 < np.mean(values) <= 0.0201
+        own = [e["value"] for e in found.examples if (e["edit"], e["point"]) == (name, "matched KL")
+               and (e["corpus"], e["metric"]) == ("retain", "kl_untouched")]  # fmt: skip
+        np.testing.assert_allclose(own, values, atol=1e-5)
+    assert found.value("untouched", "retain", "kl_untouched") == pytest.approx(0, abs=1e-6)
+    assert found.info["divergence_budget"] == 0.02 and not any(r["point"] == "matched" for r in found.rows)
+    assert {r["corpus"] for r in found.rows if r["metric"] == "kl_untouched"} == {"retain"}
+
+
+def test_a_killed_evaluation_goes_on_and_measures_nothing_twice(
+    edits: dict[str, Edit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"strengths": (0.5,), "divergence": 0.02, "batch_size": 8, "progress": False}
+    given = (bed().lm, edits, bed().forget, bed().retain)
+    whole = nf.evaluate(*given, **settings)
+    passes = 0
+    forward = type(bed().lm.model).forward
+
+    @wraps(forward)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if passes == stop:
+            raise KeyboardInterrupt
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(type(bed().lm.model), "forward", counted)
+    stop = 0
+    nf.evaluate(*given, **settings)
+    all_of_it, passes, stop = passes, 0, 20
+    with pytest.raises(KeyboardInterrupt):
+        nf.evaluate(*given, **settings, kept=tmp_path)
+    passes, stop = 0, 0
+    again = nf.evaluate(*given, **settings, kept=tmp_path)
+    assert again.rows == whole.rows and again.examples == whole.examples
+    once = -(-len(bed().retain) // 8)  # what the untouched model predicts on retain is asked anew
+    assert passes <= all_of_it - 19 + once
+    passes = 0
+    assert nf.evaluate(*given, **settings, kept=tmp_path).rows == whole.rows and passes == once
+
+
+def test_kept_values_are_of_this_model_this_metric_and_this_corpus_alone(
+    edits: dict[str, Edit], tmp_path: Path
+) -> None:
+    lm, corpus = bed().lm, bed().forget
+
+    def twice(factor: float) -> Any:
+        def loss(p: nf.metrics.Prediction) -> torch.Tensor:
+            return factor * p.nll
+
+        return loss
+
+    def measured(metric: Any, of: nf.Corpus = corpus) -> np.ndarray:
+        return measure(lm, of, [metric], kept=tmp_path)[metric.__name__]
+
+    first = measured(twice(1.0))
+    np.testing.assert_allclose(measured(twice(2.0)), 2 * first, rtol=1e-6)
+    assert len(measured(twice(1.0), corpus.head(3))) == 3
+    with edits["ablate"].on(lm):
+        assert not np.allclose(measured(twice(1.0)), first)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert (measured(twice(1.0)) == first).all() and len(list(tmp_path.iterdir())) == 4
+
+
 def test_every_edit_has_rows_at_full_strength_on_the_frontier_and_at_matched_damage(results: Results) -> None:
     frame = results.frame
     for name in ("ablate", "ga"):
@@ -172,6 +261,8 @@ def test_what_cannot_be_evaluated_is_refused(edits: dict[str, Edit], results: Re
     for damage in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="a rise of the retain loss in nats, above 0"):
             nf.evaluate(lm, edits, forget, retain, damage=damage, progress=False)
+    with pytest.raises(InputError, match="a KL on retain in nats, above 0"):
+        nf.evaluate(lm, edits, forget, retain, divergence=0.0, progress=False)
 
 
 def test_a_gold_twin_of_another_vocabulary_is_refused_before_anything_is_measured(lm: nf.LM) -> None:

@@ -18,8 +18,8 @@ from neuronforget.edits import Edit
 from neuronforget.erase import guards
 from neuronforget.erase.guards.classifier import fitted, held_out
 from neuronforget.errors import InputError
-from neuronforget.evaluation import measure
 from neuronforget.guarding import MECHANISMS, Guard, asked
+from neuronforget.measuring import measure
 from neuronforget.metrics import activation_shift, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

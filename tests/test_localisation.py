@@ -14,7 +14,7 @@ from torch import Tensor
 import neuronforget as nf
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
-from neuronforget.evaluation import measure
+from neuronforget.measuring import measure
 from neuronforget.metrics import knockout, localisation, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

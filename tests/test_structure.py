@@ -13,10 +13,10 @@ ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
     "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "stopping",
-    "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding",
+    "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding", "kept",
     "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
-    "results", "ranking", "metrics", "evaluation", "auditing", "suites", "testbed", "readings", "findings", "figures",
-    "tables", "reporting", "audit_page", "comparison", "commands", "cli",
+    "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed", "readings",
+    "findings", "figures", "tables", "reporting", "audit_page", "comparison", "commands", "cli",
 ]  # fmt: skip
 
 

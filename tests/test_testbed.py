@@ -14,7 +14,8 @@ from beds import SHAPE, bed
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
-from neuronforget.evaluation import exact_match, measure
+from neuronforget.measuring import measure
+from neuronforget.metrics import exact_match
 from neuronforget.recording import write_norms
 from neuronforget.testbed import Shape
 from neuronforget.testbed.disguise import drawn_norms

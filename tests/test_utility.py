@@ -16,8 +16,8 @@ from commanding import run
 
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
-from neuronforget.evaluation import option_losses
 from neuronforget.generation import Decoding, generate
+from neuronforget.measuring import option_losses
 from neuronforget.metrics.text import SCORERS, f1
 from neuronforget.models import LM
 from neuronforget.suites import selftest

@@ -12,7 +12,7 @@ import numpy as np
 
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
-from neuronforget.evaluation import measure, subjects_of
+from neuronforget.measuring import measure, subjects_of
 from neuronforget.metrics import Metric, exact_match, probability
 from neuronforget.models import LM
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject
 from neuronforget.corpora import Batch, batches, encode
-from neuronforget.evaluation import subjects_of
 from neuronforget.guarding import asked
 from neuronforget.likelihood import answer_nll
+from neuronforget.measuring import subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
 from neuronforget.scores.blocks import blocks_of, forward_of

@@ -14,7 +14,7 @@ import numpy as np
 from neuronforget.auditing.cases import Case, NotTested, Reading, asked
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.corpora.tokens import join
-from neuronforget.evaluation import option_losses, subjects_of
+from neuronforget.measuring import option_losses, subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.train import draw
 

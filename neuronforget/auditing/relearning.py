@@ -18,8 +18,8 @@ from neuronforget.corpora import Corpus, encode
 from neuronforget.corpora.tokens import collate
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
-from neuronforget.evaluation import measure, subjects_of
 from neuronforget.likelihood import answer_nll
+from neuronforget.measuring import measure, subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
 from neuronforget.train import Plan, draw, steps

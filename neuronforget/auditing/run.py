@@ -18,7 +18,8 @@ from neuronforget.auditing.verdicts import Audit, decide, judge
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.evaluation import check_references, measure
+from neuronforget.evaluation import check_references
+from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
 from neuronforget.results import Results, example_rows, tidy_row
@@ -53,7 +54,7 @@ def audit(
     """
     check_disjoint(forget, retain)
     check_whole(lm)
-    check_references(lm, gold, None)
+    check_references(lm, gold)
     chosen = _chosen(probes, own or {})
     edited = Subject(EDITED, edit) if isinstance(edit, LM) else Subject(EDITED, lm, edit)
     if edited.lm.shape != lm.shape:

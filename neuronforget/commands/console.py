@@ -144,30 +144,27 @@ def show(results: Results) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from neuronforget.results import MATCHED
+    from neuronforget.tables import caption_of
+
     console = Console()
     console = Console(width=max(console.width, 132))  # a piped table is not wrapped
     frame = results.frame
-    points = [point for point in ("full", "matched") if (frame["point"] == point).any()]
+    points = [point for point in ("full", *MATCHED) if (frame["point"] == point).any()]
     for metric in ("exact_match", "probability"):
         for point in points:
             rows = frame[(frame["metric"] == metric) & (frame["point"].isin({point}) | (frame["scope"] == "reference"))]
             if len(rows):
-                console.print(
-                    _table(rows.assign(edit=rows["edit"].map(escape)), metric, point, results.info.get("damage_budget"))
-                )
+                title = f"{metric.replace('_', ' ')}: {caption_of(results, point)}"
+                console.print(_table(rows.assign(edit=rows["edit"].map(escape)), title))
 
 
-def _table(rows: Any, metric: str, point: str, damage: float | None) -> Any:
+def _table(rows: Any, title: str) -> Any:
     from rich.table import Table
 
     from neuronforget.figures.style import shown
 
-    when = (
-        "at full strength"
-        if point == "full"
-        else f"where the retain loss has risen by {damage or 0:g} nats, or at full strength"
-    )
-    table = Table(title=f"{metric.replace('_', ' ')}, {when} (95% bootstrap interval)")
+    table = Table(title=f"{title} (95% bootstrap interval)")
     corpora = list(rows["corpus"].unique())
     table.add_column("edit", no_wrap=True)
     for corpus in corpora:

@@ -141,8 +141,10 @@ def evaluate(
     out: Folder,
     gold: str | None = None,
     damage: float = 0.05,
+    divergence: float | None = 0.05,
     batch_size: int = 64,
     seed: int = 0,
+    kept: Folder | None = None,
 ) -> None:
     """Measure edits on both corpora beside the untouched (and gold) model; writes a results folder.
 
@@ -152,9 +154,11 @@ def evaluate(
         edits: Files written by `erase`.
         out: New folder for the results.
         gold: Checkpoint of a model that never knew, where there is one.
-        damage: Rise of the retain loss (nats) at which methods are matched.
+        damage: Rise of the retain loss (nats a token) at which methods are matched.
+        divergence: KL from the untouched model on retain (nats a token) at which they are matched too, or None.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap.
+        kept: Folder for what is measured: a killed run goes on, nothing is measured twice.
     """
     from neuronforget.edits import Edit
     from neuronforget.evaluation import evaluate as run
@@ -168,7 +172,10 @@ def evaluate(
     made = {path.stem: Edit.load(path) for path in edits}
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
-    results = run(lm, made, forget, retain, gold=twin, damage=damage, batch_size=batch_size, seed=seed)
+    results = run(
+        lm, made, forget, retain, gold=twin, damage=damage, divergence=divergence, batch_size=batch_size, seed=seed,
+        kept=kept,
+    )  # fmt: skip
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")

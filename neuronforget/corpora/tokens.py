@@ -43,6 +43,12 @@ class Batch:
         """The keyword arguments of a Hugging Face forward pass."""
         return {"input_ids": self.input_ids, "attention_mask": self.attention_mask}
 
+    def last(self, tokens: int) -> Batch:
+        """Return the last so many tokens of every row; `subject_end` counts from there, below 0 where it is cut off."""
+        cut = self.input_ids.shape[1] - tokens
+        ids, attended, answers = (x[:, cut:] for x in (self.input_ids, self.attention_mask, self.answer_mask))
+        return Batch(ids, attended, answers, self.subject_end - cut, self.index)
+
     @property
     def answer_start(self) -> Int[Tensor, "example"]:
         """Number of tokens before each answer: 1 where there is no prompt."""

@@ -16,10 +16,12 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
 
     The large marker is strength 1, with its interval. Down is better, until the gold twin's dotted line: a
     model that never knew does not answer less than that. `retain_metric="nll"` draws the rise of the retain
-    loss on a logarithmic axis (no rise, or a fall, at its left end), which tells small damages apart.
+    loss, "kl_untouched" the KL from the untouched model, on a logarithmic axis (none at its left end), which tells
+    small damages apart.
     """
     scopes = scopes_of(results.rows)
-    rise = results.value("untouched", "retain", "nll") if retain_metric == "nll" else 0.0
+    wide = retain_metric in DAMAGES
+    start = results.value("untouched", "retain", retain_metric) if wide else 0.0
     look, figure = looks(scopes), go.Figure()
     for name, scope in scopes.items():
         x, y = _points(results, name, "retain", retain_metric), _points(results, name, "forget", metric)
@@ -28,9 +30,7 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
         reference = scope == "reference"
         figure.add_trace(
             go.Scatter(
-                x=[x[s]["value"] for s in strengths]
-                if not rise
-                else [max(x[s]["value"] - rise, LEAST) for s in strengths],
+                x=[max(x[s]["value"] - start, LEAST) if wide else x[s]["value"] for s in strengths],
                 y=[y[s]["value"] for s in strengths],
                 mode="markers" if reference else "lines+markers",
                 name=text(shown(name, scope)),
@@ -42,7 +42,7 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
                     "color": own.colour,
                     "size": [12 if reference or s == last else 5 for s in strengths],
                 },
-                error_x=None if rise else _whiskers([x[s] for s in strengths], own.colour),
+                error_x=None if wide else _whiskers([x[s] for s in strengths], own.colour),
                 error_y=_whiskers([y[s] for s in strengths], own.colour),
                 customdata=strengths,
                 hovertemplate=f"{text(name)}, strength %{{customdata:.2f}}: retain %{{x:.3f}}, forget %{{y:.3f}}"
@@ -52,15 +52,20 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
     if "gold" in scopes:
         figure.add_hline(_points(results, "gold", "forget", metric)[0.0]["value"], line={"dash": "dot", "width": 1})
     figure.update_xaxes(title=f"retain: {label(retain_metric)}")
-    if rise:
+    if wide:
         axis = {"type": "log", "dtick": 1, "exponentformat": "power"}
-        figure.update_xaxes(title="rise of the retain loss (nats/token)", **axis)
+        figure.update_xaxes(title=DAMAGES[retain_metric], **axis)
     figure.update_yaxes(title=f"forget: {label(metric)}")
     figure.update_layout(legend={"tracegroupgap": 2, "orientation": "h", "y": -0.3})
     return styled(figure, 760)
 
 
 LEAST = 1e-4  # nats: the left end of a logarithmic axis of damage
+#: What is drawn on such an axis.
+DAMAGES = {
+    "nll": "rise of the retain loss (nats/token)",
+    "kl_untouched": "KL from the untouched model on retain (nats/token)",
+}
 GROUPS = {"reference": "references", "neurons": "on neurons", "full": "whole model", "guard": "guards (no erasure)"}
 GROUPS |= {"control": "controls"}
 

@@ -23,6 +23,7 @@ METRIC_LABELS = {
     "nll": "loss (nats per answer token)",
     "rank": "worst rank of an answer token",
     "kl_gold": "KL from the gold twin (nats)",
+    "kl_untouched": "KL from the untouched model (nats)",
 }
 
 

@@ -7,6 +7,7 @@ from neuronforget.metrics.memory import (
     exact_match,
     extraction_strength,
     kl_gold,
+    kl_untouched,
     nll,
     probability,
     rank,
@@ -15,6 +16,7 @@ from neuronforget.metrics.memory import (
 from neuronforget.metrics.shift import activation_shift, neuron_shift
 
 __all__ = [
-    "Metric", "Prediction", "activation_shift", "exact_match", "extraction_strength", "kl_gold", "knockout",
-    "localisation", "membership", "neuron_shift", "nll", "probability", "rank", "subsets", "text", "token_accuracy",
+    "Metric", "Prediction", "activation_shift", "exact_match", "extraction_strength", "kl_gold", "kl_untouched",
+    "knockout", "localisation", "membership", "neuron_shift", "nll", "probability", "rank", "subsets", "text",
+    "token_accuracy",
 ]  # fmt: skip

@@ -16,11 +16,16 @@ from neuronforget.errors import InputError
 
 @dataclass(frozen=True)
 class Prediction:
-    """Logits on a batch and, where there is one, those of the gold twin (the model that never knew)."""
+    """Logits on a batch and, where there is one, those of the gold twin (the model that never knew).
+
+    The batch is cut to the tokens from the last one before its first answer on, as the logits are. `before` is what
+    the untouched model predicts: log-probabilities of the next token at each answer token, in the order of `mask`.
+    """
 
     logits: Float[Tensor, "example token vocab"]
     batch: Batch
     gold: Float[Tensor, "example token vocab"] | None = None
+    before: Float[Tensor, "answer vocab"] | None = None
 
     @property
     def mask(self) -> Tensor:
@@ -45,6 +50,16 @@ class Prediction:
         return self._placed((logits > logits.gather(-1, targets[:, None])).sum(-1))
 
     @cached_property
+    def logp(self) -> Tensor:
+        """Log-probabilities of the next token at each answer token (nats), [answer token, vocab]."""
+        return self._answered[0].log_softmax(-1)
+
+    def divergence_from(self, reference: Tensor) -> Tensor:
+        """KL(reference || model), mean over answer tokens; `reference` as `logp`."""
+        reference = reference.to(self.logp.device)
+        return self._placed((reference.exp() * (reference - self.logp)).sum(-1)).sum(1) / self.mask.sum(1)
+
+    @cached_property
     def broken(self) -> Tensor:
         """Examples for which the model returns NaN."""
         return torch.isnan(self.nll)
@@ -53,7 +68,11 @@ class Prediction:
     def _answered(self) -> tuple[Tensor, Tensor]:
         """Logits (fp32) at the places that predict an answer token, and these tokens: no metric looks elsewhere."""
         mask = self.mask.to(self.logits.device)
-        return self.logits[:, :-1][mask].float(), self.batch.input_ids[:, 1:].to(self.logits.device)[mask]
+        return self.at_answers(self.logits), self.batch.input_ids[:, 1:].to(self.logits.device)[mask]
+
+    def at_answers(self, logits: Tensor) -> Tensor:
+        """Return the rows of `logits` (fp32) that predict an answer token."""
+        return logits[:, :-1][self.mask.to(logits.device)].float()
 
     def _placed(self, values: Tensor) -> Tensor:
         """Put a value of each answer token where it stands; 0 elsewhere."""
@@ -106,9 +125,14 @@ def kl_gold(p: Prediction) -> Tensor:
     """KL(gold || model), mean over answer positions (nats): what is left, and what was over-erased."""
     if p.gold is None:
         raise InputError("kl_gold needs gold=, the model that never knew")
-    reference, here = (x[:, :-1].float().log_softmax(-1) for x in (p.gold, p.logits))
-    divergence = (reference.exp() * (reference - here)).sum(-1)
-    return (divergence * p.mask).sum(1) / p.mask.sum(1)
+    return p.divergence_from(p.at_answers(p.gold).log_softmax(-1))
+
+
+def kl_untouched(p: Prediction) -> Tensor:
+    """KL(untouched || model), mean over answer positions (nats): how far an edit moved what was to stay."""
+    if p.before is None:
+        raise InputError("kl_untouched needs before=, what the untouched model predicts")
+    return p.divergence_from(p.before)
 
 
 def _unless_nan(values: Tensor, p: Prediction) -> Tensor:

@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
-from neuronforget.evaluation import subjects_of
 from neuronforget.generation import Decoding, generate
+from neuronforget.measuring import subjects_of
 from neuronforget.metrics.text import SCORERS, Scorer
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, over, tidy_row

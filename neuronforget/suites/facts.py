@@ -15,7 +15,7 @@ import numpy as np
 
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
-from neuronforget.evaluation import measure, option_losses, subjects_of
+from neuronforget.measuring import measure, option_losses, subjects_of
 from neuronforget.metrics import exact_match
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row

@@ -17,8 +17,8 @@ from tqdm.auto import tqdm
 from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
-from neuronforget.evaluation import measure
 from neuronforget.generation import generate
+from neuronforget.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.metrics.text import rouge_l
 from neuronforget.metrics.tofu import SETS, Form, model_utility

@@ -19,8 +19,8 @@ import numpy as np
 
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
-from neuronforget.evaluation import measure
 from neuronforget.generation import Decoding, generate
+from neuronforget.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.metrics.text import SCORERS
 from neuronforget.models import LM

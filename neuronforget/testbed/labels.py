@@ -16,7 +16,7 @@ from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate, slice_of
-from neuronforget.evaluation import measure
+from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

@@ -1,0 +1,148 @@
+"""measure(): each metric's value of every example, on a model as it is now."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from torch import Tensor
+
+from neuronforget.corpora import Batch, Corpus, batches, encode
+from neuronforget.errors import InputError
+from neuronforget.guarding import accepts, asked
+from neuronforget.kept import Kept
+from neuronforget.likelihood import answer_logp, answer_nll
+from neuronforget.metrics import Metric, Prediction, exact_match, nll, probability, rank, token_accuracy
+from neuronforget.models import LM, frozen
+from neuronforget.runs import environment
+
+METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """What the untouched model predicts at each answer token of a corpus: `kl_untouched` needs no second model.
+
+    `rows` are log-probabilities (nats, fp32, on the CPU) by the examples of a batch, `digest` is the model's.
+    """
+
+    rows: dict[tuple[int, ...], Tensor]
+    digest: str
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, lm: LM, corpus: Corpus, *, batch_size: int = 128) -> Before:
+        """Ask the model as it is now. Raises InputError where memory does not hold the answer."""
+        rows = encode(corpus, lm.tokenizer, lm.max_length)
+        tokens = sum(len(row.ids) - max(row.answer_start, 1) for row in rows)
+        wanted = 4 * tokens * lm.model.get_output_embeddings().weight.shape[0]
+        if wanted > (there := psutil.virtual_memory().available):
+            raise InputError(
+                f"the predictions on corpus {corpus.name!r} take {wanted / 2**30:.1f} GiB, {there / 2**30:.1f} are "
+                "free: measure fewer retain examples, or leave out divergence="
+            )
+        found = {}
+        with frozen(lm):
+            for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+                found[batch.index] = Prediction(*predicted(lm, batch)).logp.cpu()
+        return cls(found, lm.digest())
+
+
+@torch.no_grad()
+def measure(
+    lm: LM,
+    corpus: Corpus,
+    metrics: Iterable[Metric] = METRICS,
+    *,
+    gold: LM | None = None,
+    before: Before | None = None,
+    batch_size: int = 128,
+    kept: str | Path | None = None,
+) -> dict[str, np.ndarray]:
+    """Return each metric's value of every example, in the corpus' order.
+
+    `before` (of this corpus and batch size) is for `kl_untouched`. `kept` is a folder for the values: equal model,
+    corpus and metrics find them there, and a run that was killed loses one batch at most.
+    """
+    metrics = list(metrics)
+    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    work: dict[str, Any] = {}
+    if kept is not None:
+        work = {"gold": gold and gold.digest(), "before": before and before.digest, "versions": environment()}
+        work |= {"rows": [(row.ids, row.answer_start) for row in rows], "batch_size": batch_size}
+    store = Kept.of(kept, "values", lm, len(rows), metrics=[_source(metric) for metric in metrics], **work)
+    found = store.read()
+    with frozen(lm), frozen(gold or lm):
+        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+            if all(i in found for i in batch.index):
+                continue
+            logits, cut = predicted(lm, batch)
+            twin = predicted(gold, batch)[0] if gold is not None else None
+            made = Prediction(logits, cut, twin, before.rows[batch.index] if before is not None else None)
+            del logits, twin  # two batches' logits are never held at once
+            values = zip(*(metric(made).float().tolist() for metric in metrics), strict=True)
+            del made
+            new = dict(zip(batch.index, map(list, values), strict=True)) if metrics else {}
+            store.add(new)
+            found |= new
+    table = np.array([found[i] for i in range(len(rows))] if metrics else [], dtype=np.float64)
+    return {name_of(metric): table[:, i] for i, metric in enumerate(metrics)}
+
+
+def predicted(lm: LM, batch: Batch) -> tuple[Tensor, Batch]:
+    """Return the logits from the last token before the batch's first answer on, and the batch cut to the same tokens.
+
+    No metric looks at what stands before, and a model that can leaves it out: its head is a good part of its work.
+    """
+    kept = batch.input_ids.shape[1] - int(batch.answer_start.min()) + 1
+    fewer = {"logits_to_keep": kept} if accepts(lm, "logits_to_keep") else {}
+    with asked(lm, batch):
+        logits = lm.model(**batch.inputs, use_cache=False, **fewer).logits[:, -kept:]
+    return logits, batch.last(kept)
+
+
+@torch.no_grad()
+def option_losses(lm: LM, corpus: Corpus, *, batch_size: int = 128, total: bool = False) -> list[list[float]]:
+    """Return the NLL (nats per token; with `total` of the whole) of each example's answer, then of its wrong ones."""
+    options = [(i, text) for i, e in enumerate(corpus) for text in (e.answer, *e.wrong)]
+    rows = replace(corpus, examples=tuple(replace(corpus.examples[i], answer=text) for i, text in options))
+    score = (lambda logits, batch: -answer_logp(logits, batch)) if total else answer_nll
+    found: list[float] = [math.nan] * len(options)
+    with frozen(lm):
+        for batch in batches(encode(rows, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+            values = score(*predicted(lm, batch)).tolist()
+            for place, value in zip(batch.index, values, strict=True):
+                found[place] = value
+    by: list[list[float]] = [[] for _ in corpus]
+    for (i, _), value in zip(options, found, strict=True):
+        by[i].append(value)
+    return by
+
+
+def subjects_of(corpus: Corpus) -> np.ndarray:
+    """Number each example's subject; one without a subject is a unit of its own."""
+    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names])
+
+
+def name_of(metric: Metric) -> str:
+    """Return what a metric is called in results."""
+    return getattr(metric, "__name__", str(metric))
+
+
+def _source(metric: Metric) -> list[str]:
+    """All that a metric's values depend on, as far as it can be read: another function's are not taken for its own."""
+    try:
+        code = inspect.getsource(metric)
+    except (OSError, TypeError):
+        code = repr(metric)
+    cells = [repr(cell.cell_contents) for cell in getattr(metric, "__closure__", None) or ()]
+    return [name_of(metric), code, repr(getattr(metric, "__defaults__", None)), *cells]
