@@ -7,33 +7,35 @@ on the whole model, and the evaluation of them all at full strength, over a fron
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
-from neuronforget import erase, losses, select
+from neuronforget import select
+from neuronforget.arms import methods, random_controls
 from neuronforget.attribution import attribute
+from neuronforget.auditing import Audit, audit
 from neuronforget.corpora import Corpus, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.catalogue import Operator, further, takes
 from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references, evaluate
 from neuronforget.findings import describe
+from neuronforget.guarding import guard_on
 from neuronforget.metrics import activation_shift
 from neuronforget.models import LM
-from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
-from neuronforget.recording import record, write_norms
+from neuronforget.recording import record
 from neuronforget.results import Results
-from neuronforget.runs import content_key, whole_file, whole_folder
+from neuronforget.runs import content_key, source_of, whole_file, whole_folder
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
 
 #: What a saved comparison holds.
-FILES = frozenset({"results", "scores.safetensors", "neurons.json", "edits", "report.html"})
+FILES = frozenset({"results", "scores.safetensors", "neurons.json", "edits", "audits", "report.html"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +49,12 @@ class Comparison:
     controls: tuple[Neurons, ...]
     shifts: dict[str, dict[str, list[float]]]
     edits: dict[str, Edit] = field(repr=False)
+    audits: dict[str, Audit] = field(repr=False)
     findings: tuple[str, ...] = field(repr=False)
 
     def save(self, folder: str | Path, *, replace: bool = False) -> None:
         """Write results, scores, neurons, edits and the report into a new folder (or one that is to be replaced)."""
+        from neuronforget.audit_page import audit_report
         from neuronforget.reporting import report
 
         with whole_folder(folder, replace=replace) as scratch:
@@ -60,6 +64,10 @@ class Comparison:
             (scratch / "edits").mkdir()
             for name, edit in self.edits.items():
                 edit.save(scratch / "edits" / f"{name.replace(' ', '-')}.safetensors")
+            for name, found in self.audits.items():
+                folder = scratch / "audits" / name.replace(" ", "-")
+                found.save(folder)
+                audit_report(found, folder / "audit.html", title=f"Erased, or only hidden? {name}")
             report(
                 self.results,
                 scratch / "report.html",
@@ -70,6 +78,7 @@ class Comparison:
                 shifts=self.shifts,
                 layers=self.scores.layers,
                 findings=self.findings,
+                audits=self.audits,
             )
 
 
@@ -89,6 +98,7 @@ def compare(
     measured: int = 300,
     damage: float = 0.05,
     divergence: float | None = 0.05,
+    audited: Sequence[str] = ("ablate", "npo"),
     tap: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -100,7 +110,8 @@ def compare(
     `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one matched in
     write norm and one in activation, are ablated beside it. `operators` are further ones to run, on the selection, on
     a random set and (where they can) on what they choose themselves. `preferred` serves DPO (left out where there is
-    none). Retain is measured on `measured` random examples. `damage` and `divergence` are as in `evaluate`. `resume`
+    none). Retain is measured on `measured` random examples. `damage` and `divergence` are as in `evaluate`. The edits
+    named `audited` are asked whether they erase or only hide (`audit`). `resume`
     is a folder where finished edits and measurements wait for a run that was killed. A method that cannot make its
     edit is left out, and the findings say why; if none can, InputError is raised. `batch_size` is that of the forward
     passes; a training step takes half as many forget and half as many retain examples.
@@ -127,7 +138,10 @@ def compare(
     recorded = dict(zip(("forget", "retain"), moments, strict=True))
     plan |= further(operators, lm, forget, retain, places, recorded)
     answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
-    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sorted(neurons.members))
+    own = [source_of(operator) for operator in operators]
+    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sorted(neurons.members), own)
+    if unknown := [name for name in audited if name not in plan]:
+        raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")
     edits, failed = _make(lm, plan, resume, work, progress)
     sample = sampled(retain, measured, seed)
     results = evaluate(
@@ -143,9 +157,12 @@ def compare(
         if edit.info["scope"] != "control" or name.endswith(" 0")
     }
     sets = tuple(others.values())
-    return Comparison(
-        results, scores, neurons, truth, sets, shifts, edits, tuple(describe(results, neurons, truth, sets))
+    audits, refused = _audit(
+        lm, {n: edits[n] for n in audited if n in edits}, forget, retain, gold, resume, seed, progress
     )
+    results = replace(results, info={**results.info, "not audited": refused})
+    findings = tuple(describe(results, neurons, truth, sets, audits))
+    return Comparison(results, scores, neurons, truth, sets, shifts, edits, audits, findings)
 
 
 def sampled(corpus: Corpus, n: int, seed: int) -> Corpus:
@@ -156,55 +173,39 @@ def sampled(corpus: Corpus, n: int, seed: int) -> Corpus:
     return replace(corpus, examples=tuple(corpus.examples[i] for i in keep))
 
 
-def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int, seed: int) -> dict[str, Neurons]:
-    """Return `count` random sets of equal size per layer, and one each matched in write norm and activation."""
-    found = {f"random {i}": neurons.random_like(seed * max(count, 1) + i) for i in range(count)}
-    for name, values in (("norm-matched 0", write_norms(lm)), ("activation-matched 0", retain.rms)):
-        try:
-            found[name] = neurons.matched(values, seed)
-        except InputError:  # more than half of a layer is selected
-            continue
-    return found
-
-
-def methods(
+def _audit(
     lm: LM,
+    edits: Mapping[str, Edit],
     forget: Corpus,
     retain: Corpus,
-    neurons: Neurons,
-    controls: dict[str, Neurons],
-    preferred: Corpus | tuple[str, ...] | None,
-    *,
-    steps: int,
-    batch_size: int,
+    gold: LM | None,
+    resume: str | Path | None,
     seed: int,
-) -> dict[str, Callable[[], Edit]]:
-    """Return, by name, how to make each edit of the comparison."""
-
-    def train(loss: losses.Loss, where: Neurons | None = None) -> Callable[[], Edit]:
-        return lambda: erase.finetune(
-            lm, forget, retain, loss=loss, neurons=where, preferred=preferred, steps=steps,
-            batch_size=max(batch_size // 2, 1), seed=seed, progress=False,
-        )  # fmt: skip
-
-    def ablate(where: Neurons) -> Callable[[], Edit]:
-        return lambda: erase.ablate(lm, where)
-
-    def closed(where: Neurons | None) -> Callable[[], Edit]:
-        return lambda: erase.rank_one(lm, forget, retain, neurons=where, batch_size=batch_size)
-
-    plan = {"ablate": ablate(neurons)}
-    plan |= {f"ablate@{name}": ablate(where) for name, where in controls.items()}
-    plan |= {"ga@neurons": train(losses.ga, neurons), "npo@neurons": train(losses.npo, neurons)}
-    if "random 0" in controls:
-        somewhere = controls["random 0"]
-        plan |= {"ga@random 0": train(losses.ga, somewhere), "npo@random 0": train(losses.npo, somewhere)}
-        plan |= {"rank_one@random 0": closed(somewhere)}
-    plan |= {"rank_one@neurons": closed(neurons), "rank_one@layer": closed(None)}
-    plan |= {"ga": train(losses.ga), "grad_diff": train(losses.grad_diff), "npo": train(losses.npo)}
-    if preferred or all(example.wrong for example in forget):
-        plan |= {"dpo": train(losses.dpo)}
-    return plan
+    progress: bool,
+) -> tuple[dict[str, Audit], dict[str, str]]:
+    """Audit every edit, and return the reasons why some could not be; `resume` reads finished audits back."""
+    audits: dict[str, Audit] = {}
+    refused: dict[str, str] = {}
+    twin = gold.digest() if resume and gold is not None else None
+    for name, edit in edits.items():
+        folder = None
+        if resume:
+            with edit.on(lm):
+                data, guard = (forget.digest(), retain.digest()), guard_on(lm)
+                key = content_key(model=lm.digest(), guard=guard, data=data, gold=twin, seed=seed)
+            folder = Path(resume) / f"audit-{key}"
+        if folder is not None and folder.is_dir():
+            audits[name] = Audit.load(folder)
+            continue
+        try:
+            audits[name] = audit(lm, edit, forget, retain, gold=gold, seed=seed, progress=progress)
+        except InputError as error:
+            refused[name] = str(error)
+            continue
+        if folder is not None:
+            with whole_folder(folder) as scratch:
+                audits[name].save(scratch)
+    return audits, refused
 
 
 def _make(

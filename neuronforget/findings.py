@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
+from neuronforget.auditing import Audit
 from neuronforget.neurons import Neurons
 from neuronforget.readings import Readings
 from neuronforget.results import MATCHED, Results
@@ -13,7 +14,11 @@ DAMAGE = 0.1  # of the retain answers: losing more is called destruction
 
 
 def describe(
-    results: Results, neurons: Neurons | None = None, truth: Neurons | None = None, controls: Sequence[Neurons] = ()
+    results: Results,
+    neurons: Neurons | None = None,
+    truth: Neurons | None = None,
+    controls: Sequence[Neurons] = (),
+    audits: Mapping[str, Audit] | None = None,
 ) -> Iterator[str]:
     """Yield one finding after the other; those whose inputs are missing are left out."""
     reader = _Reader(results)
@@ -29,9 +34,12 @@ def describe(
     yield from reader.matched()
     yield from reader.over_erased()
     yield from reader.guards()
+    for name, audit in (audits or {}).items():
+        yield f"Erased, or only hidden? {name}: {audit.words}"
     yield (
-        "Not checked here: whether the knowledge comes back by relearning, quantisation or other prompts. "
-        "Little left of the forget corpus does not tell erased from hidden: `neuronforget audit` asks that."
+        f"Not checked {'of the other edits' if audits else 'here'}: whether the knowledge comes back by relearning, "
+        "quantisation or other prompts. Little left of the forget corpus does not tell erased from hidden: "
+        "`neuronforget audit` asks that."
     )
 
 
@@ -64,9 +72,11 @@ class _Reader(Readings):
         return text
 
     def missing(self) -> Iterator[str]:
-        """Methods that are absent because they could not make their edit."""
+        """Methods that are absent because they could not make their edit, and edits that could not be audited."""
         for name, why in self.results.info.get("not made", {}).items():
             yield f"Not in this comparison: {name}, which could not be made ({why})."
+        for name, why in self.results.info.get("not audited", {}).items():
+            yield f"Not audited: {name} ({why})."
 
     def unsound(self) -> Iterator[str]:
         """Edits whose model gives NaN: broken is not forgotten, and nothing else is said of them."""

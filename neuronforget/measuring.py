@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_logp, answer_nll
 from neuronforget.metrics import Metric, Prediction, exact_match, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
-from neuronforget.runs import environment
+from neuronforget.runs import environment, source_of
 
 METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
 
@@ -77,7 +76,7 @@ def measure(
     if kept is not None:
         work = {"gold": gold and gold.digest(), "before": before and before.digest, "versions": environment()}
         work |= {"rows": [(row.ids, row.answer_start) for row in rows], "batch_size": batch_size}
-    store = Kept.of(kept, "values", lm, len(rows), metrics=[_source(metric) for metric in metrics], **work)
+    store = Kept.of(kept, "values", lm, len(rows), metrics=[source_of(metric) for metric in metrics], **work)
     found = store.read()
     with frozen(lm), frozen(gold or lm):
         for batch in batches(rows, batch_size, lm.pad_id, lm.device):
@@ -136,13 +135,3 @@ def subjects_of(corpus: Corpus) -> np.ndarray:
 def name_of(metric: Metric) -> str:
     """Return what a metric is called in results."""
     return getattr(metric, "__name__", str(metric))
-
-
-def _source(metric: Metric) -> list[str]:
-    """All that a metric's values depend on, as far as it can be read: another function's are not taken for its own."""
-    try:
-        code = inspect.getsource(metric)
-    except (OSError, TypeError):
-        code = repr(metric)
-    cells = [repr(cell.cell_contents) for cell in getattr(metric, "__closure__", None) or ()]
-    return [name_of(metric), code, repr(getattr(metric, "__defaults__", None)), *cells]

@@ -11,6 +11,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from neuronforget import figures
+from neuronforget.auditing import Audit
 from neuronforget.neurons import Neurons
 from neuronforget.results import MATCHED, Results
 from neuronforget.runs import whole_file
@@ -47,6 +48,7 @@ def report(
     shifts: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     layers: Sequence[int] | None = None,
     findings: Sequence[str] = (),
+    audits: Mapping[str, Audit] | None = None,
     title: str = "What was forgotten, and what was damaged",
 ) -> Path:
     """Write the report; sections whose inputs are missing are left out. Raises InputError if `path` is unwritable."""
@@ -64,6 +66,7 @@ def report(
         pictures=pictures,
         info={key: value for key, value in results.info.items() if key != "edits"},
         made=made_table(results.info.get("edits", {})),
+        audits=[(name, f"audits/{name.replace(' ', '-')}/audit.html", a.words) for name, a in (audits or {}).items()],
         nan=sum(row["nan"] for row in results.rows if row["point"] == "full"),
     )
 

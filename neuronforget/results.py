@@ -117,7 +117,12 @@ def bootstrap(
     low, high = np.quantile(
         resampled(values, seed, units=units, resamples=resamples), [(1 - level) / 2, (1 + level) / 2]
     )
-    return float(np.nanmean(values)), float(low), float(high)
+    return mean(values), float(low), float(high)
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are not NaN; NaN where none is."""
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def resampled(

@@ -21,7 +21,7 @@ def compare(**settings: Any) -> Comparison:
     made = bed()
     return nf.compare(
         made.lm, made.forget, made.retain, gold=made.gold, truth=made.truth, preferred=made.refusals, share=0.1,
-        steps=3, measured=40, progress=False, **settings,
+        steps=3, measured=40, progress=False, **{"audited": (), **settings},
     )  # fmt: skip
 
 
@@ -68,6 +68,39 @@ def test_on_grafted_facts_the_selection_forgets_and_random_neurons_do_not(found:
         f"holds {found.neurons.recall(bed().truth):.0%} of the {len(bed().truth)} true ones" in text
         and "Not checked here" in text
     )  # type: ignore[arg-type]
+
+
+def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(*args: Any, **settings: Any) -> Any:
+        return nf.audit(*args, **settings, probes=["choice"])
+
+    monkeypatch.setattr("neuronforget.comparison.audit", few)
+    found = compare(audited=("ablate", "rank_one@layer"), resume=tmp_path / "resume")
+    for name in ("ablate", "rank_one@layer"):
+        said = few(bed().lm, found.edits[name], bed().forget, bed().retain, gold=bed().gold, progress=False)
+        assert found.audits[name].checks == said.checks
+        assert f"Erased, or only hidden? {name}: {said.words}" in found.findings
+    assert "of the other edits" in found.findings[-1]
+    found.save(tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    for name in ("ablate", "rank_one@layer"):
+        assert f'href="audits/{name}/audit.html"' in page
+        assert f"Erased, or only hidden? {name}" in (tmp_path / "out" / "audits" / name / "audit.html").read_text()
+    monkeypatch.setattr("neuronforget.comparison.audit", lambda *_, **__: pytest.fail("it was audited"))
+    assert (
+        compare(audited=("ablate",), resume=tmp_path / "resume").audits["ablate"].checks
+        == found.audits["ablate"].checks
+    )
+
+
+def test_an_edit_that_cannot_be_audited_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: Any, **_settings: Any) -> Any:
+        raise InputError("no luck")
+
+    monkeypatch.setattr("neuronforget.comparison.audit", fails)
+    assert "Not audited: ablate (no luck)." in compare(audited=("ablate",)).findings
+    with pytest.raises(InputError, match="no edit to audit is called 'nonesuch'; there are ablate, "):
+        compare(audited=("nonesuch",))
 
 
 def test_the_comparison_is_written_whole(found: Comparison, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from neuronforget.evaluation import check_references
 from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results import Results, example_rows, mean, tidy_row
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -99,14 +99,14 @@ def _damage(case: Case, metric: Metric, readings: Sequence[Reading]) -> dict[str
     kept = {r.subject: r for r in readings if r.probe == "asked" and r.corpus == "retain"}
     found: dict[str, Any] = {
         "metric": metric.__name__,
-        "retain before": float(np.nanmean(kept[UNTOUCHED].values)),
-        "retain after": float(np.nanmean(kept[EDITED].values)),
+        "retain before": mean(kept[UNTOUCHED].values),
+        "retain after": mean(kept[EDITED].values),
         "nan": int(sum(np.isnan(r.values).sum() for r in readings if r.subject == EDITED and r.probe == "asked")),
     }
     if case.gold is not None:
         for name, key in ((EDITED, "KL from gold"), (UNTOUCHED, "KL from gold, untouched")):
             with case.subject(name).on() as lm:
-                found[key] = float(np.nanmean(_far(case, lm)))
+                found[key] = mean(_far(case, lm))
     return found
 
 

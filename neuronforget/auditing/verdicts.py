@@ -12,7 +12,7 @@ import numpy as np
 
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Reading
 from neuronforget.errors import InputError, reading
-from neuronforget.results import Results, bootstrap
+from neuronforget.results import Results, bootstrap, mean
 from neuronforget.results import over as resampled_over
 from neuronforget.runs import whole_file
 
@@ -81,6 +81,13 @@ class Audit:
     results: Results = field(repr=False)
 
     @property
+    def words(self) -> str:
+        """The verdict in one sentence, with the checks that speak for it."""
+        found = [f"{c.probe} ({c.corpus})" for c in self.checks if c.outcome in ("left", "avoided")]
+        listed = f": {', '.join(found)}" if found else ""
+        return f"{self.verdict} ({len(found)} of {len(self.checks)} checks find it{listed})."
+
+    @property
     def findings(self) -> tuple[str, ...]:
         """Everything it found, in sentences with their numbers; the unwelcome first."""
         return tuple(sentences(self))
@@ -128,17 +135,17 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
         floor, against = plain[edited.corpus].values, "the edited model asked plainly"
     else:
         floor, against = np.zeros_like(edited.values), "zero"
-    value, reference = float(np.nanmean(edited.values)), float(np.nanmean(floor))
-    known = float(np.nanmean(start.values)) if start is not None else 1.0
+    value, reference = mean(edited.values), mean(floor)
+    known = mean(start.values) if start is not None else 1.0
     units, over = resampled_over(edited.units)
-    mean, low, high = bootstrap(edited.values - floor, seed, units=units, resamples=RESAMPLES, level=level)
+    gap, low, high = bootstrap(edited.values - floor, seed, units=units, resamples=RESAMPLES, level=level)
     if not known - reference > KNOWN_BY:
         outcome: Outcome = "not known before"
     else:
         least = edited.least * (known - reference)
         avoided = edited.sign < 0 or edited.two_sided
-        outcome = "avoided" if avoided and high < 0 and mean < -least else "gone"
-        if edited.sign > 0 and low > 0 and mean > least:
+        outcome = "avoided" if avoided and high < 0 and gap < -least else "gone"
+        if edited.sign > 0 and low > 0 and gap > least:
             outcome = "left"
     nan = int(np.isnan(edited.values).sum())
     return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
@@ -168,8 +175,7 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0) -> Verdict:
 def sentences(audit: Audit) -> Iterable[str]:
     """Yield the verdict, then what speaks for it."""
     left = [c for c in audit.checks if c.outcome in ("left", "avoided")]
-    asked = len(audit.checks)
-    yield f"Verdict: {audit.verdict} ({len(left)} of {asked} checks find it)."
+    yield f"Verdict: {audit.verdict} ({len(left)} of {len(audit.checks)} checks find it)."
     if guard := audit.damage.get("guard"):
         yield f"A guard ({guard}) changes no weight: taken off, the model knows what it knew."
     yield from (str(check) for check in left)

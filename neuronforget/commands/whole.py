@@ -88,6 +88,7 @@ def compare(
     template: str | None = None,
     refusals: Folder | None = None,
     operators: tuple[str, ...] = (),
+    audited: tuple[str, ...] = ("ablate", "npo"),
     score: str = "grad_x_act",
     share: float = 0.05,
     steps: int = 60,
@@ -112,6 +113,7 @@ def compare(
         template: Format string with {prompt}, or "chat".
         refusals: Text file of refusals, one a line, for DPO.
         operators: Further operators to run (docs/operators.md lists them), or module:function.
+        audited: Edits of which is asked whether they erase or only hide (the word alone: none).
         score: Name in neuronforget.scores, or module:function.
         share: Share of each layer to select (1 or more: this number).
         steps: Training steps of every trained method.
@@ -128,6 +130,7 @@ def compare(
     settings: dict[str, Any] = {
         "score": named(score, table),
         "operators": tuple(named(operator, OPERATORS) for operator in operators),
+        "audited": audited,
         "share": share,
         "steps": steps,
         "tap": tap,

@@ -1,0 +1,65 @@
+"""The arms of a comparison: every method on the chosen neurons, on their controls and on the whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from neuronforget import erase, losses
+from neuronforget.corpora import Corpus
+from neuronforget.edits import Edit
+from neuronforget.errors import InputError
+from neuronforget.models import LM
+from neuronforget.moments import Moments
+from neuronforget.neurons import Neurons
+from neuronforget.recording import write_norms
+
+
+def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int, seed: int) -> dict[str, Neurons]:
+    """Return `count` random sets of equal size per layer, and one each matched in write norm and activation."""
+    found = {f"random {i}": neurons.random_like(seed * max(count, 1) + i) for i in range(count)}
+    for name, values in (("norm-matched 0", write_norms(lm)), ("activation-matched 0", retain.rms)):
+        try:
+            found[name] = neurons.matched(values, seed)
+        except InputError:  # more than half of a layer is selected
+            continue
+    return found
+
+
+def methods(
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    neurons: Neurons,
+    controls: dict[str, Neurons],
+    preferred: Corpus | tuple[str, ...] | None,
+    *,
+    steps: int,
+    batch_size: int,
+    seed: int,
+) -> dict[str, Callable[[], Edit]]:
+    """Return, by name, how to make each edit of the comparison."""
+
+    def train(loss: losses.Loss, where: Neurons | None = None) -> Callable[[], Edit]:
+        return lambda: erase.finetune(
+            lm, forget, retain, loss=loss, neurons=where, preferred=preferred, steps=steps,
+            batch_size=max(batch_size // 2, 1), seed=seed, progress=False,
+        )  # fmt: skip
+
+    def ablate(where: Neurons) -> Callable[[], Edit]:
+        return lambda: erase.ablate(lm, where)
+
+    def closed(where: Neurons | None) -> Callable[[], Edit]:
+        return lambda: erase.rank_one(lm, forget, retain, neurons=where, batch_size=batch_size)
+
+    plan = {"ablate": ablate(neurons)}
+    plan |= {f"ablate@{name}": ablate(where) for name, where in controls.items()}
+    plan |= {"ga@neurons": train(losses.ga, neurons), "npo@neurons": train(losses.npo, neurons)}
+    if "random 0" in controls:
+        somewhere = controls["random 0"]
+        plan |= {"ga@random 0": train(losses.ga, somewhere), "npo@random 0": train(losses.npo, somewhere)}
+        plan |= {"rank_one@random 0": closed(somewhere)}
+    plan |= {"rank_one@neurons": closed(neurons), "rank_one@layer": closed(None)}
+    plan |= {"ga": train(losses.ga), "grad_diff": train(losses.grad_diff), "npo": train(losses.npo)}
+    if preferred or all(example.wrong for example in forget):
+        plan |= {"dpo": train(losses.dpo)}
+    return plan
