@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from beds import bed
 from test_analyses import analysis
 
@@ -55,6 +56,42 @@ def test_the_map_says_chosen_where_neurons_are_known_and_the_tables_hold_its_num
     picture = tables.picture({"bed 0": done}, ["bed"], [0])
     assert picture.count(f">{gain:+.2f}<") >= 1 and picture.count("<rect") == 3  # the ground and two cells
     assert len(picture) < 100_000
+
+
+def test_matched_controls_are_alike_in_norm_or_activation_and_measured_as_the_map_is(mapped: dict[str, Any]) -> None:
+    study, controls, done = mapped["study"], analysis("regime_controls"), {}
+    lm, start = study.bed.lm, mapped["done"]["untouched"]["tuned"]
+    cells = [("ablate", "0.1", "grad_x_act")]
+    controls.SELECTIONS["grad_x_act"] = nf.scores.grad_x_act
+    assert len(list(controls.run(study, cells, start, done))) == 2 and not list(controls.run(study, cells, start, done))
+    chosen = nf.select.per_layer(
+        nf.attribute(lm, study.bed.forget, study.bed.retain.head(len(study.bed.forget)), progress=False), 0.1
+    )
+    norms = torch.stack([lm.model.get_submodule(site.path).weight.detach().norm(dim=0) for site in lm.sites])
+    others = chosen.matched(norms, 0)
+    gap = abs(float(norms[others.mask()].mean() - norms[chosen.mask()].mean()))
+    assert not others.members & chosen.members and gap < 0.1 * float(norms[chosen.mask()].mean())
+    with nf.erase.ablate(lm, others).on(lm):
+        left = study.values(lm)
+    assert done["ablate|0.1|grad_x_act|norm"]["dial"][1]["unseen"] == pytest.approx(left["unseen"], abs=1e-6)
+
+
+def test_a_cell_is_won_by_its_interval_and_holds_by_each_control(mapped: dict[str, Any]) -> None:
+    controls = analysis("regime_controls")
+
+    def kl(value: float) -> dict[str, Any]:
+        return {"tuned": {"unseen": {"kl_gold": value}}}
+
+    done, matched = {}, {}
+    for seed, (own, random, norm, activation) in enumerate(
+        [(1.0, 2.0, 1.9, 1.0), (1.1, 2.2, 2.0, 0.5), (0.9, 1.9, 2.1, 1.6)]
+    ):
+        done[f"bed {seed}"] = {"ablate|0.1|a": kl(own), "ablate|0.1|random 0": kl(random), "ablate|0.1|b": kl(random)}
+        matched[f"bed {seed}"] = {"ablate|0.1|a|norm": kl(norm), "ablate|0.1|a|activation": kl(activation)}
+    assert controls.won([done[f"bed {seed}"] for seed in range(3)]) == [("ablate", "0.1", "a")]
+    text = controls.tables(done, matched, ["bed"], [0, 1, 2])
+    assert "norm-matched neurons too: 1 of 1" in text and "activation-matched neurons too: 0 of 1" in text
+    assert "| bed | ablate | 10.00% | a | -1.03 " in text
 
 
 def test_told_apart_is_an_interval_that_excludes_zero() -> None:

@@ -105,6 +105,31 @@ def rwku(
     asked.run(run, data, targets=list(targets) or None, **settings)
 
 
+def muse(
+    asked: Annotated[Asked, tyro.conf.arg(name="")],
+    *,
+    data: str,
+    gold: str | None = None,
+    n: int | None = None,
+    max_tokens: int | None = None,
+    kept: Folder | None = None,
+) -> None:
+    """Ask a model MUSE's questions: verbatim and knowledge memory, utility, and the privacy leak beside a gold twin.
+
+    Args:
+        data: Folder with MUSE's parts (verbmem, knowmem, privleak), or a hub id (muse-bench/MUSE-News).
+        gold: Checkpoint of a model that never saw the forget texts, for the privacy leak.
+        n: Ask the first n rows of each part.
+        max_tokens: Cut the texts of the privacy leak.
+        kept: Folder for written answers: a killed run goes on.
+    """
+    from neuronforget.suites.muse import muse as run
+
+    check_new(asked.out)
+    twin = load(gold, device=asked.device) if gold else None
+    asked.run(run, data, gold=twin, n=n, max_tokens=max_tokens, kept=kept)
+
+
 def counterfact(asked: Annotated[Asked, tyro.conf.arg(name="")], *, data: Folder, n: int | None = None) -> None:
     """Compare CounterFact's true and new objects: efficacy, paraphrase, neighbourhood.
 
@@ -216,6 +241,7 @@ SUITES: dict[str, Callable[..., Any]] = {
     "tofu": tofu,
     "tofu-logs": tofu_logs,
     "rwku": rwku,
+    "muse": muse,
     "counterfact": counterfact,
     "pararel": pararel,
     "membership": membership,

@@ -35,6 +35,18 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}, line {number}: not a row ({type(error).__name__})") from None
 
 
+def read_list(path: str | Path) -> Iterator[tuple[int, Any]]:
+    """Yield (number, row) of a `.json` file that holds a list of rows; a text alone is a row with that `text`."""
+    try:
+        found = json.loads(Path(path).read_text(encoding=CODE))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({type(error).__name__})") from None
+    if not isinstance(found, list):
+        raise InputError(f"{path}: not a list of rows")
+    for number, row in enumerate(found, start=1):
+        yield number, {"text": row} if isinstance(row, str) else row
+
+
 def jsonl(path: str | Path, *, n: int | None = None, name: str | None = None, **settings: Any) -> Corpus:
     """Read rows with "prompt" and "answer" (and the optional fields of `Example`), or with "text".
 

@@ -142,19 +142,28 @@ def auc(
     members: np.ndarray, others: np.ndarray, seed: int, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
     """Return (AUC, low, high): how often a member scores above another text, ties half, and its 95% interval."""
+    value, *drawn = resampled_auc(members, others, seed, resamples=resamples)
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return float(value), float(low), float(high)
+
+
+def resampled_auc(members: np.ndarray, others: np.ndarray, seed: int, *, resamples: int = RESAMPLES) -> np.ndarray:
+    """Return the AUC, then that of each bootstrap sample of members and of others; NaN where a score is.
+
+    One seed draws the same texts whatever their scores are, so that functions of two models' AUCs can be resampled.
+    """
     from sklearn.metrics import roc_auc_score
 
     values = np.concatenate([members, others])
     if np.isnan(values).any():
-        return float("nan"), float("nan"), float("nan")
-    value = float(roc_auc_score(np.arange(len(values)) < len(members), values))
+        return np.full(1 + resamples, np.nan)
     wins = np.sign(members[:, None] - others[None]) / 2 + 0.5
-    draw, found = np.random.default_rng(seed), np.empty(resamples)
+    draw, found = np.random.default_rng(seed), np.empty(1 + resamples)
+    found[0] = roc_auc_score(np.arange(len(values)) < len(members), values)
     for i in range(resamples):
         own, theirs = (np.bincount(draw.integers(n, size=n), minlength=n) / n for n in wins.shape)
-        found[i] = own @ wins @ theirs
-    low, high = np.quantile(found, [0.025, 0.975])
-    return value, float(low), float(high)
+        found[1 + i] = own @ wins @ theirs
+    return found
 
 
 def _subjects(lm: LM, edits: Mapping[str, Edit], gold: LM | None) -> list[tuple[str, str, LM, Edit | None]]:
