@@ -55,18 +55,23 @@ def run(study: Study, cells: Sequence[Cell], start: Any, done: dict[str, Any]) -
 
 def tables(done: Mapping[str, Arms], controls: Mapping[str, Arms], beds: Sequence[str], seeds: Sequence[int]) -> str:
     """Return each won cell's difference to gold, chosen less random, less norm-matched, less activation-matched."""
-    rows, held = [], {kind: 0 for kind in KINDS}
+    rows, held = [], dict.fromkeys((*KINDS, "both"), 0)
+    ablations = 0
     for bed in beds:
         arms = [done[f"{bed} {seed}"] for seed in seeds]
         for found in won(arms):
             row = [bed, found[0], f"{float(found[1]):.2%}", found[2], cell(gains(arms, *found))]
+            words = []
             for kind in KINDS:
                 values = [
                     closeness(arms[i], *found) - _matched(controls[f"{bed} {seed}"], found, kind)
                     for i, seed in enumerate(seeds)
                 ]
-                held[kind] += verdict(values) == "chosen"
-                row.append(f"{cell(values)} {verdict(values)}".strip())
+                words.append(verdict(values))
+                held[kind] += words[-1] == "chosen"
+                row.append(f"{cell(values)} {words[-1]}".strip())
+            both = words == ["chosen"] * len(KINDS)
+            held["both"], ablations = held["both"] + both, ablations + (both and found[0] == "ablate")
             rows.append(row)
     head = [
         "request",
@@ -77,6 +82,8 @@ def tables(done: Mapping[str, Arms], controls: Mapping[str, Arms], beds: Sequenc
         *(f"less {kind}-matched" for kind in KINDS),
     ]
     lines = [f"- chosen closer than {kind}-matched neurons too: {held[kind]} of {len(rows)}" for kind in KINDS]
+    many = sum(row[1] == "ablate" for row in rows)
+    lines.append(f"- than both: {held['both']}; of ablation's {many}: {ablations}")
     return "\n".join(lines) + "\n\n" + table(head, rows) + "\n"
 
 
