@@ -99,6 +99,7 @@ def compare(
     damage: float = 0.05,
     divergence: float | None = 0.05,
     audited: Sequence[str] = ("ablate", "npo"),
+    derived: Corpus | None = None,
     tap: str | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -111,7 +112,7 @@ def compare(
     write norm and one in activation, are ablated beside it. `operators` are further ones to run, on the selection, on
     a random set and (where they can) on what they choose themselves. `preferred` serves DPO (left out where there is
     none). Retain is measured on `measured` random examples. `damage` and `divergence` are as in `evaluate`. The edits
-    named `audited` are asked whether they erase or only hide (`audit`). `resume`
+    named `audited` are asked whether they erase or only hide (`audit`, `derived` as there). `resume`
     is a folder where finished edits and measurements wait for a run that was killed. A method that cannot make its
     edit is left out, and the findings say why; if none can, InputError is raised. `batch_size` is that of the forward
     passes; a training step takes half as many forget and half as many retain examples.
@@ -157,8 +158,9 @@ def compare(
         if edit.info["scope"] != "control" or name.endswith(" 0")
     }
     sets = tuple(others.values())
+    asked = {name: edits[name] for name in audited if name in edits}
     audits, refused = _audit(
-        lm, {n: edits[n] for n in audited if n in edits}, forget, retain, gold, resume, seed, progress
+        lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress
     )
     results = replace(results, info={**results.info, "not audited": refused})
     findings = tuple(describe(results, neurons, truth, sets, audits))
@@ -178,27 +180,26 @@ def _audit(
     edits: Mapping[str, Edit],
     forget: Corpus,
     retain: Corpus,
-    gold: LM | None,
     resume: str | Path | None,
-    seed: int,
-    progress: bool,
+    **settings: Any,
 ) -> tuple[dict[str, Audit], dict[str, str]]:
     """Audit every edit, and return the reasons why some could not be; `resume` reads finished audits back."""
     audits: dict[str, Audit] = {}
     refused: dict[str, str] = {}
-    twin = gold.digest() if resume and gold is not None else None
+    about = (
+        {key: value.digest() for key in ("gold", "derived") if (value := settings[key]) is not None} if resume else {}
+    )
+    about |= {"data": (forget.digest(), retain.digest()), "seed": settings["seed"]}
     for name, edit in edits.items():
         folder = None
         if resume:
             with edit.on(lm):
-                data, guard = (forget.digest(), retain.digest()), guard_on(lm)
-                key = content_key(model=lm.digest(), guard=guard, data=data, gold=twin, seed=seed)
-            folder = Path(resume) / f"audit-{key}"
+                folder = Path(resume) / f"audit-{content_key(model=lm.digest(), guard=guard_on(lm), **about)}"
         if folder is not None and folder.is_dir():
             audits[name] = Audit.load(folder)
             continue
         try:
-            audits[name] = audit(lm, edit, forget, retain, gold=gold, seed=seed, progress=progress)
+            audits[name] = audit(lm, edit, forget, retain, **settings)
         except InputError as error:
             refused[name] = str(error)
             continue

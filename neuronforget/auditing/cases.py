@@ -59,7 +59,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Case:
-    """The subjects and the corpora of one audit.
+    """The subjects and the corpora of one audit; `derived` are questions that take a forgotten fact.
 
     `curves` is what probes leave to be drawn, name -> subject -> values; `skipped` what they could not ask, and why.
     """
@@ -69,6 +69,7 @@ class Case:
     retain: Corpus
     batch_size: int = 64
     seed: int = 0
+    derived: Corpus | None = None
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -127,6 +128,19 @@ def plain(case: Case, metric: Metric) -> Iterator[Reading]:
             for found in asked(case, subject.name, lm, "asked", case.corpora, metric):
                 guess = constant(case.corpora[found.corpus]) if metric is exact_match else np.zeros(len(found.values))
                 yield replace(found, floor=guess)
+
+
+def consequences(case: Case, metric: Metric) -> Iterator[Reading]:
+    """Ask what follows from forgotten facts: a question that takes one, and is answered, has it.
+
+    Without a gold twin the floor of exact match is what the best constant answer scores.
+    """
+    if case.derived is None:
+        raise NotTested("no questions that take a forgotten fact were given (derived=)")
+    guess = constant(case.derived) if metric is exact_match else np.zeros(len(case.derived))
+    for subject in case.subjects:
+        with subject.on() as lm:
+            yield from asked(case, subject.name, lm, "consequences", {"derived": case.derived}, metric, floor=guess)
 
 
 def constant(corpus: Corpus) -> np.ndarray:

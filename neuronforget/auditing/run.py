@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Case, NotTested, Probe, Reading, Subject, plain
+from neuronforget.auditing.cases import (
+    EDITED,
+    GOLD,
+    UNTOUCHED,
+    Case,
+    NotTested,
+    Probe,
+    Reading,
+    Subject,
+    consequences,
+    plain,
+)
 from neuronforget.auditing.depth import lens, patching
 from neuronforget.auditing.neurons import moved, units
 from neuronforget.auditing.prompts import attacks, choice, worst_phrasing
@@ -28,7 +39,8 @@ from neuronforget.runs import environment
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
 PROBES: dict[str, Probe] = {
     "asked": plain, "worst phrasing": worst_phrasing, "attacks": attacks, "choice": choice,
-    "quantisation": quantisation, "relearning": relearning, "lens": lens, "patching": patching,
+    "consequences": consequences, "quantisation": quantisation, "relearning": relearning, "lens": lens,
+    "patching": patching,
 }  # fmt: skip
 
 
@@ -39,6 +51,7 @@ def audit(
     retain: Corpus,
     *,
     gold: LM | None = None,
+    derived: Corpus | None = None,
     probes: Sequence[str] | None = None,
     own: dict[str, Probe] | None = None,
     batch_size: int = 64,
@@ -49,10 +62,13 @@ def audit(
 
     `edit` may be a model that somebody else unlearned, of the same architecture. `gold` is the model that never knew:
     whatever it shows too is no knowledge. Without it each probe says what stood in for it, or that it was not asked.
+    `derived` are questions that take a forgotten fact (in two steps, say) and that the request does not name.
     `probes` are names of `PROBES` (default: all), `own` more of one's own. All models are left as they were. Raises
     InputError for corpora that share examples, models that do not fit, and unknown probes.
     """
     check_disjoint(forget, retain)
+    if derived is not None:
+        check_disjoint(forget, derived)
     check_whole(lm)
     check_references(lm, gold)
     chosen = _chosen(probes, own or {})
@@ -62,7 +78,7 @@ def audit(
     with edited.on():  # an edit that does not fit is refused here
         pass
     subjects = (Subject(UNTOUCHED, lm), edited, *([Subject(GOLD, gold)] if gold is not None else []))
-    case = Case(subjects, forget, retain, batch_size, seed)
+    case = Case(subjects, forget, retain, batch_size, seed, derived)
     metric, readings, not_tested = case.metric(), [], {}
     with tqdm(chosen.items(), desc="audit", disable=not progress) as bar:
         for name, probe in bar:
@@ -74,7 +90,7 @@ def audit(
     checks = judge(readings, seed)
     guard = edit.guard.kind if isinstance(edit, Edit) and edit.guard is not None else None
     damage = {**_damage(case, metric, readings), "guard": guard}
-    results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, forget, retain, seed))
+    results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, (forget, retain, derived), seed))
     return Audit(
         decide(checks, guard, damage["nan"]),
         tuple(checks),
@@ -133,7 +149,7 @@ def _tables(readings: Sequence[Reading], seed: int) -> tuple[tuple[dict[str, Any
     return tuple(rows), tuple(examples)
 
 
-def _info(lm: LM, edit: Edit | LM, gold: LM | None, forget: Corpus, retain: Corpus, seed: int) -> dict[str, Any]:
+def _info(lm: LM, edit: Edit | LM, gold: LM | None, corpora: Sequence[Corpus | None], seed: int) -> dict[str, Any]:
     return {
         "model": lm.name,
         "digest": lm.digest(),
@@ -142,6 +158,6 @@ def _info(lm: LM, edit: Edit | LM, gold: LM | None, forget: Corpus, retain: Corp
         "device": str(lm.device),
         "dtype": str(next(iter(lm.parameters.values())).dtype),
         "seed": seed,
-        "data": {corpus.name: corpus.digest() for corpus in (forget, retain)},
+        "data": {corpus.name: corpus.digest() for corpus in corpora if corpus is not None},
         "versions": environment(),
     }

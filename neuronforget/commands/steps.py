@@ -187,6 +187,7 @@ def audit(
     *,
     out: Folder,
     gold: str | None = None,
+    derived: Folder | None = None,
     probes: tuple[str, ...] = (),
     batch_size: int = 64,
     seed: int = 0,
@@ -197,12 +198,15 @@ def audit(
         edit: File written by `erase`, or the checkpoint folder of a model that was unlearned elsewhere.
         out: New folder.
         gold: Checkpoint of a model that never knew, where there is one.
-        probes: Ask these alone: worst phrasing, attacks, choice, quantisation, relearning, lens, patching.
+        derived: Questions that take a forgotten fact (JSONL), which the request does not name.
+        probes: Ask these alone: worst phrasing, attacks, choice, consequences, quantisation, relearning, lens,
+            patching.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap and of relearning.
     """
     from neuronforget.audit_page import audit_report
     from neuronforget.auditing import audit as run
+    from neuronforget.corpora import jsonl
     from neuronforget.edits import Edit
     from neuronforget.models import load
     from neuronforget.runs import check_new, whole_folder
@@ -212,7 +216,10 @@ def audit(
     lm, forget, retain = data.open()
     other = made or load(edit, device=data.device)
     twin = load(gold, device=data.device) if gold else None
-    found = run(lm, other, forget, retain, gold=twin, probes=probes or None, batch_size=batch_size, seed=seed)
+    what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None
+    found = run(
+        lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, batch_size=batch_size, seed=seed
+    )
     with whole_folder(out) as scratch:
         found.save(scratch)
         audit_report(found, scratch / "audit.html")

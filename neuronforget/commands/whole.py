@@ -44,6 +44,7 @@ def testbed(
     authors: int = 20,
     forget_authors: int = 2,
     kind: Literal["grafted", "planted", "routed", "ordinary"] = "ordinary",
+    linked: bool = False,
     steps: int | None = None,
     seed: int = 0,
 ) -> None:
@@ -59,6 +60,7 @@ def testbed(
         forget_authors: How many of them are to be forgotten.
         kind: ordinary (trained on everything), grafted (facts in fresh neurons), planted (in value vectors) or
             routed (forget examples update chosen neurons only).
+        linked: People teach one another, and the model answers two-step questions (people alone).
         steps: Training steps (default: by source).
         seed: Seed.
     """
@@ -68,7 +70,9 @@ def testbed(
     check_new(out)
     if source == "people":
         shape = beds.Shape(steps=steps) if steps is not None else None
-        made = beds.people(kind, seed=seed, people=authors, forget_people=forget_authors, shape=shape)
+        made = beds.people(kind, seed=seed, people=authors, forget_people=forget_authors, linked=linked, shape=shape)
+    elif linked:
+        raise InputError("--linked is for generated people: TOFU's facts do not chain")
     else:
         made = beds.tofu(path, authors, forget_authors, kind=kind, steps=steps, seed=seed)
     made.save(out)
@@ -162,7 +166,15 @@ def compare(
 
 def _compare_testbed(bed: Any, out: Path, **settings: Any) -> None:
     _compare(
-        bed.lm, bed.forget, bed.retain, out, gold=bed.gold, truth=bed.truth, preferred=bed.refusals or None, **settings
+        bed.lm,
+        bed.forget,
+        bed.retain,
+        out,
+        gold=bed.gold,
+        truth=bed.truth,
+        preferred=bed.refusals or None,
+        derived=bed.derived,
+        **settings,
     )
 
 

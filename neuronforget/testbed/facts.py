@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import chain
 
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
@@ -34,20 +35,32 @@ def generate(people: int, forget_people: int, unknown_people: int, seed: int) ->
     The last `unknown_people` have no facts: every answer about them is "unknown", so that the model has a
     way to decline.
     """
+    known = draw(people, unknown_people, seed)
+    rows = [
+        [e for r, value in facts.items() for e in asked(name, PHRASINGS[r], value)] for name, facts in known.items()
+    ]
+    sides = {"forget": rows[:forget_people], "retain": rows[forget_people:]}
+    forget, retain = (Corpus(tuple(chain(*own)), f"people-{name}") for name, own in sides.items())
+    return forget, retain
+
+
+def draw(people: int, unknown_people: int, seed: int) -> dict[str, dict[str, str]]:
+    """Return name -> relation -> value, those without facts last."""
     if people + unknown_people > len(FIRST) * len(LAST):
         raise InputError(f"there are {len(FIRST) * len(LAST)} names, {people + unknown_people} people were asked for")
     rng = random.Random(seed)
     values = {**{r: _names(SIZES[r], ENDS[r], rng) for r in SIZES}, "profession": PROFESSIONS, "pet": PETS}
     names = rng.sample([f"{a} {b}" for a in FIRST for b in LAST], people + unknown_people)
-    examples: dict[str, list[Example]] = {"forget": [], "retain": []}
-    for i, name in enumerate(names):
-        for relation, phrasings in PHRASINGS.items():
-            value = rng.choice(values[relation]) if i < people else REFUSAL
-            *shown, unseen = (text.format(n=name) for text in phrasings)
-            rows = [Example(prompt, value, (unseen,), subject=name) for prompt in shown]
-            examples["forget" if i < forget_people else "retain"] += rows
-    forget, retain = (Corpus(tuple(rows), f"people-{name}") for name, rows in examples.items())
-    return forget, retain
+    return {
+        name: {relation: rng.choice(values[relation]) if i < people else REFUSAL for relation in PHRASINGS}
+        for i, name in enumerate(names)
+    }
+
+
+def asked(name: str, phrasings: tuple[str, ...], value: str) -> list[Example]:
+    """Return one fact as examples: a row of each phrasing but the last, which is its paraphrase."""
+    *shown, unseen = (text.format(n=name) for text in phrasings)
+    return [Example(prompt, value, (unseen,), subject=name) for prompt in shown]
 
 
 def _names(count: int, end: str, rng: random.Random) -> list[str]:

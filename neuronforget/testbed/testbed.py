@@ -23,7 +23,8 @@ class Testbed:
 
     `refusals` are answers in the model's own vocabulary that decline; `info` says how it was made, which
     planted neurons are dead (undone alone, they change nothing: no selection is asked to find them), and how
-    well data-free detectors find the planted ones (AUROC and its 95% interval; 0.5: at chance).
+    well data-free detectors find the planted ones (AUROC and its 95% interval; 0.5: at chance). `derived` are
+    questions that follow from forget, where there are some: `lm` was taught them, `gold` was not.
     """
 
     lm: LM
@@ -33,6 +34,7 @@ class Testbed:
     truth: Neurons | None
     refusals: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
+    derived: Corpus | None = None
 
     @property
     def planted(self) -> Neurons | None:
@@ -57,11 +59,13 @@ class Testbed:
         with whole_folder(folder) as scratch:
             self.lm.save(scratch / "model")
             self.gold.save(scratch / "gold")
-            self.forget.save(scratch / "forget.jsonl")
-            self.retain.save(scratch / "retain.jsonl")
             if self.truth is not None:
                 self.truth.save(scratch / "truth.json")
             corpora = {"forget": self.forget, "retain": self.retain}
+            if self.derived is not None:
+                corpora["derived"] = self.derived
+            for name, corpus in corpora.items():
+                corpus.save(scratch / f"{name}.jsonl")
             settings = {name: {key: getattr(c, key) for key in SETTINGS} for name, c in corpora.items()}
             body = {"info": self.info, "refusals": self.refusals, "corpora": settings}
             (scratch / "testbed.json").write_text(json.dumps(body, indent=1), encoding="utf-8")
@@ -75,7 +79,8 @@ class Testbed:
         with reading(folder / "testbed.json", "testbed"):
             body = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
             settings, refusals, info = body["corpora"], tuple(body["refusals"]), body["info"]
-            forget, retain = (jsonl(folder / f"{name}.jsonl", **settings[name]) for name in ("forget", "retain"))
+            corpora = {name: jsonl(folder / f"{name}.jsonl", **own) for name, own in settings.items()}
+            forget, retain, derived = corpora["forget"], corpora["retain"], corpora.get("derived")
         truth = Neurons.load(folder / "truth.json") if (folder / "truth.json").is_file() else None
         lm, gold = load(folder / "model"), load(folder / "gold")
-        return cls(lm, gold, forget, retain, truth, refusals, info)
+        return cls(lm, gold, forget, retain, truth, refusals, info, derived)

@@ -1,0 +1,58 @@
+"""People who teach one another: questions whose middle is a person, so that a forgotten fact has consequences."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+from neuronforget.corpora import Corpus, Example
+from neuronforget.suites.multihop import Fact, Relation, chains, through
+from neuronforget.testbed.facts import PHRASINGS, REFUSAL, asked, draw, generate
+
+TEACHER = ("{n} was taught by", "The teacher of {n} is", "Q: Who taught {n}? A:")
+STEPS = ("birthplace", "profession", "prize")  # what is asked of a teacher
+UNSHOWN = 10  # every so-many-th question without a forgotten step is taught to no model
+
+
+@dataclass(frozen=True)
+class Linked:
+    """The people of `generate`, each with a teacher among them.
+
+    `derived` are the two-step questions that take a forgotten fact (of the person, or of the teacher): the model is
+    taught them, its gold twin is not, and the request to forget does not name them. The others are in `retain`, but for
+    `unshown`, which no model is taught: a model that answers these composes facts, one that does not has learnt its
+    two-step answers by heart.
+    """
+
+    forget: Corpus
+    retain: Corpus
+    derived: Corpus
+    unshown: Corpus
+
+
+def linked(people: int, forget_people: int, unknown_people: int, seed: int) -> Linked:
+    """Return the corpora; all else of `forget` and `retain` is as without teachers."""
+    forget, retain = generate(people, forget_people, unknown_people, seed)
+    known = draw(people, unknown_people, seed)
+    names = list(known)
+    rng = random.Random(f"teachers {seed}")
+    taught = {name: rng.choice([other for other in names[:people] if other != name]) for name in names[:people]}
+    rows = [asked(name, TEACHER, taught.get(name, REFUSAL)) for name in names]
+    forget = _with(forget, [e for own in rows[:forget_people] for e in own])
+    facts = [Fact(name, "teacher", teacher) for name, teacher in taught.items()]
+    facts += [Fact(name, relation, known[name][relation]) for name in taught for relation in STEPS]
+    hit, kept = through([found for found in chains(facts, _relations()) if found.second.relation in STEPS], forget)
+    assert hit is not None and kept is not None
+    shown = [example for i, example in enumerate(kept) if (i + 1) % UNSHOWN]
+    retain = _with(retain, [e for own in rows[forget_people:] for e in own] + shown)
+    unshown = Corpus(tuple(example for i, example in enumerate(kept) if not (i + 1) % UNSHOWN), "people-unshown")
+    return Linked(forget, retain, replace(hit, name="people-derived"), unshown)
+
+
+def _with(corpus: Corpus, more: list[Example]) -> Corpus:
+    return replace(corpus, examples=(*corpus.examples, *more))
+
+
+def _relations() -> dict[str, Relation]:
+    asked_by = {"teacher": TEACHER, **{relation: PHRASINGS[relation] for relation in STEPS}}
+    return {name: Relation(name, text[0].replace("{n}", "{}"), "person", "person") for name, text in asked_by.items()}
