@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from beds import bed
 from commanding import run
+from test_analyses import analysis
 
 import neuronforget as nf
 from neuronforget.auditing import Case
@@ -155,3 +156,27 @@ def test_the_command_makes_a_linked_testbed_and_audits_what_follows(
     assert "consequences (derived)" in capsys.readouterr().out
     assert run(monkeypatch, "testbed", "tofu", "--linked", "--out", tmp_path / "tofu") == 2
     assert "TOFU's facts do not chain" in capsys.readouterr().err
+
+
+def test_what_follows_is_deduced_as_by_hand_and_counted_as_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    follows, made = analysis("what_follows"), linked(20, 3, 1, 0)
+    people = {e.subject for e in made.forget}
+    teachers = {TEACHER[0].format(n=c.first.subject) for c in made.chains}
+    every = teachers | {c.prompt for c in made.chains}
+    through = [c for c in made.chains if c.second.subject in people]
+    assert follows.deduced(made, every) == 1
+    assert follows.deduced(made, teachers) == 0 == follows.deduced(made, every - teachers)
+    one = through[0]
+    known = {(c.second.subject, c.second.relation) for c in through}
+    both = {one.prompt, TEACHER[0].format(n=one.first.subject)}
+    assert follows.deduced(made, both) == pytest.approx(1 / len(known))
+    parts = follows.corpora_of(made)
+    assert len(parts["own step"]) + len(parts["teacher's step"]) == len(made.derived)
+    assert len(parts["retain"]) + len(parts["kept questions"]) == len(made.retain)
+    small = nf.testbed.from_rows(
+        made.forget, made.retain, derived=made.derived, kind="ordinary", shape=TINY, cache=False, progress=False
+    )
+    row = follows.row_of(small.lm, made)
+    for name, corpus in parts.items():
+        assert row[name] == pytest.approx(np.mean(measure(small.lm, corpus, [exact_match])["exact_match"]))
+    assert set(follows.COLUMNS) == set(row)

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, replace
 
 from neuronforget.corpora import Corpus, Example
-from neuronforget.suites.multihop import Fact, Relation, chains, through
+from neuronforget.suites.multihop import Chain, Fact, Relation, chains, through
 from neuronforget.testbed.facts import PHRASINGS, REFUSAL, asked, draw, generate
 
 TEACHER = ("{n} was taught by", "The teacher of {n} is", "Q: Who taught {n}? A:")
@@ -21,13 +21,14 @@ class Linked:
     `derived` are the two-step questions that take a forgotten fact (of the person, or of the teacher): the model is
     taught them, its gold twin is not, and the request to forget does not name them. The others are in `retain`, but for
     `unshown`, which no model is taught: a model that answers these composes facts, one that does not has learnt its
-    two-step answers by heart.
+    two-step answers by heart. `chains` are all of them, each with its two facts.
     """
 
     forget: Corpus
     retain: Corpus
     derived: Corpus
     unshown: Corpus
+    chains: tuple[Chain, ...]
 
 
 def linked(people: int, forget_people: int, unknown_people: int, seed: int) -> Linked:
@@ -41,12 +42,13 @@ def linked(people: int, forget_people: int, unknown_people: int, seed: int) -> L
     forget = _with(forget, [e for own in rows[:forget_people] for e in own])
     facts = [Fact(name, "teacher", teacher) for name, teacher in taught.items()]
     facts += [Fact(name, relation, known[name][relation]) for name in taught for relation in STEPS]
-    hit, kept = through([found for found in chains(facts, _relations()) if found.second.relation in STEPS], forget)
+    found = tuple(chain for chain in chains(facts, _relations()) if chain.second.relation in STEPS)
+    hit, kept = through(found, forget)
     assert hit is not None and kept is not None
     shown = [example for i, example in enumerate(kept) if (i + 1) % UNSHOWN]
     retain = _with(retain, [e for own in rows[forget_people:] for e in own] + shown)
     unshown = Corpus(tuple(example for i, example in enumerate(kept) if not (i + 1) % UNSHOWN), "people-unshown")
-    return Linked(forget, retain, replace(hit, name="people-derived"), unshown)
+    return Linked(forget, retain, replace(hit, name="people-derived"), unshown, found)
 
 
 def _with(corpus: Corpus, more: list[Example]) -> Corpus:
