@@ -1,7 +1,7 @@
 """Does erasing a fact erase what follows from it?
 
-Testbeds whose people teach one another: the model answers two-step questions ("X was taught by a certain person. That
-person was born in"). Some are erased, by requests that name their own facts alone; then every question that takes
+Testbeds whose people teach one another: a model answers two-step questions ("The one who taught X is a certain person.
+That person was born in"). Some are erased, by requests that name their own facts alone; then every question that takes
 a forgotten fact is asked, and what can be deduced from what is still answered is deduced.
 
 python analyses/what_follows.py --out follows             # three seeds; a killed run goes on where it was
@@ -27,7 +27,7 @@ from neuronforget.suites.multihop import Chain, Fact, Rule, given_back
 from neuronforget.testbed.linked import STEPS, TEACHER, Linked, linked
 
 PEOPLE, FORGOTTEN, UNKNOWN = 40, 4, 2
-SHAPE = nf.testbed.Shape(batch=128, steps=900)
+SHAPE = nf.testbed.Shape(batch=128, steps=450)
 SHARE = 0.05  # of each layer
 COLUMNS = ("forget", "retain", "own step", "teacher's step", "kept questions", "unshown", "given back")
 

@@ -10,6 +10,7 @@ from neuronforget.suites.multihop import Chain, Fact, Relation, chains, through
 from neuronforget.testbed.facts import PHRASINGS, REFUSAL, asked, draw, generate
 
 TEACHER = ("{n} was taught by", "The teacher of {n} is", "Q: Who taught {n}? A:")
+MIDDLE = "The one who taught {} is"  # no beginning of a question about the teacher: its answer would be another
 STEPS = ("birthplace", "profession", "prize")  # what is asked of a teacher
 UNSHOWN = 10  # every so-many-th question without a forgotten step is taught to no model
 
@@ -56,5 +57,5 @@ def _with(corpus: Corpus, more: list[Example]) -> Corpus:
 
 
 def _relations() -> dict[str, Relation]:
-    asked_by = {"teacher": TEACHER, **{relation: PHRASINGS[relation] for relation in STEPS}}
-    return {name: Relation(name, text[0].replace("{n}", "{}"), "person", "person") for name, text in asked_by.items()}
+    prompts = {"teacher": MIDDLE, **{relation: PHRASINGS[relation][0].replace("{n}", "{}") for relation in STEPS}}
+    return {name: Relation(name, prompt, "person", "person") for name, prompt in prompts.items()}
