@@ -108,11 +108,11 @@ def test_knowledge_is_asked_after_the_examples_shown(lm: LM, data: Path) -> None
     put(data, "knowmem/retain_qa.json", [{**row, "answer": "Bergen, by the sea"} for row in QUESTIONS])
     shown = "Question: What is {x}?\nAnswer: A {baker}\n\n"
     prompts = [f"{shown}Question: {row['question']}\nAnswer:" for row in QUESTIONS]
-    learnt = [f"{p} {row['answer']} now, not Bergen\n\nOslo" for p, row in zip(prompts, QUESTIONS, strict=True)]
+    learnt = [f"{p} {row['answer']} now,\nnot Bergen\n\nOslo" for p, row in zip(prompts, QUESTIONS, strict=True)]
     found = muse(teach(roomy(lm), learnt), data, progress=False)
     asked = Corpus(tuple(Example(prompt, "x") for prompt in prompts))
     texts = generate(lm, asked, Decoding(32, ("\n\n", "\nQuestion", "Question:")), progress=False)
-    assert texts == [f"{row['answer']} now, not Bergen" for row in QUESTIONS]
+    assert texts == [f"{row['answer']} now,\nnot Bergen" for row in QUESTIONS]
     assert found.value("model", "knowledge, forget", "rouge_l_f1") == pytest.approx(2 * 1 / (4 + 1))
     assert found.value("model", "knowledge, forget", "rouge_l") == 1  # recall: more text is no mistake
     retained = found.value("model", "knowledge, retain", "rouge_l_f1")
@@ -256,9 +256,13 @@ def test_the_hub_and_a_folder_give_equal_results(lm: LM, data: Path, monkeypatch
 
     monkeypatch.setattr(datasets, "load_dataset", stored)
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    put(data, "knowmem/forget_qa_icl.json", [{"question": f"Which {x}?", "answer": x} for x in "abc"])
+    asked = []
     for n in (2, None):
         found = [muse(roomy(lm), path, n=n, progress=False) for path in (data, "muse-bench/MUSE-News")]
         assert found[0].rows == found[1].rows and found[0].info["data"] == found[1].info["data"]
+        asked.append(found[0].info["data"]["knowledge, forget"])
+    assert asked[0] == asked[1]  # two questions, after all three examples
 
 
 @pytest.mark.skipif(
