@@ -53,7 +53,7 @@ def generate(
     """
     check_batch_size(batch_size)
     decoding = decoding or Decoding()
-    ids = _tokens(lm, corpus, decoding)
+    ids = prompt_tokens(lm, corpus, decoding)
     store = Kept.of(kept, "answers", lm, len(ids), ids=ids, **asdict(decoding))
     found: dict[int, str] = store.read()
     missing = sorted((i for i in range(len(ids)) if i not in found), key=lambda i: (-len(ids[i]), i))
@@ -67,8 +67,11 @@ def generate(
     return [found[i] for i in range(len(ids))]
 
 
-def _tokens(lm: LM, corpus: Corpus, decoding: Decoding) -> list[list[int]]:
-    """The tokens of every prompt, none of them an end of sequence that nobody asked for."""
+def prompt_tokens(lm: LM, corpus: Corpus, decoding: Decoding) -> list[list[int]]:
+    """Return the tokens of every prompt, none of them an end of sequence that nobody asked for.
+
+    Raises InputError for a prompt without a token, and one that leaves no room for the answer.
+    """
     chat, rows = corpus.template == "chat", []
     for i, example in enumerate(corpus):
         text = templated(corpus.template, example.prompt, lm.tokenizer)

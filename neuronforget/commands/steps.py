@@ -148,7 +148,7 @@ def evaluate(
 ) -> None:
     """Measure edits on both corpora beside the untouched (and gold) model; writes a results folder.
 
-    `evaluate NAME` runs a benchmark in its place: tofu, tofu-logs (`evaluate tofu --help`; docs/suites.md).
+    `evaluate NAME` runs a benchmark in its place: tofu, rwku, muse and others (`evaluate tofu --help`; docs/suites.md).
 
     Args:
         edits: Files written by `erase`.

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate
+from neuronforget.generation import Decoding, generate, prompt_tokens
 from neuronforget.measuring import subjects_of
 from neuronforget.metrics.text import SCORERS, Scorer
 from neuronforget.models import LM
@@ -21,6 +21,7 @@ from neuronforget.results import Results, example_rows, over, tidy_row
 from neuronforget.runs import environment
 
 CANDIDATES = 200  # most common answers among which the best constant is searched
+REFERENCES = ("gold", "best constant")  # edits of their own in the results
 SHORT = ("rouge_l", "exact", "f1", "contains")
 
 
@@ -45,6 +46,7 @@ def answer(
     lm: LM,
     asked: Mapping[str, Questions],
     *,
+    gold: LM | None = None,
     name: str = "model",
     batch_size: int = 32,
     kept: str | Path | None = None,
@@ -55,30 +57,46 @@ def answer(
     """Return a row of every corpus and scorer (and "words", the answers' length), with intervals (`results.over`).
 
     `scope` is "reference"; rows of the edit "best constant" are what one and the same answer to every question scores,
-    the best of the `CANDIDATES` most common right ones. `kept` is a folder for written answers. An error while
+    the best of the `CANDIDATES` most common right ones; those of "gold" are of a model `gold` that is asked the same.
+    `kept` is a folder for written answers. Every prompt is checked before the first is answered. An error while
     answering ends the run: it is no forgetting.
     """
+    if name in REFERENCES:
+        raise InputError(f"{name!r} is the name of a reference: call the model something else")
+    models = {name: lm} | ({"gold": gold} if gold is not None else {})
+    for own in asked.values():
+        for model in models.values():
+            prompt_tokens(model, own.corpus, own.decoding)
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for key, own in tqdm(asked.items(), desc="questions", disable=not progress):
-        texts = generate(lm, own.corpus, own.decoding, batch_size=batch_size, kept=kept, progress=progress)
         right, (units, what) = own.right(), over(subjects_of(own.corpus))
         info.setdefault("resampled", {})[key] = what
-        columns = {metric: scored(SCORERS[metric], texts, right) for metric in own.scorers}
-        columns["words"] = np.array([float(len(text.split())) for text in texts])
-        for metric, values in columns.items():
-            names = {"edit": name, "point": "full", "corpus": key, "metric": metric}
-            rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values, units, seed))
-            examples += example_rows(names, values, units)
+        for edit, model in models.items():
+            texts = generate(model, own.corpus, own.decoding, batch_size=batch_size, kept=kept, progress=progress)
+            for metric, values in _columns(own, texts, right).items():
+                rows.append(_row(edit, key, metric, values, units, seed))
+                names = {"edit": edit, "point": "full", "corpus": key, "metric": metric}
+                examples += example_rows(names, values, units)
         for metric in own.scorers:
             best, values = constant(SCORERS[metric], right)
-            names = {"edit": "best constant", "point": "full", "corpus": key, "metric": metric}
-            rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values, units, seed))
+            rows.append(_row("best constant", key, metric, values, units, seed))
             info.setdefault("best constants", {}).setdefault(key, {})[metric] = best
     info |= {"model": lm.name, "digest": lm.digest(), "device": str(lm.device), "dtype": str(lm.model.dtype)}
+    info |= {"gold": {"model": gold.name, "digest": gold.digest()}} if gold is not None else {}
     info |= {"seed": seed, "data": {key: own.corpus.digest() for key, own in asked.items()}}
     info |= {"decoding": {key: asdict(own.decoding) for key, own in asked.items()}, "versions": environment()}
     return Results(tuple(rows), tuple(examples), info)
+
+
+def _columns(own: Questions, texts: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    found = {metric: scored(SCORERS[metric], texts, right) for metric in own.scorers}
+    return found | {"words": np.array([float(len(text.split())) for text in texts])}
+
+
+def _row(edit: str, corpus: str, metric: str, values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:
+    names = {"edit": edit, "scope": "reference", "strength": 0.0, "point": "full", "corpus": corpus, "metric": metric}
+    return tidy_row(names, values, units, seed)
 
 
 def scored(scorer: Scorer, texts: Sequence[str], right: Sequence[Sequence[str]]) -> np.ndarray:

@@ -9,6 +9,8 @@ from typing import Any
 from neuronforget.corpora.from_jsonl import read_list, read_rows
 from neuronforget.errors import InputError
 
+ENDINGS = (".jsonl", ".jsonl.gz", ".json")
+
 
 def rows_of(
     path: str | Path, name: str | None = None, *, fields: tuple[str, ...] = (), n: int | None = None
@@ -19,7 +21,7 @@ def rows_of(
     """
     place = Path(path)
     if name is not None:
-        ends = (place / f"{name}{end}" for end in (".jsonl", ".jsonl.gz", ".json"))
+        ends = (place / f"{name}{end}" for end in ENDINGS)
         place = next((p for p in ends if p.is_file()), place / f"{name}.jsonl")
     found = []
     every = read_list(place) if place.suffix == ".json" else read_rows(place)

@@ -7,12 +7,15 @@ a model trained without the forget texts: without one the result says that it wa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from neuronforget.corpora import Corpus, Example
+from neuronforget.corpora import Corpus, Example, check_disjoint, encode
+from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding
@@ -20,7 +23,7 @@ from neuronforget.metrics.membership import resampled_auc, text_scores
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows
 from neuronforget.suites.answers import Questions, answer
-from neuronforget.suites.files import rows_of
+from neuronforget.suites.files import ENDINGS, rows_of
 
 #: Part of the data -> its fields; a folder holds them as PART.jsonl, the hub as configuration and split.
 PARTS = {
@@ -58,34 +61,35 @@ def muse(
     "verbatim" (ROUGE-L F1 of a greedy continuation of 128 tokens with the true one), "knowledge, forget" and
     "knowledge, retain" (ROUGE-L F1 of short answers, after the examples of the `_icl` parts), and "forget, holdout":
     `min_k@40%`, the AUC with which the mean log-probability of the 40% least likely tokens tells forget texts for
-    members, and `privacy_leak` (`leak`). `gold` never saw the forget texts. `n` asks the first n rows of each part,
-    `max_tokens` cuts the texts of the last. `info["missing"]` says what was not measured, and why. Raises InputError
-    where the data have none of the parts.
+    members, and `privacy_leak` (`leak`). `gold` never saw the forget texts; it is asked all of this, under that name.
+    `n` asks the first n rows of each part, `max_tokens` cuts the texts of the last. `info["missing"]` says what was not
+    measured, and why. Raises InputError, before anything is asked, where the data have none of the parts, for rows that
+    are not MUSE's, forget texts that are among the holdout ones, and what does not fit one of the models.
     """
+    check_count(n)
     parts = {part: _rows(path, part, n) for part in PARTS}
     asked, missing = _asked(lm, parts)
-    sides = [_texts(parts, side, max_tokens) for side in ("forget", "holdout")]
-    if not asked and not all(sides):
+    sides = [own for side in ("forget", "holdout") if (own := _texts(parts, side, max_tokens)) is not None]
+    if not asked and len(sides) < 2:
         raise InputError(f"{path} has none of MUSE's parts: {', '.join(PARTS)} (.jsonl)")
     models = {name: lm, **({"gold": gold} if gold is not None else {})}
-    rows: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
-    info: dict[str, Any] = {"model": lm.name, "digest": lm.digest()}
-    for who, model in models.items() if asked else ():
-        found = answer(model, asked, name=who, batch_size=batch_size, kept=kept, seed=seed, progress=progress)
-        known = {(row["edit"], row["corpus"], row["metric"]) for row in rows}  # the best constant is no model's
-        rows += [row for row in found.rows if (row["edit"], row["corpus"], row["metric"]) not in known]
-        examples += found.examples
-        info = {**found.info, **info}
+    _check_sides(models, sides)
     if gold is None:
         missing["privacy_leak"] = "it compares with a model that never saw the forget texts: give gold="
-    if absent := [side for side, own in zip(("forget", "holdout"), sides, strict=True) if own is None]:
-        missing[PRIVACY] = f"no privleak/{absent[0]}"
-    else:
-        scores = {who: _scores(model, sides, batch_size) for who, model in models.items()}
-        found_rows, found_examples = _privacy(scores, name, seed)
-        rows, examples = rows + found_rows, examples + found_examples
-    return Results(tuple(rows), tuple(examples), {**info, "suite": "muse", "missing": missing, "seed": seed})
+    for side in ("forget", "holdout"):
+        if not parts[f"privleak/{side}"]:
+            missing[PRIVACY] = f"no privleak/{side}"
+    found = answer(
+        lm, asked, gold=gold, name=name, batch_size=batch_size, kept=kept, seed=seed, progress=progress, suite="muse",
+        missing=missing,
+    )  # fmt: skip
+    if len(sides) < 2:
+        return found
+    rows, examples = _privacy({who: _scores(model, sides, batch_size) for who, model in models.items()}, name, seed)
+    found.info["data"].update({own.name: own.digest() for own in sides})
+    if any(row["metric"] == "privacy_leak" and np.isnan(row["value"]) for row in rows):
+        missing["privacy_leak"] = "an AUC is NaN, or each forget text is likelier to gold than any holdout text"
+    return replace(found, rows=found.rows + tuple(rows), examples=found.examples + tuple(examples))
 
 
 def leak(members: np.ndarray | float, gold: np.ndarray | float) -> np.ndarray:
@@ -101,16 +105,32 @@ def leak(members: np.ndarray | float, gold: np.ndarray | float) -> np.ndarray:
 
 
 def _rows(path: str | Path, part: str, n: int | None) -> list[dict[str, Any]]:
-    """The rows of a part; none where a folder has no such file."""
+    """The rows of a part; none where a folder has no such file. All examples that are shown are read."""
+    n = None if part.endswith("_icl") else n
     if not Path(path).is_dir():
         if Path(path).exists() or str(path).count("/") != 1:
             raise InputError(f"no such folder: {path}")
         config, split = part.split("/")
-        rows = hub_rows(str(path), config, split=split, streaming=n is not None, instead="a folder")
-        return [row for _, row in zip(range(n), rows)] if n is not None else list(rows)  # noqa: B905
-    if not any((Path(path) / f"{part}{end}").is_file() for end in (".jsonl", ".jsonl.gz", ".json")):
+        rows = hub_rows(str(path), config, split=split, streaming=n is not None, instead="a folder with MUSE's parts")
+        found = list(islice(rows, n))
+    elif any((Path(path) / f"{part}{end}").is_file() for end in ENDINGS):
+        found = rows_of(path, part, fields=PARTS[part], n=n)
+    else:
         return []
-    return rows_of(path, part, fields=PARTS[part], n=None if part.endswith("_icl") else n)
+    for i, row in enumerate(found):
+        for field in PARTS[part]:
+            if not isinstance(row.get(field), str) or not row[field].strip():
+                raise InputError(f"{path}, {part}, row {i}: no text {field!r}: that is not MUSE")
+    return found
+
+
+def _check_sides(models: Mapping[str, LM], sides: Sequence[Corpus]) -> None:
+    """Raise InputError for a text that does not fit one of the models, and one that is on both sides."""
+    for own in sides:
+        for model in models.values():
+            encode(own, model.tokenizer, model.max_length)
+    if len(sides) == 2:
+        check_disjoint(*sides)
 
 
 def _asked(lm: LM, parts: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[dict[str, Questions], dict[str, str]]:
@@ -122,6 +142,8 @@ def _asked(lm: LM, parts: Mapping[str, Sequence[dict[str, Any]]]) -> tuple[dict[
     for key, part in KNOWLEDGE.items():
         if parts[part]:
             asked[key] = _knowledge(key, parts[part], parts[f"{part}_icl"])
+            if not parts[f"{part}_icl"]:
+                missing[f"{key}, after examples"] = f"no {part}_icl: it is asked without"
         else:
             missing[key] = f"no {part}"
     return asked, missing
@@ -148,8 +170,8 @@ def _texts(parts: Mapping[str, Sequence[dict[str, Any]]], side: str, max_tokens:
     return Corpus(tuple(Example("", text) for text in texts), side, max_tokens=max_tokens) if texts else None
 
 
-def _scores(lm: LM, sides: Sequence[Corpus | None], batch_size: int) -> list[np.ndarray]:
-    found = [text_scores(lm, own, ("min_k",), (SHARE,), batch_size=batch_size) for own in sides if own is not None]
+def _scores(lm: LM, sides: Sequence[Corpus], batch_size: int) -> list[np.ndarray]:
+    found = [text_scores(lm, own, ("min_k",), (SHARE,), batch_size=batch_size) for own in sides]
     return [values[f"min_k@{SHARE:.0%}"] for values in found]
 
 
