@@ -37,6 +37,9 @@ def main() -> None:
 
 def _run(words: list[str]) -> None:
     """Run the command that the words ask for; `evaluate NAME` is a suite, if there is one of that name."""
+    names = [word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2]
+    if again := next((name for i, name in enumerate(names) if name in names[:i]), None):
+        raise InputError(f"{again} is given twice: the first would be dropped; put all its values after one")
     suite = words[1].removeprefix("--") if words[:1] == ["evaluate"] and words[1:2] else ""
     if suite in SUITES:
         tyro.cli(SUITES[suite], prog=f"neuronforget evaluate {suite}", args=words[2:])

@@ -52,6 +52,9 @@ class Plan:
             raise InputError(f"training needs steps >= 1 and lr > 0; found steps={self.steps}, lr={lr}")
 
 
+EXPLODED = 1000.0  # times the first loss, which even an ascent without bound does not reach
+
+
 def fit(
     parameters: Sequence[Tensor],
     loss: StepLoss,
@@ -71,7 +74,8 @@ def fit(
     names the work, so that only a run with equal plan and key continues it. `memory` is what the loss itself
     changes from step to step; checkpoints hold it. `stopping` ends the run early, at the values it kept. The
     parts of a loss of several `ranks` are added over them; every rank ends with the same values. Raises
-    InputError when the loss or a gradient turns NaN or infinite, and on all ranks where one fails.
+    InputError when the loss or a gradient turns NaN or infinite, when the loss explodes, and on all ranks where one
+    fails.
     """
     return list(
         steps(
@@ -109,6 +113,7 @@ def steps(
     with tqdm(total=plan.steps, initial=len(history), desc=desc, disable=not progress or ranks.rank > 0) as bar:
         for step in range(len(history), plan.steps):
             history.append(descent.step(step, loss))
+            descent.check_size(history)
             bar.set_postfix(loss=f"{history[-1]:.3f}", refresh=False)
             bar.update()
             last = len(history) == plan.steps
@@ -165,6 +170,14 @@ class _Descent:
         self.prepared.step()
         self.schedule.step()
         return value
+
+    def check_size(self, history: Sequence[float]) -> None:
+        """Raise InputError where the loss is a thousand times what it was at first, and of a thousand at least."""
+        if abs(history[-1]) > EXPLODED * max(1.0, abs(history[0])):
+            raise InputError(
+                f"{self.desc}: the training explodes: the loss is {history[-1]:.4g} at step {len(history) - 1}, "
+                f"at first it was {history[0]:.4g}: lower lr (now {self.plan.lr:g})"
+            )
 
     def load(self, state: dict[str, Any]) -> None:
         """Take up the optimiser's state, each rank its part of what is spread."""

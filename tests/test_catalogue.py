@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -70,6 +71,9 @@ def test_making_by_name_is_calling_the_function(lm: LM, halves: tuple[Corpus, Co
         ("rank_one", False, {"preserve": "much"}, "preserve is a number"),
         ("memit", False, {"layers": 3}, "layers is a list of numbers"),
         ("memit", False, {"layers": ["a"]}, "layers is a list of numbers"),
+        ("alpha_edit", False, {"target": 3}, r"target is str \| None"),
+        ("finetune", False, {"checkpointing": "maybe"}, "checkpointing is bool"),
+        ("finetune", False, {"lr": "fast"}, "lr is Rates"),
     ],
 )
 def test_a_wrong_call_is_refused_in_words(
@@ -80,7 +84,10 @@ def test_a_wrong_call_is_refused_in_words(
 
 
 def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
-    found = assigned(("sigma=0.2", "layers=[0, 1]", "target=I do not know", "mode=noise", "cache=None"))
+    found = assigned(
+        ("sigma=0.2", "layers=[0, 1]", "target=I do not know", "mode=noise", "cache=None", "lr=nan", "beta=-inf")
+    )
+    assert math.isnan(found.pop("lr")) and found.pop("beta") == -math.inf
     assert found == {"sigma": 0.2, "layers": [0, 1], "target": "I do not know", "mode": "noise", "cache": None}
     for wrong in (("sigma",), ("=2",), ("a b=2",), ("x=1", "x=2")):
         with pytest.raises(InputError, match="NAME=VALUE"):

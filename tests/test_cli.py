@@ -192,6 +192,14 @@ def test_a_setting_that_an_operator_has_not_is_refused_before_the_model_is_read(
     assert not (tmp_path / "edit.safetensors").exists()
 
 
+def test_an_option_given_twice_is_refused_for_the_first_would_be_dropped(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--loss", "ga", "--set", "lr=1", "--set", "steps=3", "--out", tmp_path / "edit.safetensors"]
+    assert run(monkeypatch, "erase", *data(bed), *words) == 2
+    assert "--set is given twice" in capfd.readouterr().err and not (tmp_path / "edit.safetensors").exists()
+
+
 def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
     assert run(monkeypatch, "compare", "--testbed", bed, "--out", tmp_path / "out", "--steps", 2) == 0

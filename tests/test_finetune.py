@@ -393,6 +393,13 @@ def test_a_training_that_explodes_without_nan_stops_and_leaves_the_model(
     tune(lm, forget, retain, **settings)  # its loss is a number to the end: nothing else would have stopped it
 
 
+def test_an_ascent_without_bound_stops_where_its_loss_explodes(lm: LM, forget: Corpus) -> None:
+    before = state(lm)
+    with pytest.raises(InputError, match=r"explodes: the loss is -.* at first it was -.* lower lr \(now 30\)"):
+        tune(lm, forget, loss=losses.ga, lr=30, steps=30)
+    assert all(torch.equal(lm.model.state_dict()[name], value) for name, value in before.items())
+
+
 def test_a_model_that_starts_worse_than_guessing_has_not_exploded(lm: LM, forget: Corpus, retain: Corpus) -> None:
     with torch.no_grad():
         lm.model.get_output_embeddings().weight.mul_(40)

@@ -86,7 +86,7 @@ def assigned(words: tuple[str, ...]) -> dict[str, Any]:
         if not sign or not name.isidentifier() or name in found:
             raise InputError(f"--set takes settings NAME=VALUE, each name once; found {word!r}")
         try:
-            found[name] = ast.literal_eval(text)
+            found[name] = float(text) if text.lstrip("+-") in ("nan", "inf") else ast.literal_eval(text)
         except (ValueError, SyntaxError):
             found[name] = text
     return found

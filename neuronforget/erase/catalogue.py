@@ -13,7 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from numbers import Real
-from typing import Any
+from typing import Any, get_type_hints
+
+from typeguard import TypeCheckError, check_type
 
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
@@ -115,12 +117,12 @@ def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[st
     for key, value in settings.items():
         if key not in own:
             raise InputError(f"{name} has no setting {key!r}; it has {', '.join(own) or 'none'}")
-        if kind := _unlike(value, own[key]):
+        if kind := _unlike(value, own[key], _hints(operator).get(key)):
             raise InputError(f"{name}: {key} is {kind} (by default {own[key].default}), found {value!r}")
 
 
-def _unlike(value: Any, parameter: inspect.Parameter) -> str | None:
-    """What the parameter's annotation asks for, where that is numbers and the value is none (it may be typed text)."""
+def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:
+    """What the parameter's annotation asks for, where the value is something else (it may be typed text)."""
     kinds = set(re.findall(r"\w+", str(parameter.annotation)))
     if value is None and "None" in kinds:
         return None
@@ -129,7 +131,21 @@ def _unlike(value: Any, parameter: inspect.Parameter) -> str | None:
     if kinds <= {"Sequence", "int", "None"} and "Sequence" in kinds:
         listed = isinstance(value, list | tuple) and all(isinstance(x, int) for x in value)
         return None if listed else "a list of numbers"
+    if hint is None or callable(value) or (isinstance(value, Real) and kinds & {"int", "float"}):
+        return None
+    try:
+        check_type(value, hint)
+    except TypeCheckError:
+        return str(parameter.annotation)
     return None
+
+
+def _hints(operator: Operator) -> dict[str, Any]:
+    """The operator's annotations as types; none where they cannot be read."""
+    try:
+        return get_type_hints(operator)
+    except (NameError, TypeError):
+        return {}
 
 
 def further(

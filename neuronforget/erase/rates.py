@@ -38,6 +38,8 @@ def rates_of(lm: LM, lr: Rates, names: Iterable[str]) -> dict[str, float]:
         if not (math.isfinite(lr) and lr > 0):
             raise InputError(f"training needs lr > 0; found {lr}")
         return dict.fromkeys(names, float(lr))
+    if not isinstance(lr, Mapping) and not callable(lr):
+        raise InputError(f"lr is a rate above 0, or one for each layer: {{0: 1e-3, None: 1e-4}}; found {lr!r}")
     path, depth = path_of_blocks(lm), len(blocks_of(lm))
     if isinstance(lr, Mapping) and (unknown := [key for key in lr if key is not None and key not in range(depth)]):
         raise InputError(f"lr names layer {unknown[0]!r}: the model has layers 0 to {depth - 1}")
