@@ -25,12 +25,13 @@ from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references, evaluate
 from neuronforget.findings import describe
 from neuronforget.guarding import guard_on
+from neuronforget.losses.naming import identity
 from neuronforget.metrics import activation_shift
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
 from neuronforget.results import Results
-from neuronforget.runs import content_key, source_of, whole_file, whole_folder
+from neuronforget.runs import content_key, whole_file, whole_folder
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
 
@@ -139,7 +140,7 @@ def compare(
     recorded = dict(zip(("forget", "retain"), moments, strict=True))
     plan |= further(operators, lm, forget, retain, places, recorded)
     answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
-    own = [source_of(operator) for operator in operators]
+    own = [identity(operator) for operator in operators]
     work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sorted(neurons.members), own)
     if unknown := [name for name in audited if name not in plan]:
         raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")

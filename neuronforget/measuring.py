@@ -18,9 +18,10 @@ from neuronforget.errors import InputError
 from neuronforget.guarding import accepts, asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_logp, answer_nll
+from neuronforget.losses.naming import identity
 from neuronforget.metrics import Metric, Prediction, exact_match, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
-from neuronforget.runs import environment, source_of
+from neuronforget.runs import environment
 
 METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
 
@@ -76,7 +77,7 @@ def measure(
     if kept is not None:
         work = {"gold": gold and gold.digest(), "before": before and before.digest, "versions": environment()}
         work |= {"rows": [(row.ids, row.answer_start) for row in rows], "batch_size": batch_size}
-    store = Kept.of(kept, "values", lm, len(rows), metrics=[source_of(metric) for metric in metrics], **work)
+    store = Kept.of(kept, "values", lm, len(rows), metrics=[identity(metric) for metric in metrics], **work)
     found = store.read()
     with frozen(lm), frozen(gold or lm):
         for batch in batches(rows, batch_size, lm.pad_id, lm.device):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import platform
@@ -44,16 +43,6 @@ def cache_folder() -> Path:
 def content_key(**settings: Any) -> str:
     """Return a 16-digit hash of the settings: equal work has an equal key."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def source_of(function: Any) -> list[str]:
-    """Return what a function's values depend on, as far as it can be read: another one's are not taken for its own."""
-    try:
-        code = inspect.getsource(function)
-    except (OSError, TypeError):
-        code = repr(function)
-    cells = [repr(cell.cell_contents) for cell in getattr(function, "__closure__", None) or ()]
-    return [getattr(function, "__name__", ""), code, repr(getattr(function, "__defaults__", None)), *cells]
 
 
 def seed_everything(seed: int) -> None:

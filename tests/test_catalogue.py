@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from neuronforget import erase
+from neuronforget import erase, losses
 from neuronforget.commands.console import assigned, named
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase import OPERATORS, make
-from neuronforget.erase.catalogue import further
+from neuronforget.erase.catalogue import addressed, further
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -81,6 +81,17 @@ def test_a_wrong_call_is_refused_in_words(
 ) -> None:
     with pytest.raises(InputError, match=message):
         make(OPERATORS[method], lm, *halves, neurons=some(lm) if chosen else None, **settings)
+
+
+def test_a_losss_own_settings_are_handed_to_it() -> None:
+    finetune = OPERATORS["finetune"]
+    found = addressed(finetune, {"loss": losses.npo, "beta": 0.5, "steps": 3, "seed": 1})
+    assert found["loss"].func is losses.npo and found["loss"].keywords == {"beta": 0.5}
+    assert {k: v for k, v in found.items() if k != "loss"} == {"steps": 3, "seed": 1}
+    assert addressed(finetune, {"alpha": 2.0})["loss"].keywords == {"alpha": 2.0}  # of the default loss
+    assert addressed(finetune, {"steps": 3}) == {"steps": 3} == addressed(OPERATORS["rank_one"], {"steps": 3})
+    with pytest.raises(InputError, match="npo: beta is a number"):
+        addressed(finetune, {"loss": losses.npo, "beta": "x"})
 
 
 def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:

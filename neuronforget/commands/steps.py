@@ -87,13 +87,13 @@ def erase(
         steps: Steps of training, or of the search for a target (default: the operator's).
         lr: Learning rate of these steps (default: the operator's).
         seed: Seed, for operators that draw at random.
-        set: Further settings of the operator, each NAME=VALUE: --set sigma=0.2 layers=[3,4].
+        set: Further settings of the operator or its loss, each NAME=VALUE: --set sigma=0.2 layers=[3,4] beta=0.05.
         export: Also write the edited model as a checkpoint folder that plain transformers loads.
         resume: Folder for checkpoints: a killed run continues (finetune, task_vector).
     """
     from neuronforget import losses
     from neuronforget.edits import Edit
-    from neuronforget.erase.catalogue import OPERATORS, check_call, make
+    from neuronforget.erase.catalogue import OPERATORS, addressed, check_call, make
     from neuronforget.neurons import Neurons
     from neuronforget.ranks import launched
     from neuronforget.runs import check_new, whole_file
@@ -113,7 +113,7 @@ def erase(
     }
     asked |= {"preferred": lines(refusals) if refusals else None}
     asked |= {"reinforced": Edit.load(reinforced) if reinforced else None}
-    given = {**assigned(set), **{name: value for name, value in asked.items() if value is not None}}
+    given = addressed(operator, {**assigned(set), **{k: value for k, value in asked.items() if value is not None}})
     check_call(operator, chosen, given)
     lm, forget, retain = data.open()
     if kept:

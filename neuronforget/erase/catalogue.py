@@ -103,6 +103,18 @@ def make(
     return operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
 
 
+def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Hand those settings to the loss that are its own and not the operator's: `beta` of `npo`, given to `finetune`."""
+    if not takes(operator, "loss"):
+        return dict(settings)
+    loss = settings.get("loss", inspect.signature(operator).parameters["loss"].default)
+    mine = list(inspect.signature(loss).parameters)[1:]  # the first is what it is computed from
+    own = {key: value for key, value in settings.items() if key in mine and not takes(operator, key)}
+    _check_kinds(loss, own)
+    rest = {key: value for key, value in settings.items() if key not in own}
+    return {**rest, "loss": partial(loss, **own)} if own else rest
+
+
 def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[str, Any]) -> None:
     """Raise InputError where `operator` lacks its neurons, or is not called with such settings."""
     wanted, name = inspect.signature(operator).parameters, name_of(operator)
@@ -114,11 +126,19 @@ def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[st
     own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
     if missing := [key for key in required if key in own and key not in settings]:
         raise InputError(f"{name} needs the setting {missing[0]}")
-    for key, value in settings.items():
+    for key in settings:
         if key not in own:
             raise InputError(f"{name} has no setting {key!r}; it has {', '.join(own) or 'none'}")
-        if kind := _unlike(value, own[key], _hints(operator).get(key)):
-            raise InputError(f"{name}: {key} is {kind} (by default {own[key].default}), found {value!r}")
+    _check_kinds(operator, settings)
+
+
+def _check_kinds(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    """Raise InputError for a setting that is not what the function's annotations ask for."""
+    wanted, hints = inspect.signature(function).parameters, _hints(function)
+    for key, value in settings.items():
+        if kind := _unlike(value, wanted[key], hints.get(key)):
+            default = wanted[key].default
+            raise InputError(f"{name_of(function)}: {key} is {kind} (by default {default}), found {value!r}")
 
 
 def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:
@@ -140,10 +160,10 @@ def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:
     return None
 
 
-def _hints(operator: Operator) -> dict[str, Any]:
-    """The operator's annotations as types; none where they cannot be read."""
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """A function's annotations as types; none where they cannot be read."""
     try:
-        return get_type_hints(operator)
+        return get_type_hints(function)
     except (NameError, TypeError):
         return {}
 

@@ -26,11 +26,11 @@ def name_of(loss: Callable[..., Any]) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
 
 
-def identity(loss: Loss) -> str:
-    """Return a text that differs where losses do: code, defaults, bound arguments, plain closure values.
+def identity(loss: Callable[..., Any]) -> str:
+    """Return a text that differs where losses or other functions do: code, defaults, bound arguments, plain closures.
 
-    Work is continued only under the identity it began with. State that a loss keeps in lists, dictionaries or
-    objects is no part of it.
+    Work is continued, and what was kept is used, only under the identity it began with. State that a loss keeps in
+    lists, dictionaries or objects is no part of it.
     """
     bound = settings_of(loss)
     while isinstance(loss, partial):

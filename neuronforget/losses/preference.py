@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from neuronforget.errors import InputError
 from neuronforget.losses.outputs import Outputs
 
 
@@ -66,4 +67,6 @@ def idk_ap(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor
 
 def _pull(margin: Float[Tensor, "example"], beta: float) -> Tensor:
     """`-(2/beta) log sigma(beta margin)`: it fades as the margin grows."""
+    if not beta > 0:
+        raise InputError(f"beta must be above 0, found {beta}")
     return -(2 / beta) * logsigmoid(beta * margin).mean()
