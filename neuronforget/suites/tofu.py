@@ -110,7 +110,7 @@ def ask(
             truth=loss[:n],
             paraphrase=loss[n : 2 * n],
             wrong=loss[2 * n :].reshape(n, -1),
-            rouge=np.array([rouge_l(text, [example.answer]) for example, text in pairs]),
+            rouge=np.array([rouge_l(text, [example.answer]) for example, text in pairs], dtype=float),
             written=tuple((example.prompt, text, example.answer) for example, text in pairs),
         )
     return log
