@@ -18,6 +18,19 @@ from neuronforget.runs import whole_file
 from neuronforget.scores import Scores
 from neuronforget.tables import Table, flat, interval, made_table, results_table
 
+#: What forgetting is drawn against -> title, how to read it.
+FRONTIERS = {
+    "nll": (
+        "Frontier: forgetting against damage",
+        "Lower and further left is better: less is answered, for a smaller rise of the retain loss (at the left end: "
+        "none, or a fall).",
+    ),
+    "kl_untouched": (
+        "Frontier: forgetting against change",
+        "Lower and further left is better: less is answered, for a smaller KL from the untouched model on retain.",
+    ),
+    "exact_match": ("Frontier in accuracy", "Lower and further right is better."),
+}
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 
 
@@ -102,32 +115,12 @@ def _comparison_pictures(results: Results) -> list[Picture]:
         "Dotted line: the gold twin, where there is one. "
     )
     columns = ("edit", "strength", "corpus", "accuracy")
+    sweep_table = Table("Accuracy over strengths", columns, tuple(sweep))
     return [
-        Picture(
-            "Frontier: forgetting against damage",
-            about + "Lower and further left is better: less is answered, for a smaller rise of the retain loss "
-            "(at the left end: none, or a fall).",
-            figures.frontier(results, retain_metric="nll"),
-            Table("Accuracy over strengths", columns, tuple(sweep)),
-        ),
         *(
-            [
-                Picture(
-                    "Frontier: forgetting against change",
-                    about + "Lower and further left is better: less is answered, for a smaller KL from the untouched "
-                    "model on retain.",
-                    figures.frontier(results, retain_metric="kl_untouched"),
-                    Table("Accuracy over strengths", columns, tuple(sweep)),
-                )
-            ]
-            if "kl_untouched" in _measured(results)
-            else []
-        ),
-        Picture(
-            "Frontier in accuracy",
-            about + "Lower and further right is better.",
-            figures.frontier(results),
-            Table("Accuracy over strengths", columns, tuple(sweep)),
+            Picture(title, about + words, figures.frontier(results, retain_metric=metric), sweep_table)
+            for metric, (title, words) in FRONTIERS.items()
+            if metric in _measured(results)
         ),
         Picture(
             "Every edit at full strength",
