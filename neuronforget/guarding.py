@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -184,7 +184,13 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
 
 def accepts(lm: LM, name: str) -> bool:
     """Does the model's forward pass name this argument?"""
-    return name in inspect.signature(lm.model.forward).parameters
+    forward = lm.model.forward
+    return name in _parameters(getattr(forward, "__func__", forward))
+
+
+@cache  # asked for every batch
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 def fingerprint(lm: LM) -> str:

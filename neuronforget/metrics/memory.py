@@ -46,8 +46,11 @@ class Prediction:
     @cached_property
     def ranks(self) -> Tensor:
         """How many tokens are likelier than the answer token, [example, token - 1]; 0 elsewhere."""
-        logits, targets = self._answered
-        return self._placed((logits > logits.gather(-1, targets[:, None])).sum(-1))
+        logits, targets = (x.detach() for x in self._answered)
+        above = torch.gt(
+            logits, logits.gather(-1, targets[:, None]), out=torch.empty_like(logits)
+        )  # fp32 adds up faster
+        return self._placed(above.sum(-1).long())
 
     @cached_property
     def logp(self) -> Tensor:
@@ -67,12 +70,16 @@ class Prediction:
     @cached_property
     def _answered(self) -> tuple[Tensor, Tensor]:
         """Logits (fp32) at the places that predict an answer token, and these tokens: no metric looks elsewhere."""
-        mask = self.mask.to(self.logits.device)
-        return self.at_answers(self.logits), self.batch.input_ids[:, 1:].to(self.logits.device)[mask]
+        return self.at_answers(self.logits), self.batch.input_ids[:, 1:][self.mask].to(self.logits.device)
 
     def at_answers(self, logits: Tensor) -> Tensor:
         """Return the rows of `logits` (fp32) that predict an answer token."""
-        return logits[:, :-1][self.mask.to(logits.device)].float()
+        return logits.flatten(0, 1).index_select(0, self._places.to(logits.device)).float()
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Where, example after example, an answer token comes next."""
+        return torch.nn.functional.pad(self.mask, (0, 1)).flatten().nonzero()[:, 0]
 
     def _placed(self, values: Tensor) -> Tensor:
         """Put a value of each answer token where it stands; 0 elsewhere."""
