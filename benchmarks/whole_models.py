@@ -26,7 +26,7 @@ from gauges import gpu_peak, in_turns, medians, process_peak, tensor_peak  # noq
 from problems import SHAPES, build  # noqa: E402
 
 
-def record_batches(lm: Any, batch: Any, count: int) -> None:
+def record_batches(lm: Any, batch: Any, count: int, *, compiled: bool = False) -> None:
     """Record `count` batches as `record` does."""
     from neuronforget.models import activations_only
     from neuronforget.moments import merge
@@ -35,7 +35,7 @@ def record_batches(lm: Any, batch: Any, count: int) -> None:
 
     tap = open_tap(lm, "torch_hooks")
     with activations_only(lm):
-        merge(record_batch(tap, lm, batch) for _ in range(count))
+        merge(record_batch(tap, lm, batch, compiled=compiled) for _ in range(count))
 
 
 def pass_alone(lm: Any, batch: Any, count: int) -> None:
@@ -61,6 +61,7 @@ def full_backward(lm: Any, batch: Any, count: int) -> None:
 
 
 JOBS = {"record": record_batches, "alone": pass_alone, "full": full_backward}
+JOBS["compiled"] = partial(record_batches, compiled=True)
 MEMORY_NOTE = (
     "Memory: peaks of `tensors` alive; on CPU also what the job adds to its process, `returning` where malloc hands "
     "freed memory back at once (MALLOC_TRIM_THRESHOLD_=0), else with what malloc keeps, which varies from run to run."
@@ -72,9 +73,10 @@ PEAKS = (("record", 2), ("record", 20), ("full", 2), ("full", 20))
 
 
 def measure(name: str, device: str) -> dict[str, Any]:
-    """Return the row of one model: median milliseconds of a batch with and without recording, and their ratio.
+    """Return the row of one model: median milliseconds of a batch with and without recording, and their ratios.
 
-    On CPU it is the process with the middle ratio of `PROCESSES`; `lowest` and `highest` are those of the others.
+    `compiled` is recording whose reduction `torch.compile` made (on CPU; the Triton kernel serves a GPU). On CPU it
+    is the process with the middle ratio of `PROCESSES`; `lowest` and `highest` are those of the others.
     """
     if device == "cuda":
         return measure_here(name, device)
@@ -86,14 +88,16 @@ def measure(name: str, device: str) -> dict[str, Any]:
 def measure_here(name: str, device: str) -> dict[str, Any]:
     """Return one process' row of one model."""
     lm, batch = build(name, device)
-    jobs = {job: partial(JOBS[job], lm, batch, 1) for job in ("record", "alone")}
+    timed = ("record", "alone", *(["compiled"] if device == "cpu" else []))
+    jobs = {job: partial(JOBS[job], lm, batch, 1) for job in timed}
     for job in jobs.values():
         job()
         job()
     middle = medians(in_turns(jobs, TURNS, device, SECONDS))
     row: dict[str, Any] = {"model": name, "batch": "x".join(map(str, batch.input_ids.shape))}
     row |= {f"{job}_ms": spent * 1e3 for job, spent in middle.items()}
-    return row | {"ratio": middle["record"] / middle["alone"]}
+    ratios = {f"ratio_{job}": middle[job] / middle["alone"] for job in ("compiled",) if job in middle}
+    return row | {"ratio": middle["record"] / middle["alone"]} | ratios
 
 
 def memory(name: str, device: str) -> list[dict[str, Any]]:

@@ -46,6 +46,7 @@ def record(
     batch_size: int = 16,
     positions: Positions = "all",
     per_example: bool = False,
+    compiled: bool = False,
     resume: str | Path | Unfinished | None = None,
     split: bool = True,
     progress: bool = True,
@@ -54,7 +55,8 @@ def record(
 
     `tap` is "transformer_lens", "torch_hooks" or "nnsight" (default: TransformerLens where it knows the
     model); all give equal moments. `positions="answer"` keeps the statistics to the positions that predict
-    an answer token. `per_example` keeps the table (its memory grows with the corpus). `resume` is a folder from
+    an answer token. `per_example` keeps the table (its memory grows with the corpus). `compiled` lets `torch.compile`
+    make the CPU's reduction (a C++ compiler is needed; the first batch waits for it). `resume` is a folder from
     which a killed recording goes on, losing and repeating no example; it is cleared at the end. Under `torchrun`
     or `accelerate launch` each process records its share of the batches and all return the whole; `split=False`
     lets each record everything. Raises InputError for a corpus that does not fit the model, for NaN in
@@ -66,21 +68,21 @@ def record(
     with ranks.together() as claims:
         check_whole(lm)
         reader = open_tap(lm, tap)
-        work = _work(lm, corpus, reader, (batch_size, positions, per_example))
+        work = _work(lm, corpus, reader, (batch_size, positions, per_example, *(["compiled"] if compiled else [])))
         claims.append(work)
         if resume is not None:
             unfinished = resume if isinstance(resume, Unfinished) else Unfinished(resume)
         tally = unfinished.tally(model=lm.digest(), rank=(ranks.rank, ranks.world), **work) if unfinished else Tally()
     fingerprint = Fingerprint([corpus.template, corpus.eos, corpus.max_tokens])
     groups = encoded_batches(corpus, lm.tokenizer, batch_size, fingerprint, lm.max_length)
-    measure = partial(_measure, reader, lm, positions=positions, per_example=per_example)
+    measure = partial(_measure, reader, lm, positions=positions, per_example=per_example, compiled=compiled)
     size = len(corpus) if isinstance(corpus, Corpus) else None
     quiet = not progress or ranks.rank > 0
     with activations_only(lm), tqdm(total=size, desc=f"record {corpus.name}", disable=quiet) as bar:
         _add_rounds(tally, groups, fingerprint, ranks, measure, bar)
     total = merge(part for part in ranks.each(tally.total) if part is not None)
-    if unfinished is not None and unfinished is not resume:  # else its owner has more to do, and clears it
-        unfinished.clear()
+    if unfinished is not None and unfinished is not resume:
+        unfinished.clear()  # else its owner has more to do, and clears it
     info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, "tap": reader.name}
     return _finish(total, lm, {**info, "positions": positions, **environment()})
 
@@ -121,11 +123,11 @@ def _check_positions(positions: Positions) -> None:
         raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
 
 
-def _measure(tap: Tap, lm: LM, rows: list[Encoded], *, positions: Positions, per_example: bool) -> Moments:
+def _measure(tap: Tap, lm: LM, rows: list[Encoded], **settings: Any) -> Moments:
     """Record one batch. Raises InputError, with a size that may fit, where the memory does not hold it."""
     try:
         batch = collate(rows, lm.pad_id, lm.device)
-        return record_batch(tap, lm, batch, positions=positions, per_example=per_example)
+        return record_batch(tap, lm, batch, **settings)
     except RuntimeError as error:
         reason = str(error).lower()
         if not isinstance(error, torch.OutOfMemoryError) and not any(words in reason for words in NO_MEMORY):
@@ -138,7 +140,9 @@ def _measure(tap: Tap, lm: LM, rows: list[Encoded], *, positions: Positions, per
     )
 
 
-def record_batch(tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all", per_example: bool = False) -> Moments:
+def record_batch(
+    tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all", per_example: bool = False, compiled: bool = False
+) -> Moments:
     """Record one batch of token ids, for scripts that make their own; call it in `models.activations_only(lm)`.
 
     The moments add up; `norms` and `info` are left empty. Raises InputError for NaN in activations or gradients.
@@ -151,9 +155,9 @@ def record_batch(tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all"
     segments = _segments(batch, positions)
     # Read once for each device that holds layers.
     layout = cache(lambda device: Layout.of(segments.to(device), examples))
-    got = _reduce_backwards(acts, nll.sum(), layout, TABLE_FIELDS if per_example else ())
-    missing = [site.layer for site in lm.sites if site.layer not in got]
-    if missing:
+    reduced = partial(neuron_moments, table=TABLE_FIELDS if per_example else (), compiled=compiled)
+    got = _reduce_backwards(acts, nll.sum(), layout, reduced)
+    if missing := [site.layer for site in lm.sites if site.layer not in got]:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
     stacked = _stacked([got[site.layer][0] for site in lm.sites], PIECE_FIELDS, 0)
     check_fields({**stacked, **_finite_extremes(stacked)})
@@ -177,7 +181,7 @@ def _stacked(layers: list[dict[str, Tensor]], names: tuple[str, ...], dim: int) 
 
 
 def _reduce_backwards(
-    acts: dict[int, Tensor], loss: Tensor, layout: Callable[[torch.device], Layout], table: tuple[str, ...]
+    acts: dict[int, Tensor], loss: Tensor, layout: Callable[[torch.device], Layout], reduced: Callable[..., Piece]
 ) -> dict[int, Piece]:
     """Reduce layers when the backward pass has reached them; `acts` is emptied on the way."""
     got: dict[int, Piece] = {}
@@ -191,7 +195,7 @@ def _reduce_backwards(
 
     def reduce_waiting() -> None:
         for layer, (act, grad) in waiting.items():
-            got[layer] = neuron_moments(act.flatten(0, -2), grad.flatten(0, -2), layout(act.device), table=table)
+            got[layer] = reduced(act.flatten(0, -2), grad.flatten(0, -2), layout(act.device))
         waiting.clear()
 
     def keep(layer: int) -> Any:

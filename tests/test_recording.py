@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,17 @@ def test_every_field_is_what_brute_force_finds(
     assert_close(found.variance, expected["fields"]["m2"] / expected["tokens"])
     mean_square = expected["table"]["sum_a2"].sum(0) / expected["tokens"]
     assert_close(found.rms, mean_square.sqrt())
+
+
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
+@pytest.mark.parametrize("per_example", [False, True])
+def test_compiled_code_records_the_same(per_example: bool, lm: LM, corpus: Corpus) -> None:
+    plain, found = (
+        record(lm, corpus, batch_size=3, per_example=per_example, compiled=on, progress=False) for on in (False, True)
+    )
+    for table, other in ((plain.fields, found.fields), (plain.table, found.table)):
+        for name, values in table.items():
+            torch.testing.assert_close(other[name], values, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_norms_are_those_of_the_write_weights(lm: LM, corpus: Corpus) -> None:
