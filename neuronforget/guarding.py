@@ -185,7 +185,9 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
 def accepts(lm: LM, name: str) -> bool:
     """Does the model's forward pass name this argument?"""
     forward = lm.model.forward
-    return name in _parameters(getattr(forward, "__func__", forward))
+    if (own := getattr(forward, "__func__", None)) is not None:  # the class': no model is held by the cache
+        return name in _parameters(own)
+    return name in inspect.signature(forward).parameters
 
 
 @cache  # asked for every batch
