@@ -21,6 +21,7 @@ INSTEAD = {
     "guards.md": {"lm.model.generate(...)": "__import__('neuronforget.generation').generation.generate(lm, forget)"},
     "influence.md": {
         "head(200)": "head(9)",
+        'lm, forget, retain, "adapter"': 'lm, forget, retain.head(9), "adapter"',
         "damping=0.1": "damping=1.0, tolerance=0.9",
         "shards=4": "shards=4, train=quick",
     },
