@@ -12,7 +12,7 @@ demo: $(VENV)/ready
 	$(BIN)/neuronforget demo --out $(OUT)
 
 test: $(VENV)/ready-dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -409,14 +409,13 @@ def test_a_model_dispatched_by_accelerate_is_recorded_as_it_was(tap: str, lm: LM
     assert_same_moments(run(spread, corpus, tap=tap, per_example=True), expected, rel=1e-6)
 
 
-def test_a_layers_statistics_are_reduced_where_the_layer_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layers_statistics_are_reduced_where_the_layer_lies() -> None:
     places: list[set[str]] = []
 
-    def piece(a: torch.Tensor, g: torch.Tensor, layout: Layout, *, table: tuple[str, ...]) -> Any:
+    def piece(a: torch.Tensor, g: torch.Tensor, layout: Layout) -> Any:
         places.append({x.device.type for x in (a, g, layout)})
         return {"s": a.sum(0)}, {"s": a}, layout.counts
 
-    monkeypatch.setattr(recording, "neuron_moments", piece)
     low = torch.ones(1, 2, 3, device="meta", requires_grad=True)
     high = (low * 2).tanh()
     asked: list[torch.device] = []
@@ -425,7 +424,7 @@ def test_a_layers_statistics_are_reduced_where_the_layer_lies(monkeypatch: pytes
         asked.append(device)
         return replace(Layout.of(torch.zeros(2, dtype=torch.long), 1), device=device)
 
-    got = recording._reduce_backwards({0: low, 1: high}, high.sum(), layout, ())
+    got = recording._reduce_backwards({0: low, 1: high}, high.sum(), layout, piece)
     assert set(got) == {0, 1} and places == [{"meta"}, {"meta"}] and [d.type for d in asked] == ["meta", "meta"]
     stacked = recording._stacked([{"s": torch.zeros(2, 3)}, {"s": torch.ones(2, 3)}], ("s",), 1)
     assert stacked["s"].shape == (2, 2, 3) and stacked["s"].device.type == "cpu"
