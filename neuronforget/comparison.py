@@ -200,7 +200,7 @@ def _audit(
             audits[name] = Audit.load(folder)
             continue
         try:
-            audits[name] = audit(lm, edit, forget, retain, **settings)
+            audits[name] = audit(lm, edit, forget, retain, kept=resume, **settings)
         except InputError as error:
             refused[name] = str(error)
             continue

@@ -54,7 +54,7 @@ def generate(
     check_batch_size(batch_size)
     decoding = decoding or Decoding()
     ids = prompt_tokens(lm, corpus, decoding)
-    store = Kept.of(kept, "answers", lm, len(ids), ids=ids, **asdict(decoding))
+    store = Kept.of(kept, "answers", lm, ids, versions=None, **asdict(decoding))
     found: dict[int, str] = store.read()
     missing = sorted((i for i in range(len(ids)) if i not in found), key=lambda i: (-len(ids[i]), i))
     with frozen(lm), tqdm(total=len(ids), initial=len(found), desc="generate", disable=not progress) as bar:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuronforget.corpora import Batch
 from neuronforget.guarding import guard_on
 from neuronforget.models import LM
-from neuronforget.runs import content_key, writing
+from neuronforget.runs import content_key, environment, writing
 
 
 class Kept:
@@ -23,12 +24,27 @@ class Kept:
         self.path, self.count = path, count
 
     @classmethod
-    def of(cls, folder: str | Path | None, kind: str, lm: LM, count: int, **work: Any) -> Kept:
-        """Name the file by the model, a guard on it and the work; without a folder nothing is hashed or kept."""
+    def of(cls, folder: str | Path | None, kind: str, lm: LM, rows: Sequence[Any], **work: Any) -> Kept:
+        """Name the file by the model, a guard on it, the examples' `rows`, versions and the work.
+
+        Models among the work count as the first does. Without a folder nothing is hashed or kept.
+        """
         if folder is None:
-            return cls(None, count)
-        key = content_key(model=lm.digest(), guard=guard_on(lm), **work)
-        return cls(Path(folder) / f"{kind}-{key}.jsonl", count)
+            return cls(None, len(rows))
+        return cls(Path(folder) / f"{kind}-{work_key(lm, rows=rows, **work)}.jsonl", len(rows))
+
+    def fill(self, batches: Iterable[Batch], values: Callable[[Batch], Iterable[Any]]) -> list[Any]:
+        """Return the value of every example; `values` gives those of a batch, where one of them is not there yet.
+
+        A value is what JSON holds: numbers, texts, lists of them.
+        """
+        found = self.read()
+        for batch in batches:
+            if not all(i in found for i in batch.index):
+                new = dict(zip(batch.index, values(batch), strict=True))
+                self.add(new)
+                found |= new
+        return [found[i] for i in range(self.count)]
 
     def read(self) -> dict[int, Any]:
         """Return what is there by example; a line that a kill cut short is not."""
@@ -48,6 +64,12 @@ class Kept:
                     if file.read() != b"\n":
                         file.write(b"\n")
                 file.writelines(json.dumps([i, value]).encode() + b"\n" for i, value in values.items())
+
+
+def work_key(lm: LM, **work: Any) -> str:
+    """Return the name of work on a model as it is now, by its content."""
+    work = {"versions": environment(), "model": lm, **work}
+    return content_key(**{k: (v.digest(), guard_on(v)) if isinstance(v, LM) else v for k, v in work.items()})
 
 
 def _whole_lines(content: bytes) -> Iterator[tuple[int, Any]]:

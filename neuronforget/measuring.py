@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from neuronforget.likelihood import answer_logp, answer_nll
 from neuronforget.losses.naming import identity
 from neuronforget.metrics import Metric, Prediction, exact_match, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
-from neuronforget.runs import environment
 
 METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
 
@@ -73,26 +71,20 @@ def measure(
     """
     metrics = list(metrics)
     rows = encode(corpus, lm.tokenizer, lm.max_length)
-    work: dict[str, Any] = {}
-    if kept is not None:
-        work = {"gold": gold and gold.digest(), "before": before and before.digest, "versions": environment()}
-        work |= {"rows": [(row.ids, row.answer_start) for row in rows], "batch_size": batch_size}
-    store = Kept.of(kept, "values", lm, len(rows), metrics=[identity(metric) for metric in metrics], **work)
-    found = store.read()
+    work: dict[str, Any] = {"gold": gold, "before": before and before.digest, "batch_size": batch_size}
+    store = Kept.of(kept, "values", lm, rows, metrics=[identity(metric) for metric in metrics], **work)
+
+    def values(batch: Batch) -> list[list[float]]:
+        logits, cut = predicted(lm, batch)
+        twin = predicted(gold, batch)[0] if gold is not None else None
+        made = Prediction(logits, cut, twin, before.rows[batch.index] if before is not None else None)
+        columns = [metric(made).float().tolist() for metric in metrics]
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    if not metrics:
+        return {}
     with frozen(lm), frozen(gold or lm):
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
-            if all(i in found for i in batch.index):
-                continue
-            logits, cut = predicted(lm, batch)
-            twin = predicted(gold, batch)[0] if gold is not None else None
-            made = Prediction(logits, cut, twin, before.rows[batch.index] if before is not None else None)
-            del logits, twin  # two batches' logits are never held at once
-            values = zip(*(metric(made).float().tolist() for metric in metrics), strict=True)
-            del made
-            new = dict(zip(batch.index, map(list, values), strict=True)) if metrics else {}
-            store.add(new)
-            found |= new
-    table = np.array([found[i] for i in range(len(rows))] if metrics else [], dtype=np.float64)
+        table = np.array(store.fill(batches(rows, batch_size, lm.pad_id, lm.device), values), dtype=np.float64)
     return {name_of(metric): table[:, i] for i, metric in enumerate(metrics)}
 
 
@@ -109,17 +101,22 @@ def predicted(lm: LM, batch: Batch) -> tuple[Tensor, Batch]:
 
 
 @torch.no_grad()
-def option_losses(lm: LM, corpus: Corpus, *, batch_size: int = 128, total: bool = False) -> list[list[float]]:
-    """Return the NLL (nats per token; with `total` of the whole) of each example's answer, then of its wrong ones."""
+def option_losses(
+    lm: LM, corpus: Corpus, *, batch_size: int = 128, total: bool = False, kept: str | Path | None = None
+) -> list[list[float]]:
+    """Return the NLL (nats per token; with `total` of the whole) of each example's answer, then of its wrong ones.
+
+    `kept` is a folder for them, as for `measure`.
+    """
     options = [(i, text) for i, e in enumerate(corpus) for text in (e.answer, *e.wrong)]
-    rows = replace(corpus, examples=tuple(replace(corpus.examples[i], answer=text) for i, text in options))
+    each = replace(corpus, examples=tuple(replace(corpus.examples[i], answer=text) for i, text in options))
+    rows = encode(each, lm.tokenizer, lm.max_length)
     score = (lambda logits, batch: -answer_logp(logits, batch)) if total else answer_nll
-    found: list[float] = [math.nan] * len(options)
+    store = Kept.of(kept, "options", lm, rows, total=total, batch_size=batch_size)
     with frozen(lm):
-        for batch in batches(encode(rows, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
-            values = score(*predicted(lm, batch)).tolist()
-            for place, value in zip(batch.index, values, strict=True):
-                found[place] = value
+        found = store.fill(
+            batches(rows, batch_size, lm.pad_id, lm.device), lambda batch: score(*predicted(lm, batch)).tolist()
+        )
     by: list[list[float]] = [[] for _ in corpus]
     for (i, _), value in zip(options, found, strict=True):
         by[i].append(value)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,7 +62,8 @@ class Reading:
 class Case:
     """The subjects and the corpora of one audit; `derived` are questions that take a forgotten fact.
 
-    `curves` is what probes leave to be drawn, name -> subject -> values; `skipped` what they could not ask, and why.
+    `kept` is a folder for what was measured. `curves` is what probes leave to be drawn, name -> subject -> values;
+    `skipped` what they could not ask, and why.
     """
 
     subjects: tuple[Subject, ...]
@@ -70,6 +72,7 @@ class Case:
     batch_size: int = 64
     seed: int = 0
     derived: Corpus | None = None
+    kept: Path | None = None
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -92,9 +95,8 @@ class Case:
         """Return exact match, or the answer's probability where the untouched model writes too few of them."""
         first = self.subjects[0]
         with first.on() as lm:
-            known = float(
-                np.nanmean(measure(lm, self.forget, [exact_match], batch_size=self.batch_size)["exact_match"])
-            )
+            hits = measure(lm, self.forget, [exact_match], batch_size=self.batch_size, kept=self.kept)["exact_match"]
+        known = float(np.nanmean(hits))
         return exact_match if known >= KNOWN else probability
 
 
@@ -112,7 +114,7 @@ def asked(
     """Return the values of a metric on each corpus, of a model that computes as the subject `who` does."""
     name, found = metric.__name__, []
     for key, corpus in corpora.items():
-        values = measure(lm, corpus, [metric], batch_size=case.batch_size)[name].astype(float)
+        values = measure(lm, corpus, [metric], batch_size=case.batch_size, kept=case.kept)[name].astype(float)
         given = {"sign": int(key != "retain"), **about}
         found.append(Reading(probe, who, key, name, values, subjects_of(corpus), **given))
     return found

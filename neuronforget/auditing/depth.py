@@ -7,7 +7,7 @@ edited one's do not, is still in them (unlearning depth score; Lee, Kim and Jo 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +19,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject
-from neuronforget.corpora import Batch, batches, encode
+from neuronforget.corpora import Batch, Encoded, batches, encode
 from neuronforget.guarding import asked
+from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
+from neuronforget.losses.naming import identity
 from neuronforget.measuring import subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
@@ -40,17 +42,21 @@ def lens(case: Case, metric: Metric) -> Iterator[Reading]:
     not judged.
     """
     for subject in case.subjects:
-        found = np.full((len(blocks_of(subject.lm)), len(case.forget)), np.nan)
         with subject.on() as lm, frozen(lm), torch.no_grad():
-            for batch in _batches(case, lm):
-                index = list(batch.index)
-                here = Outs.of(lm, batch)
-                for layer in range(len(found)):
-                    read = here.with_state(lm, len(found) - 1, here.state(layer))
-                    found[layer, index] = (-answer_nll(read, batch)).exp().cpu()
+            rows = encode(case.forget, lm.tokenizer, lm.max_length)
+            store = Kept.of(case.kept, "lens", lm, rows, batch_size=case.batch_size)
+            found = np.array(store.fill(_batches(case, lm, rows), partial(_read_off, lm))).T
         case.curves.setdefault("lens", {})[subject.name] = found.mean(1).tolist()
         yield Reading("lens", subject.name, "forget", "probability at the best block", found.max(0),
                       subjects_of(case.forget), sign=int(case.gold is not None))  # fmt: skip
+
+
+def _read_off(lm: LM, batch: Batch) -> list[list[float]]:
+    """Return the answer's probability, by example and block."""
+    here = Outs.of(lm, batch)
+    last = len(here.outs) - 1
+    read = [-answer_nll(here.with_state(lm, last, here.state(layer)), batch) for layer in range(last + 1)]
+    return torch.stack(read, 1).exp().tolist()
 
 
 def patching(case: Case, metric: Metric) -> Iterator[Reading]:
@@ -78,20 +84,24 @@ def patching(case: Case, metric: Metric) -> Iterator[Reading]:
 
 def drops(case: Case, subject: Subject, patch: Patch) -> Float[np.ndarray, "layer example"]:
     """Return how much less likely (nats an answer token) the untouched model's answers get with a subject's states."""
-    base, found = case.subjects[0].lm, []
-    columns: list[list[int]] = []
+    base = case.subjects[0].lm
+    rows = encode(case.forget, base.tokenizer, base.max_length)
+    untouched = base.digest() if case.kept else ""
+    with subject.on() as lm:
+        store = Kept.of(
+            case.kept, "patching", lm, rows, base=untouched, patch=identity(patch), batch_size=case.batch_size
+        )
+
+    def values(batch: Batch) -> list[list[float]]:
+        with subject.on() as lm:
+            there = patch(lm, batch)
+        here = Outs.of(base, batch)
+        before = answer_nll(here.logits, batch)
+        places = torch.nn.functional.pad(batch.answer_mask[:, 1:], (0, 1))[..., None]
+        return torch.stack([answer_nll(put(base, here, places), batch) - before for put in there], 1).tolist()
+
     with frozen(base), frozen(subject.lm), torch.no_grad():
-        for batch in _batches(case, base):
-            with subject.on() as lm:
-                there = patch(lm, batch)
-            here = Outs.of(base, batch)
-            before = answer_nll(here.logits, batch)
-            places = torch.nn.functional.pad(batch.answer_mask[:, 1:], (0, 1))[..., None]
-            rows = [answer_nll(put(base, here, places), batch) - before for put in there]
-            found.append(torch.stack(rows).cpu().numpy())
-            columns.append(list(batch.index))
-    order = np.argsort(np.concatenate(columns))
-    return np.concatenate(found, axis=1)[:, order]
+        return np.array(store.fill(_batches(case, base, rows), values)).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,5 +169,5 @@ def _give(out: Any, *_: Any, **__: Any) -> Any:
     return out
 
 
-def _batches(case: Case, lm: LM) -> Iterator[Batch]:
-    return batches(encode(case.forget, lm.tokenizer, lm.max_length), case.batch_size, lm.pad_id, lm.device)
+def _batches(case: Case, lm: LM, rows: Sequence[Encoded]) -> Iterator[Batch]:
+    return batches(rows, case.batch_size, lm.pad_id, lm.device)

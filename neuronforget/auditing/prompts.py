@@ -69,7 +69,7 @@ def choice(case: Case, metric: Metric) -> Iterator[Reading]:
     chance = np.array([1 / (1 + len(e.wrong)) for e in corpus])
     for subject in case.subjects:
         with subject.on() as lm:
-            losses = [np.array(own) for own in option_losses(lm, corpus, batch_size=case.batch_size)]
+            losses = [np.array(own) for own in option_losses(lm, corpus, batch_size=case.batch_size, kept=case.kept)]
         values = np.array([np.nan if np.isnan(own).any() else float(own[0] < own[1:].min()) for own in losses])
         yield Reading("choice", subject.name, "forget", "choice", values, subjects_of(corpus), 1 if case.gold else -1,
                       floor=chance, two_sided=True)  # fmt: skip

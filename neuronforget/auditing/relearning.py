@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +20,9 @@ from neuronforget.corpora import Corpus, encode
 from neuronforget.corpora.tokens import collate
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
+from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
+from neuronforget.losses.naming import identity
 from neuronforget.measuring import measure, subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
@@ -29,14 +33,20 @@ STEPS, EVERY = 45, 3
 
 def curve(
     lm: LM, taught: Corpus, looked_at: Mapping[str, Corpus], metric: Metric, *, count: int = STEPS, every: int = EVERY,
-    lr: float | None = None, batch_size: int = 32, seed: int = 0,
+    lr: float | None = None, batch_size: int = 32, seed: int = 0, kept: str | Path | None = None,
 ) -> dict[str, np.ndarray]:  # fmt: skip
     """Teach the whole model `taught` for `count` steps; return each corpus' values `[look, example]` on the way.
 
-    Looks are after 0, `every`, 2 `every` ... steps. The model is left as it was.
+    Looks are after 0, `every`, 2 `every` ... steps. The model is left as it was. `kept` is a folder for the curves.
     """
     rows = encode(taught, lm.tokenizer, lm.max_length)
     rate = default_lr(lm, None) if lr is None else lr
+    asked = {name: encode(corpus, lm.tokenizer, lm.max_length) for name, corpus in looked_at.items()}
+    plan = Plan(count, rate, seed=seed)
+    work = {"plan": plan, "batch_size": batch_size, "metric": identity(metric), "every": every}
+    store = Kept.of(kept, "relearning", lm, [(rows, asked)], **work)
+    if known := store.read():
+        return {name: np.array(values) for name, values in known[0].items()}
     found: dict[str, list[np.ndarray]] = {name: [] for name in looked_at}
 
     def look() -> None:
@@ -50,12 +60,13 @@ def curve(
 
     with frozen(lm), whole(lm, dict.fromkeys(lm.parameters, rate)) as trained:
         look()
-        plan = Plan(count, rate, seed=seed)
         for done, _ in enumerate(steps(trained.values, loss, plan, desc="relearn", progress=False), 1):
             if done % every == 0:
                 trained.put()
                 look()
-    return {name: np.stack(values) for name, values in found.items()}
+    curves = {name: np.stack(values) for name, values in found.items()}
+    store.add({0: {name: values.tolist() for name, values in curves.items()}})
+    return curves
 
 
 def relearning(case: Case, metric: Metric) -> Iterator[Reading]:
@@ -67,7 +78,7 @@ def relearning(case: Case, metric: Metric) -> Iterator[Reading]:
     halves = halved(case.forget)
     for subject in (s for s in case.subjects if s is not case.subjects[0]):
         with subject.on() as lm:
-            found = curve(lm, halves["taught again"], halves, metric, seed=case.seed, batch_size=case.batch_size)
+            found = _curve(case, lm, halves, metric)
             anew = {} if case.gold else _anew(case, lm, halves, metric)
         for name, values in found.items():
             floor = anew[name].mean(0) if name in anew else None
@@ -75,6 +86,11 @@ def relearning(case: Case, metric: Metric) -> Iterator[Reading]:
             judged = int(case.gold is not None or name == "siblings")
             yield Reading("relearning", subject.name, name, f"{metric.__name__} on the way", values.mean(0),
                           subjects_of(halves[name]), judged, floor)  # fmt: skip
+
+
+def _curve(case: Case, lm: LM, halves: Mapping[str, Corpus], metric: Metric) -> dict[str, np.ndarray]:
+    how: dict[str, Any] = {"batch_size": case.batch_size, "seed": case.seed, "kept": case.kept}
+    return curve(lm, halves["taught again"], halves, metric, **how)
 
 
 def halved(forget: Corpus) -> dict[str, Corpus]:
@@ -94,7 +110,7 @@ def halved(forget: Corpus) -> dict[str, Corpus]:
 def _anew(case: Case, lm: LM, halves: Mapping[str, Corpus], metric: Metric) -> dict[str, np.ndarray]:
     """The same model learning other answers to the same questions: facts that it never knew."""
     asked = {name: other_answers(corpus) for name, corpus in halves.items()}
-    return curve(lm, asked["taught again"], asked, metric, seed=case.seed, batch_size=case.batch_size)
+    return _curve(case, lm, asked, metric)
 
 
 def other_answers(corpus: Corpus) -> Corpus:

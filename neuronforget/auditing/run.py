@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ def audit(
     probes: Sequence[str] | None = None,
     own: dict[str, Probe] | None = None,
     batch_size: int = 64,
+    kept: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Audit:
@@ -63,7 +65,8 @@ def audit(
     `edit` may be a model that somebody else unlearned, of the same architecture. `gold` is the model that never knew:
     whatever it shows too is no knowledge. Without it each probe says what stood in for it, or that it was not asked.
     `derived` are questions that take a forgotten fact (in two steps, say) and that the request does not name.
-    `probes` are names of `PROBES` (default: all), `own` more of one's own. All models are left as they were. Raises
+    `probes` are names of `PROBES` (default: all), `own` more of one's own. `kept` is a folder for what is measured: a
+    killed audit goes on, losing a batch, or one model's relearning, at most. All models are left as they were. Raises
     InputError for corpora that share examples, models that do not fit, and unknown probes.
     """
     check_disjoint(forget, retain)
@@ -78,7 +81,7 @@ def audit(
     with edited.on():  # an edit that does not fit is refused here
         pass
     subjects = (Subject(UNTOUCHED, lm), edited, *([Subject(GOLD, gold)] if gold is not None else []))
-    case = Case(subjects, forget, retain, batch_size, seed, derived)
+    case = Case(subjects, forget, retain, batch_size, seed, derived, Path(kept) if kept is not None else None)
     metric, readings, not_tested = case.metric(), [], {}
     with tqdm(chosen.items(), desc="audit", disable=not progress) as bar:
         for name, probe in bar:
@@ -128,7 +131,7 @@ def _damage(case: Case, metric: Metric, readings: Sequence[Reading]) -> dict[str
 
 def _far(case: Case, lm: LM) -> np.ndarray:
     assert case.gold is not None
-    return measure(lm, case.forget, [kl_gold], gold=case.gold.lm, batch_size=case.batch_size)["kl_gold"]
+    return measure(lm, case.forget, [kl_gold], gold=case.gold.lm, batch_size=case.batch_size, kept=case.kept)["kl_gold"]
 
 
 def _neurons(case: Case) -> dict[str, Any]:

@@ -30,6 +30,8 @@ class Asked:
     """Examples in a forward pass."""
     seed: int = 0
     """Seed of the bootstrap."""
+    kept: Folder | None = None
+    """Folder for what is measured and written: a killed run goes on, nothing is computed twice."""
     device: str = "cpu"
     """Where the model is put: cpu, cuda, cuda:1."""
 
@@ -39,7 +41,7 @@ class Asked:
         made = Edit.load(self.edit) if self.edit else None
         lm = load(self.model, device=self.device)
         with made.on(lm) if made else nullcontext():
-            results = suite(lm, *given, batch_size=self.batch_size, seed=self.seed, **settings)
+            results = suite(lm, *given, batch_size=self.batch_size, kept=self.kept, seed=self.seed, **settings)
         saved(results, self.out)
 
 

@@ -191,6 +191,7 @@ def audit(
     probes: tuple[str, ...] = (),
     batch_size: int = 64,
     seed: int = 0,
+    kept: Folder | None = None,
 ) -> None:
     """Is the knowledge erased or only hidden? Writes OUT/audit.json, its tables, and OUT/audit.html.
 
@@ -203,6 +204,7 @@ def audit(
             patching.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap and of relearning.
+        kept: Folder for what is measured: a killed audit goes on, nothing is measured twice.
     """
     from neuronforget.audit_page import audit_report
     from neuronforget.auditing import audit as run
@@ -218,8 +220,9 @@ def audit(
     twin = load(gold, device=data.device) if gold else None
     what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None
     found = run(
-        lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, batch_size=batch_size, seed=seed
-    )
+        lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, batch_size=batch_size, seed=seed,
+        kept=kept,
+    )  # fmt: skip
     with whole_folder(out) as scratch:
         found.save(scratch)
         audit_report(found, scratch / "audit.html")

@@ -51,7 +51,6 @@ def tofu(
     template: str | None = None,
     eos: bool = True,
     max_new_tokens: int = 200,
-    kept: Folder | None = None,
     log: Folder | None = None,
 ) -> None:
     """Run a model over TOFU's four sets: scores, model utility and, with a retain-only model, forget quality.
@@ -64,7 +63,6 @@ def tofu(
         template: Format string with {prompt}, or "chat" (default: "Question: {prompt}", "Answer:" on the next line).
         eos: Count the end of sequence as a token of the answer.
         max_new_tokens: Longest answer.
-        kept: Folder for written answers: a killed run goes on.
         log: File for the log in the authors' format, for `evaluate tofu-logs`.
     """
     from neuronforget.generation import Decoding
@@ -76,7 +74,7 @@ def tofu(
         output(log, ".json")
     protocol = Protocol(**({"template": template} if template else {}), eos=eos, decoding=Decoding(max_new_tokens, ()))
     retain_lm = load(retain_model, device=asked.device) if retain_model else None
-    asked.run(run, split, path=data, retain_lm=retain_lm, n=n, protocol=protocol, kept=kept, log=log)
+    asked.run(run, split, path=data, retain_lm=retain_lm, n=n, protocol=protocol, log=log)
 
 
 def rwku(
@@ -87,7 +85,6 @@ def rwku(
     n: int | None = None,
     template: str | None = None,
     max_new_tokens: int = 32,
-    kept: Folder | None = None,
 ) -> None:
     """Ask a model RWKU's probes: three levels, nine attacks, neighbours.
 
@@ -97,11 +94,10 @@ def rwku(
         n: Ask the first n questions of each level, attack and target.
         template: Format string with {prompt}, or "chat".
         max_new_tokens: Longest answer.
-        kept: Folder for written answers: a killed run goes on.
     """
     from neuronforget.suites.rwku import rwku as run
 
-    settings = {"n": n, "template": template, "max_new_tokens": max_new_tokens, "kept": kept}
+    settings = {"n": n, "template": template, "max_new_tokens": max_new_tokens}
     asked.run(run, data, targets=list(targets) or None, **settings)
 
 
@@ -112,7 +108,6 @@ def muse(
     gold: str | None = None,
     n: int | None = None,
     max_tokens: int | None = None,
-    kept: Folder | None = None,
 ) -> None:
     """Ask a model MUSE's questions: verbatim and knowledge memory, utility, and the privacy leak beside a gold twin.
 
@@ -121,13 +116,12 @@ def muse(
         gold: Checkpoint of a model that never saw the forget texts, for the privacy leak.
         n: Ask the first n rows of each part.
         max_tokens: Cut the texts of the privacy leak.
-        kept: Folder for written answers: a killed run goes on.
     """
     from neuronforget.suites.muse import muse as run
 
     check_new(asked.out)
     twin = load(gold, device=asked.device) if gold else None
-    asked.run(run, data, gold=twin, n=n, max_tokens=max_tokens, kept=kept)
+    asked.run(run, data, gold=twin, n=n, max_tokens=max_tokens)
 
 
 def counterfact(asked: Annotated[Asked, tyro.conf.arg(name="")], *, data: Folder, n: int | None = None) -> None:
@@ -193,7 +187,7 @@ def membership(
     twin, other = (load(path, device=asked.device) if path else None for path in (gold, reference))
     found = run(
         load(asked.model, device=asked.device), *sides, edits=made, gold=twin, reference=other,
-        attacks=attacks or ATTACKS, batch_size=asked.batch_size, seed=asked.seed,
+        attacks=attacks or ATTACKS, batch_size=asked.batch_size, kept=asked.kept, seed=asked.seed,
     )  # fmt: skip
     saved(found, asked.out)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.guarding import asked
+from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
 from neuronforget.results import RESAMPLES, Results, example_rows
@@ -43,6 +45,7 @@ def membership(
     attacks: Sequence[str] = ATTACKS,
     ks: Sequence[float] = KS,
     batch_size: int = 16,
+    kept: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Results:
@@ -50,8 +53,8 @@ def membership(
 
     `reference` is a model that saw neither corpus, for the attack of that name; without it `info["missing"]` says so.
     Intervals are over texts, resampled among members and among others. A text that gives NaN makes the AUC NaN, and is
-    counted. `examples` hold the score of every text. Raises InputError for corpora that share texts, unknown attacks
-    and shares not in (0, 1].
+    counted. `examples` hold the score of every text. `kept` is a folder for them: a killed run goes on. Raises
+    InputError for corpora that share texts, unknown attacks and shares not in (0, 1].
     """
     check_disjoint(members, non_members)
     if unknown := set(attacks) - set(ATTACKS):
@@ -69,7 +72,8 @@ def membership(
             sides = {}
             for side, corpus in ((MEMBERS, members), (OTHERS, non_members)):
                 with edit.on(model) if edit is not None else frozen(model):
-                    sides[side] = text_scores(model, corpus, known, ks, reference=reference, batch_size=batch_size)
+                    settings: dict[str, Any] = {"reference": reference, "batch_size": batch_size, "kept": kept}
+                    sides[side] = text_scores(model, corpus, known, ks, **settings)
             for metric, here in sides[MEMBERS].items():
                 there = sides[OTHERS][metric]
                 about = {"edit": name, "point": "full", "metric": metric}
@@ -93,7 +97,7 @@ def membership(
 
 def text_scores(
     lm: LM, corpus: Corpus, attacks: Sequence[str] = ("loss", "zlib", "min_k", "min_k++"), ks: Sequence[float] = KS,
-    *, reference: LM | None = None, batch_size: int = 16,
+    *, reference: LM | None = None, batch_size: int = 16, kept: str | Path | None = None,
 ) -> dict[str, Float[np.ndarray, "text"]]:  # fmt: skip
     """Return each attack's score of every text, over the tokens that count as answer; higher: rather a member.
 
@@ -104,33 +108,38 @@ def text_scores(
       distribution at that place (Zhang et al. 2024, arXiv:2404.02936).
     - `reference`: mean log-likelihood less that of the reference model, in nats.
     - `gradient`: minus the norm of the loss' gradient over all weights.
+
+    `kept` is a folder for the scores: equal model, texts and settings find them there.
     """
     rows = encode(corpus, lm.tokenizer, lm.max_length)
-    found: dict[str, np.ndarray] = {}
+    sizes = [len(zlib.compress("".join(join(e.prompt, e.answer)).encode())) for e in corpus]
+    other = reference if "reference" in attacks else None
 
-    def keep(metric: str, index: Sequence[int], values: Any) -> None:
-        found.setdefault(metric, np.full(len(rows), np.nan))[list(index)] = values
+    def scores(batch: Batch) -> list[dict[str, float]]:
+        own = list(_token_scores(lm, batch))
+        found = [_scores_of(logp, z, sizes[i], attacks, ks) for i, (logp, z) in zip(batch.index, own, strict=True)]
+        if other is not None:
+            for row, (ours, _), (theirs, _) in zip(found, own, _token_scores(other, batch), strict=True):
+                row["reference"] = float(ours.mean() - theirs.mean())
+        return found
 
-    sizes = np.array([len(zlib.compress("".join(join(e.prompt, e.answer)).encode())) for e in corpus])
+    work: dict[str, Any] = {"attacks": attacks, "ks": ks, "reference": other, "sizes": sizes, "batch_size": batch_size}
     with frozen(lm), torch.no_grad():
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
-            index = list(batch.index)
-            own = list(_token_scores(lm, batch))
-            for place, (logp, z) in zip(index, own, strict=True):
-                if "loss" in attacks:
-                    keep("loss", [place], logp.mean())
-                if "zlib" in attacks:
-                    keep("zlib", [place], logp.mean() / sizes[place])
-                for name, values in (("min_k", logp), ("min_k++", z)):
-                    for k in ks if name in attacks else ():
-                        keep(f"{name}@{k:.0%}", [place], lowest(values, k))
-            if "reference" in attacks and reference is not None:
-                pairs = zip(own, _token_scores(reference, batch), strict=True)
-                keep("reference", index, [ours.mean() - theirs.mean() for (ours, _), (theirs, _) in pairs])
+        read = Kept.of(kept, "texts", lm, rows, **work).fill(batches(rows, batch_size, lm.pad_id, lm.device), scores)
     if "gradient" in attacks:
-        for batch in batches(rows, 1, lm.pad_id, lm.device):
-            keep("gradient", batch.index, -_gradient_norm(lm, batch))
-    return found
+        store = Kept.of(kept, "gradients", lm, rows)
+        norms = store.fill(batches(rows, 1, lm.pad_id, lm.device), lambda batch: [_gradient_norm(lm, batch)])
+        read = [row | {"gradient": -norm} for row, norm in zip(read, norms, strict=True)]
+    return {name: np.array([row[name] for row in read]) for name in read[0]}
+
+
+def _scores_of(
+    logp: np.ndarray, z: np.ndarray, size: int, attacks: Sequence[str], ks: Sequence[float]
+) -> dict[str, float]:
+    """Return what one text's tokens say by themselves."""
+    found = {name: float(logp.mean()) / by for name, by in (("loss", 1), ("zlib", size)) if name in attacks}
+    wanted = {name: values for name, values in (("min_k", logp), ("min_k++", z)) if name in attacks}
+    return found | {f"{name}@{k:.0%}": float(lowest(values, k)) for name, values in wanted.items() for k in ks}
 
 
 def lowest(values: np.ndarray, share: float) -> float:

@@ -31,13 +31,21 @@ QUESTIONS = {
 
 
 def counterfact(
-    lm: LM, path: str | Path, *, n: int | None = None, name: str = "model", batch_size: int = 64, seed: int = 0
+    lm: LM,
+    path: str | Path,
+    *,
+    n: int | None = None,
+    name: str = "model",
+    batch_size: int = 64,
+    kept: str | Path | None = None,
+    seed: int = 0,
 ) -> Results:
     """Compare the true object with the new one: how often it is likelier, by how much, and how likely it is.
 
     Metrics, each on "efficacy", "paraphrase" and "neighbourhood": `true preferred` (1 minus the success of an edit to
     the new object; on neighbours what specificity asks), `new less true` (probabilities of the whole objects),
-    `probability` of the true object, and `exact_match`. Raises InputError for rows that are not CounterFact's.
+    `probability` of the true object, and `exact_match`. `kept` is a folder for what is measured. Raises
+    InputError for rows that are not CounterFact's.
     """
     fields = tuple(dict.fromkeys(field for three in QUESTIONS.values() for field in three))
     found = rows_of(path, fields=fields, n=n)
@@ -45,13 +53,13 @@ def counterfact(
     examples: list[dict[str, Any]] = []
     for key, three in QUESTIONS.items():
         corpus = Corpus(tuple(_example(row, three) for row in found), f"counterfact {key}")
-        pairs = option_losses(lm, corpus, batch_size=batch_size, total=True)
+        pairs = option_losses(lm, corpus, batch_size=batch_size, total=True, kept=kept)
         true, new = np.exp(-np.array(pairs)).T
         columns = {
             "true preferred": np.where(np.isnan(true - new), np.nan, true > new),
             "new less true": new - true,
             "probability": true,
-            "exact_match": measure(lm, corpus, [exact_match], batch_size=batch_size)["exact_match"],
+            "exact_match": measure(lm, corpus, [exact_match], batch_size=batch_size, kept=kept)["exact_match"],
         }
         for metric, values in columns.items():
             names = {"edit": name, "point": "full", "corpus": key, "metric": metric}
@@ -68,19 +76,21 @@ def pararel(
     n: int | None = None,
     name: str = "model",
     batch_size: int = 64,
+    kept: str | Path | None = None,
     seed: int = 0,
 ) -> Results:
     """Ask each fact in every pattern that ends with the object: how often answered, at best, at worst, consistently.
 
     `n` is the number of facts of each relation. Rows are of each relation and of "all": `exact_match` (mean over
     patterns), `best pattern`, `worst pattern` (by fact), and `consistent`: the share of pairs of patterns that agree on
-    whether the fact is answered. Raises InputError for unknown relations.
+    whether the fact is answered. `kept` is a folder for what is measured. Raises InputError for unknown relations.
     """
     by_relation = pararel_facts(path, relations=relations, n=n)
     facts = [example for corpus in by_relation.values() for example in corpus]
     named = [relation for relation, corpus in by_relation.items() for _ in corpus]
     prompts = [replace(e, prompt=p, paraphrases=()) for e in facts for p in (e.prompt, *e.paraphrases)]
-    hits = measure(lm, Corpus(tuple(prompts), "pararel"), [exact_match], batch_size=batch_size)["exact_match"]
+    asked = Corpus(tuple(prompts), "pararel")
+    hits = measure(lm, asked, [exact_match], batch_size=batch_size, kept=kept)["exact_match"]
     ends = np.cumsum([1 + len(e.paraphrases) for e in facts])
     columns = _over_patterns(np.split(hits, ends[:-1]))
     units = np.unique([str(e.subject) for e in facts], return_inverse=True)[1]

@@ -85,7 +85,9 @@ def muse(
     )  # fmt: skip
     if len(sides) < 2:
         return found
-    rows, examples = _privacy({who: _scores(model, sides, batch_size) for who, model in models.items()}, name, seed)
+    rows, examples = _privacy(
+        {who: _scores(model, sides, batch_size, kept) for who, model in models.items()}, name, seed
+    )
     found.info["data"].update({own.name: own.digest() for own in sides})
     if any(row["metric"] == "privacy_leak" and np.isnan(row["value"]) for row in rows):
         missing["privacy_leak"] = "an AUC is NaN, or each forget text is likelier to gold than any holdout text"
@@ -170,8 +172,8 @@ def _texts(parts: Mapping[str, Sequence[dict[str, Any]]], side: str, max_tokens:
     return Corpus(tuple(Example("", text) for text in texts), side, max_tokens=max_tokens) if texts else None
 
 
-def _scores(lm: LM, sides: Sequence[Corpus], batch_size: int) -> list[np.ndarray]:
-    found = [text_scores(lm, own, ("min_k",), (SHARE,), batch_size=batch_size) for own in sides]
+def _scores(lm: LM, sides: Sequence[Corpus], batch_size: int, kept: str | Path | None) -> list[np.ndarray]:
+    found = [text_scores(lm, own, ("min_k",), (SHARE,), batch_size=batch_size, kept=kept) for own in sides]
     return [values[f"min_k@{SHARE:.0%}"] for values in found]
 
 

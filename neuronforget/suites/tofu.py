@@ -61,7 +61,7 @@ def tofu(
         retain_lm: A model that never saw the forget set; it is asked that set too. Without it there is no forget
             quality, and `info["forget_quality"]` says so.
         n: Ask the first n rows of each set (the authors: 300).
-        kept: Folder for written answers: a killed run goes on, and they can be scored again.
+        kept: Folder for losses and written answers: a killed run goes on, and answers can be scored again.
         log: File for the log in the authors' format (`.json`, `.json.gz`).
         name: What the model is called in the rows.
     """
@@ -100,7 +100,7 @@ def ask(
     """Return the model's log: the loss of every answer, and what it writes. Raises InputError for a NaN loss."""
     log = {}
     for name, own in tqdm(sets.items(), desc="tofu", disable=not progress):
-        loss = measure(lm, own.answers, [nll], batch_size=batch_size)["nll"]
+        loss = measure(lm, own.answers, [nll], batch_size=batch_size, kept=kept)["nll"]
         if not np.isfinite(loss).all():
             raise InputError(f"{own.truth.name}: the model's loss is NaN or infinite: it is broken, not forgetful")
         texts = generate(lm, own.truth, protocol.decoding, batch_size=batch_size, kept=kept, progress=progress)

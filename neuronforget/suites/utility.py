@@ -20,6 +20,7 @@ import numpy as np
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding, generate
+from neuronforget.kept import work_key
 from neuronforget.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.metrics.text import SCORERS
@@ -36,13 +37,15 @@ def utility(
     limit: int | None = None,
     batch_size: int = 8,
     name: str = "model",
+    kept: str | Path | None = None,
     seed: int = 0,
 ) -> Results:
     """Return a row of every task and metric, with a bootstrap interval over its documents.
 
     `tasks` are names of lm-eval's tasks, from the hub; `local` maps "triviaqa", "bbh", "mmlu", "truthfulqa" to a JSONL
-    file of such rows; each is run on its first `limit` documents. Greedy answers stop at line ends. Raises InputError
-    without lm-eval, for an unknown task or file, and for rows without a task's fields.
+    file of such rows; each is run on its first `limit` documents. Greedy answers stop at line ends. `kept` is a folder
+    for answers and likelihoods (lm-eval's own cache): a killed run goes on. Raises InputError without lm-eval, for
+    an unknown task or file, and for rows without a task's fields.
     """
     try:
         import lm_eval
@@ -53,11 +56,13 @@ def utility(
     if not (tasks or made):
         raise InputError("no task is given: name some of lm-eval's, or give files by local=")
     wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.max_length)
+    cache = str(Path(kept) / f"tasks-{work_key(lm, batch_size=batch_size)}") if kept is not None else None
     try:
         with redirect_stdout(StringIO()):
             found = lm_eval.simple_evaluate(
                 wrapped, tasks=[*tasks, *made], limit=limit, bootstrap_iters=0, log_samples=True, random_seed=seed,
-                numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed, verbosity="ERROR",
+                numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed, use_cache=cache,
+                verbosity="ERROR",
             )  # fmt: skip
     except (KeyError, ValueError, FileNotFoundError, ConnectionError) as error:
         raise InputError(f"lm-eval: {' '.join(str(error).split())[:200]}") from error
@@ -77,24 +82,30 @@ def utility(
     return Results(tuple(rows), tuple(examples), {**info, "versions": environment()})
 
 
-def perplexity(lm: LM, corpus: Corpus, *, batch_size: int = 32) -> dict[str, float]:
+def perplexity(lm: LM, corpus: Corpus, *, batch_size: int = 32, kept: str | Path | None = None) -> dict[str, float]:
     """Return `token`: exp of the mean loss of a token, and `byte`: bits of a byte of the text that is predicted.
 
     Bits of a byte compare models of different tokenizers; perplexities of tokens do not.
     """
     rows = encode(corpus, lm.tokenizer, lm.max_length)
     counts = np.array([len(row.ids) - max(row.answer_start, 1) for row in rows])
-    total = float((measure(lm, corpus, [nll], batch_size=batch_size)["nll"] * counts).sum())
+    total = float((measure(lm, corpus, [nll], batch_size=batch_size, kept=kept)["nll"] * counts).sum())
     said = sum(len(lm.tokenizer.decode(row.ids[max(row.answer_start, 1) :]).encode()) for row in rows)
     return {"token": math.exp(total / counts.sum()), "byte": total / math.log(2) / said}
 
 
 def fluency(
-    lm: LM, prompts: Sequence[str], *, max_new_tokens: int = 100, batch_size: int = 16, progress: bool = True
+    lm: LM,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int = 100,
+    batch_size: int = 16,
+    kept: str | Path | None = None,
+    progress: bool = True,
 ) -> np.ndarray:
     """Return the n-gram entropy (bits) of what the model goes on to say after each prompt: low where it repeats."""
     corpus = Corpus(tuple(Example(prompt, "x") for prompt in prompts), "prompts")
-    texts = generate(lm, corpus, Decoding(max_new_tokens, ()), batch_size=batch_size, progress=progress)
+    texts = generate(lm, corpus, Decoding(max_new_tokens, ()), batch_size=batch_size, kept=kept, progress=progress)
     return np.array([ngram_entropy(text) for text in texts])
 
 
