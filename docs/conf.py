@@ -1,4 +1,4 @@
-"""How `make docs` builds the site: Sphinx, MyST, furo; every warning is an error, every reference has to lead somewhere."""
+"""How `make docs` builds the site: Sphinx, MyST, furo. Warnings are errors, and every reference leads somewhere."""
 
 from __future__ import annotations
 
