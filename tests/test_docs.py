@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import io
 import json
 import re
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +15,13 @@ from typing import Any
 import pytest
 
 import neuronforget as nf
+from neuronforget import cli
+from neuronforget.commands.suites import SUITES
 from neuronforget.testbed import Shape
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "analyses").glob("*.md")])
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "analyses").glob("*.md")])
 SHAPE = Shape(layers=6, d_model=16, d_mlp=32, heads=2, steps=4, graft_steps=4, planted=4, batch=8)
 #: Page -> what its code says and the test has otherwise.
 INSTEAD = {
@@ -28,7 +35,29 @@ INSTEAD = {
     "operators.md": {"layers=[3, 4, 5],": "layers=[3, 4, 5], cut=0.9,"},
     "training.md": {"2: 1e-3": "2: 1e-3, 3: 0.0, 4: 0.0, 5: 0.0"},
     "suites.md": {'path="FOLDER"': 'path="FOLDER", n=2, protocol=short, progress=False'},
+    "howto/find.md": {
+        "q=0.05": "q=0.05, permutations=50",
+        "lm, forget, score": "lm, forget.head(2), score",
+        "edits, forget, retain)": "edits, forget, retain, strengths=(), damage=None)",
+    },
+    "howto/suite.md": {'path="FOLDER"': 'path="FOLDER", n=2, protocol=short, progress=False'},
+    "howto/large.md": {
+        "n=100_000": "n=10",
+        "dtype=torch.bfloat16": "dtype=torch.float32",
+        "accumulate=8": "accumulate=2, steps=2",
+        "checkpointing=True": "checkpointing=True, steps=2",
+        "lora=8": "lora=2, steps=2",
+    },
+    "howto/erase.md": {"steps=20": "steps=2", "budget=0.05": "budget=5.0"},
+    "howto/compare.md": {"steps=20": "steps=2", ", divergence=0.05": ""},
+    "howto/audit.md": {"gold=twin)": 'gold=twin, probes=["choice", "lens"])'},
 }
+
+
+def name_of(page: Path) -> str:
+    """The page's path in the documentation, or in the repository."""
+    home = ROOT / "docs" if page.is_relative_to(ROOT / "docs") else ROOT
+    return page.relative_to(home).as_posix()
 
 
 def anchors(page: Path) -> set[str]:
@@ -37,7 +66,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8"))
     for link in (link for link in links if not re.match(r"https?:|mailto:", link)):
@@ -48,10 +77,14 @@ def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 
 def test_the_readme_leads_to_every_page() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for page in (ROOT / "docs").glob("*.md"):
-        others = [p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md") if p != page]
-        assert f"docs/{page.name}" in text or any(f"]({page.name}" in other for other in others), page.name
+    reached, waiting = set(), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        links = re.findall(r"\]\(([^)\s#]+\.md)", page.read_text(encoding="utf-8"))
+        found = {(page.parent / link).resolve() for link in links if "://" not in link} - reached
+        reached |= found
+        waiting += found
+    assert not {name_of(page) for page in DOCS if page.resolve() not in reached}
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +107,10 @@ def given() -> dict[str, Any]:
     }  # fmt: skip
 
 
-CODED = [page for page in PAGES if page.parent.name == "docs" and "```python" in page.read_text(encoding="utf-8")]
+CODED = [page for page in DOCS if "```python" in page.read_text(encoding="utf-8")]
 
 
-@pytest.mark.parametrize("page", CODED, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", CODED, ids=name_of)
 def test_every_code_block_runs(
     page: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,10 +119,18 @@ def test_every_code_block_runs(
     if page.name == "influence.md":
         nf.erase.learn_adapter(names["lm"], names["forget"], steps=2, progress=False).save("adapter")
         names["start"] = nf.LM(nf.testbed.training.shared_twin_copy(given["lm"].model), given["lm"].tokenizer)
-    if page.name == "suites.md":
+    if page.name in ("suites.md", "suite.md"):
         names |= {"short": tofu_rows(tmp_path / "FOLDER")}
-    for code in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
-        for said, has in INSTEAD.get(page.name, {}).items():
+    if page.parent.name == "howto":
+        given["lm"].save(tmp_path / "CHECKPOINT")
+        names["retain"] = given["retain"].head(9)
+        for corpus in ("forget", "retain"):
+            lines = [json.dumps(asdict(example)) for example in names[corpus]]
+            (tmp_path / f"{corpus}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    text = page.read_text(encoding="utf-8")
+    for code in re.findall(r"```python\n(.*?)```", text, re.S):
+        for said, has in INSTEAD.get(name_of(page), {}).items():
+            assert said in text, f"{page.name} no longer says {said}"
             code = code.replace(said, has)
         exec(compile(code, page.name, "exec"), names)
     if page.name != "ledger.md":  # whose last state is on the model
@@ -112,3 +153,135 @@ def tofu_rows(folder: Path) -> Any:
         ]  # fmt: skip
         (folder / f"{name}_perturbed.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return Protocol(decoding=Decoding(2, ()))
+
+
+def templates() -> list[re.Pattern[str]]:
+    """Every message that the package raises as an InputError, with its f-string's parts open."""
+
+    def pattern(node: ast.expr) -> str:
+        if isinstance(node, ast.Constant):
+            return re.escape(str(node.value))
+        if isinstance(node, ast.JoinedStr):
+            return "".join(map(pattern, node.values))
+        return f"{pattern(node.left)}{pattern(node.right)}" if isinstance(node, ast.BinOp) else ".+"
+
+    found = []
+    for path in (ROOT / "neuronforget").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.Call)
+                and getattr(node.func, "id", "") in ("InputError", "not_finite")
+                and node.args
+            ):
+                found.append(pattern(node.args[0]))
+    # What is open on both sides, or nearly so, would hold any message.
+    return [re.compile(text) for text in found if len(text.replace(".+", "")) > 15]
+
+
+def test_every_quoted_error_is_raised_by_the_source() -> None:
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    quoted, known = re.findall(r"```text\n(.+)\n```\n\n- \*\*Cause\.\*\* .+\n- \*\*Fix\.\*\* ", text), templates()
+    assert len(quoted) == text.count("```text") >= 15
+    for message in quoted:
+        said = re.sub(r"^\S+, line \d+: ", "", message)  # where a row's error is put before it
+        assert any(one.fullmatch(said) for one in known), message
+
+
+def looked_up(place: str, results: dict[str, Any]) -> float:
+    """The figure at `table[column=value; column=value].column` of a results file."""
+    table, wanted, column = re.fullmatch(r"(\w+)\[(.+)\]\.(.+)", place).groups()  # type: ignore[union-attr]
+    conditions = [part.split("=", 1) for part in wanted.split("; ")]
+    (row,) = [row for row in results[table] if all(str(row[key]) == value for key, value in conditions)]
+    return float(row[column])
+
+
+def test_every_figure_of_the_performance_page_stands_in_a_results_file() -> None:
+    text = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    results, figures = {}, 0
+    for line in text.splitlines():
+        if named := re.search(r"\]\(\.\./(.+\.json)\)", line):
+            path = ROOT / named[1]
+            stem = re.sub(r"^\d{4}-\d\d-\d\d", "", path.name)
+            last = max(found.name for found in path.parent.glob(f"????-??-??{stem}"))
+            assert path.name == last, f"{named[1]} is no longer the last of its kind: {last}"
+            results = json.loads(path.read_text(encoding="utf-8"))
+        elif cells := re.fullmatch(r"\| .+ \| ([\d.]+) \| `(.+)` \|", line):
+            figures += 1
+            digits = len(cells[1].partition(".")[2])
+            assert f"{looked_up(cells[2], results):.{digits}f}" == cells[1], line
+        else:  # no figure stands where none is looked up
+            assert not re.search(r"\d\.\d", re.sub(r"`.*?`", "", line)), line
+    assert figures > 30
+
+
+HELP: dict[str, set[str]] = {}
+
+
+def options_of(*command: str) -> set[str]:
+    """The options of a command, as its own help has them."""
+    name = " ".join(command)
+    if name not in HELP:
+        caught = io.StringIO()
+        with contextlib.redirect_stdout(caught), contextlib.suppress(SystemExit):
+            cli._run([*command, "--help"])
+        HELP[name] = set(
+            re.findall(r"--[a-z][\w-]*", "\n".join(re.findall(r"^\W*(-.*?)(?:  |$)", caught.getvalue(), re.M)))
+        )
+    return HELP[name]
+
+
+def shown_commands(page: Path) -> list[str]:
+    """The commands of a page's shell blocks, each on one line and without its comment."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in lines) if line]
+
+
+OWN = {"make", "git", "cd", "pip", "python", "torchrun", "neuronforget"}
+NAMED = {command.__name__ for command in cli.COMMANDS}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+def test_every_option_shown_is_one_of_its_command(page: Path) -> None:
+    for line in shown_commands(page):
+        words = line.split()
+        assert words[0].rpartition("/")[2] in OWN, line
+        asked = [word.partition("=")[0] for word in words if word.startswith("--")]
+        if words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), line
+        elif words[0] == "python":
+            source = (ROOT / words[1]).read_text(encoding="utf-8")
+            assert all(f'"{option}"' in source or f"{option[2:]}:" in source for option in asked), line
+        elif "neuronforget" in words and words[0] not in ("git", "cd"):
+            here = words.index("neuronforget")
+            name = words[here + 1]
+            suite = words[here + 2] if name == "evaluate" else ""
+            known = options_of(name, *([suite.removeprefix("--")] if suite.removeprefix("--") in SUITES else []))
+            asked = [word.partition("=")[0] for word in words[here + 2 :] if word.startswith("--")]
+            assert name in NAMED and set(asked) <= known | {"--self-test", "--help"}, line
+    anything = set().union(*map(options_of, NAMED), *(options_of("evaluate", suite) for suite in SUITES))
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    spans = [
+        span
+        for span in re.findall(r"`([^`]*--[^`]*)`", prose)
+        if not span.startswith(("python ", ".venv/", "torchrun "))
+    ]
+    for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(spans)):
+        assert option in anything | {"--self-test", "--help"}, f"{page.name}: {option}"
+
+
+def test_every_page_is_in_a_toctree() -> None:
+    listed = set()
+    for page in DOCS:
+        for tree in re.findall(r"```\{toctree\}\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            names = [line for line in tree.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / f"{name}.md").resolve() for name in names}
+    assert {page.resolve() for page in DOCS} - listed == {(ROOT / "docs" / "index.md").resolve()}
+    assert all(page.is_file() for page in listed)
+
+
+def test_every_exported_name_is_in_the_reference() -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
+    for name in nf.__all__:
+        directive = rf"\.\. auto\w+:: (neuronforget\.)?{name}$"
+        assert re.search(directive, text, re.M), name
