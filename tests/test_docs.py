@@ -8,7 +8,7 @@ import io
 import json
 import re
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ INSTEAD = {
         "lora=8": "lora=2, steps=2",
     },
     "howto/erase.md": {"steps=20": "steps=2", "budget=0.05": "budget=5.0"},
-    "howto/compare.md": {"steps=20": "steps=2", ", divergence=0.05": ""},
+    "howto/compare.md": {"steps=20": "steps=2", "divergence=0.05": "strengths=()"},
     "howto/audit.md": {"gold=twin)": 'gold=twin, probes=["choice", "lens"])'},
 }
 
@@ -180,11 +180,11 @@ def templates() -> list[re.Pattern[str]]:
 
 def test_every_quoted_error_is_raised_by_the_source() -> None:
     text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
-    quoted, known = re.findall(r"```text\n(.+)\n```\n\n- \*\*Cause\.\*\* .+\n- \*\*Fix\.\*\* ", text), templates()
+    quoted, known = re.findall(r"```text\n(.+)\n```\n\n- \*\*Cause\.\*\* (?:.+\n)+?- \*\*Fix\.\*\* ", text), templates()
     assert len(quoted) == text.count("```text") >= 15
     for message in quoted:
-        said = re.sub(r"^\S+, line \d+: ", "", message)  # where a row's error is put before it
-        assert any(one.fullmatch(said) for one in known), message
+        bare = re.sub(r"^\S+, line \d+: ", "", message)  # an error in a row has its place put before it
+        assert any(one.fullmatch(message) or one.fullmatch(bare) for one in known), message
 
 
 def looked_up(place: str, results: dict[str, Any]) -> float:
@@ -214,20 +214,22 @@ def test_every_figure_of_the_performance_page_stands_in_a_results_file() -> None
     assert figures > 30
 
 
-HELP: dict[str, set[str]] = {}
-
-
+@cache
 def options_of(*command: str) -> set[str]:
     """The options of a command, as its own help has them."""
-    name = " ".join(command)
-    if name not in HELP:
-        caught = io.StringIO()
-        with contextlib.redirect_stdout(caught), contextlib.suppress(SystemExit):
-            cli._run([*command, "--help"])
-        HELP[name] = set(
-            re.findall(r"--[a-z][\w-]*", "\n".join(re.findall(r"^\W*(-.*?)(?:  |$)", caught.getvalue(), re.M)))
-        )
-    return HELP[name]
+    caught = io.StringIO()
+    with contextlib.redirect_stdout(caught), contextlib.suppress(SystemExit):
+        cli._run([*command, "--help"])
+    columns = re.findall(r"^\W (-\S.*?)(?:  |$)", caught.getvalue(), re.M)
+    return set(re.findall(r"--[a-z][\w-]*", " ".join(columns)))
+
+
+@cache
+def options_of_script(path: Path) -> set[str]:
+    """The options of a script: argparse's, or the parameters of a `main` that tyro reads."""
+    source = path.read_text(encoding="utf-8")
+    by_tyro = re.findall(r"(\w+): ", "".join(re.findall(r"^def main\((.*?)\) ->", source, re.M | re.S)))
+    return {*re.findall(r"add_argument\(\"(--[\w-]+)", source), *(f"--{name.replace('_', '-')}" for name in by_tyro)}
 
 
 def shown_commands(page: Path) -> list[str]:
@@ -237,37 +239,42 @@ def shown_commands(page: Path) -> list[str]:
     return [line for line in (re.sub(r"\s+#.*", "", line).strip() for line in lines) if line]
 
 
-OWN = {"make", "git", "cd", "pip", "python", "torchrun", "neuronforget"}
 NAMED = {command.__name__ for command in cli.COMMANDS}
+GUIDES = [page for page in PAGES if page.name != "CHANGELOG.md"]  # which tells of what was, too
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=name_of)
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
 def test_every_option_shown_is_one_of_its_command(page: Path) -> None:
     for line in shown_commands(page):
         words = line.split()
-        assert words[0].rpartition("/")[2] in OWN, line
-        asked = [word.partition("=")[0] for word in words if word.startswith("--")]
-        if words[0] == "make":
+        program = words[0].rpartition("/")[2]
+        asked = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if program == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), line
-        elif words[0] == "python":
-            source = (ROOT / words[1]).read_text(encoding="utf-8")
-            assert all(f'"{option}"' in source or f"{option[2:]}:" in source for option in asked), line
-        elif "neuronforget" in words and words[0] not in ("git", "cd"):
-            here = words.index("neuronforget")
-            name = words[here + 1]
-            suite = words[here + 2] if name == "evaluate" else ""
-            known = options_of(name, *([suite.removeprefix("--")] if suite.removeprefix("--") in SUITES else []))
-            asked = [word.partition("=")[0] for word in words[here + 2 :] if word.startswith("--")]
-            assert name in NAMED and set(asked) <= known | {"--self-test", "--help"}, line
-    anything = set().union(*map(options_of, NAMED), *(options_of("evaluate", suite) for suite in SUITES))
+        elif program == "python":
+            assert asked <= options_of_script(ROOT / words[1]), line
+        elif program in ("neuronforget", "torchrun"):
+            name, *rest = words[words.index("neuronforget") + 1 :]
+            suite = rest[0].removeprefix("--") if name == "evaluate" else ""
+            asked = {word.partition("=")[0] for word in rest if word.startswith("--")} - {"--help"}
+            if suite in SUITES:
+                assert asked - {"--self-test"} <= options_of(name, suite), line
+            else:
+                assert name in NAMED and asked <= options_of(name), line
+        else:
+            assert program in ("git", "cd", "pip"), line
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_every_option_named_in_the_text_exists(page: Path) -> None:
+    known = {"--help", "--self-test"}.union(
+        *map(options_of, NAMED), *(options_of("evaluate", suite) for suite in SUITES)
+    )
+    for folder in ("analyses", "benchmarks", "kernels"):
+        known = known.union(*map(options_of_script, (ROOT / folder).glob("*.py")))
     prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
-    spans = [
-        span
-        for span in re.findall(r"`([^`]*--[^`]*)`", prose)
-        if not span.startswith(("python ", ".venv/", "torchrun "))
-    ]
-    for option in re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(spans)):
-        assert option in anything | {"--self-test", "--help"}, f"{page.name}: {option}"
+    named = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(re.findall(r"`([^`]*)`", prose)))
+    assert set(named) <= known
 
 
 def test_every_page_is_in_a_toctree() -> None:
