@@ -10,6 +10,7 @@ import re
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 import pytest
@@ -288,7 +289,14 @@ def test_every_page_is_in_a_toctree() -> None:
 
 
 def test_every_exported_name_is_in_the_reference() -> None:
-    text = "\n".join(page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "api").glob("*.md"))
-    for name in nf.__all__:
-        directive = rf"\.\. auto\w+:: (neuronforget\.)?{name}$"
-        assert re.search(directive, text, re.M), name
+    shown = set()
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        shown |= set(re.findall(r"^\.\. auto\w+:: (?:neuronforget\.)?(\S+)$", text, re.M))
+        shown |= {f"{page.stem}.{name}" for name in re.findall(r"^\.\. py:data:: (\S+)$", text, re.M)}
+    assert set(nf.__all__) <= shown
+    for module in (value for value in vars(nf).values() if isinstance(value, ModuleType) and hasattr(value, "__all__")):
+        home = module.__name__.removeprefix("neuronforget.")
+        if home in nf.__all__:  # `automodule` shows functions and classes, and no other
+            others = {n for n in module.__all__ if not isinstance(getattr(module, n), FunctionType | type)}
+            assert {f"{home}.{name}" for name in others} <= shown
