@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from neuronforget.errors import InputError
+from neuronforget.ranks import own_device
 from neuronforget.sites import Site, find_sites
 
 
@@ -84,15 +85,16 @@ class LM:
 
 
 def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu") -> LM:
-    """Load a checkpoint folder or hub id in its stored dtype.
+    """Load a checkpoint folder or hub id in its stored dtype, onto `device`.
 
-    Raises InputError for a missing or damaged model, one without dense MLP neurons, one whose checkpoint
-    lacks weights (transformers would draw them at random), and NaN or infinite weights.
+    In a launch of several processes `cuda` is each process' own card. Raises InputError for a device that is not
+    there, a missing or damaged model, one without dense MLP neurons, one whose checkpoint lacks weights
+    (transformers would draw them at random), and NaN or infinite weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    local = Path(path)
+    local, there = Path(path), own_device(device)
     if not local.is_dir() and (local.is_absolute() or str(path).startswith(".") or local.exists()):
         raise InputError(f"no model folder at {path}")
     if local.is_dir() and not (local / "config.json").is_file():
@@ -107,7 +109,7 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
-    lm = LM(model.to(device).eval(), tokenizer)
+    lm = LM(model.to(there).eval(), tokenizer)
     check_finite(lm)
     _ = lm.sites  # a model without neurons is refused here, not after an hour
     return lm

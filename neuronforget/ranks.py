@@ -103,13 +103,39 @@ def as_spread(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements)  # type: ignore[attr-defined]
 
 
+def own_device(device: torch.device | str) -> torch.device:
+    """Return the device that is meant: in a launch `cuda` without a number is this process' own card.
+
+    That is card LOCAL_RANK, counted round where there are fewer, as `accelerate` counts. Raises InputError for a
+    device that PyTorch does not know or that this machine does not have.
+    """
+    try:
+        meant = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {str(device)!r}: PyTorch knows no such device (cpu, cuda, cuda:1)") from error
+    if meant.type != "cuda":
+        return meant
+    if not (cards := torch.cuda.device_count()):
+        raise InputError(f"device {str(device)!r}: this PyTorch finds no GPU on this machine; use cpu")
+    if meant.index is None and _in_launch():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % cards)
+    if (meant.index or 0) >= cards:
+        raise InputError(f"device {str(device)!r}: this machine has {cards} GPUs, numbered from 0")
+    return meant
+
+
 def launched(device: torch.device) -> Ranks:
     """Return this process' place in a launch; `accelerate` joins the processes if nobody has done so yet."""
     if not dist.is_available():
         return Ranks()
-    launch = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
-    if launch and not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if _in_launch() and not dist.is_initialized():
         from accelerate import PartialState
 
         PartialState(cpu=device.type == "cpu")
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
+
+
+def _in_launch() -> bool:
+    """Is this one of several processes that `torchrun` or `accelerate launch` started?"""
+    launch = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return launch and int(os.environ.get("WORLD_SIZE", 1)) > 1

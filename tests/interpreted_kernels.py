@@ -7,6 +7,8 @@ Outputs are allocated as NaN and strides padded with NaN: what a kernel fails to
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_same, draw, ragged
-from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, fused_kernel, gated_kernel, streaming
+from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, finishing, fused_kernel, gated_kernel, streaming
 from neuronforget_kernels.accumulators import GRADIENT_FIELDS, GRADIENT_TABLE, wanted
 from neuronforget_kernels.moments import Piece, named
 from neuronforget_kernels.reference import neuron_moments as reference
@@ -194,3 +196,33 @@ def test_the_fused_product_is_the_product_and_its_moments(dtype: torch.dtype, fl
     got = named(found, layout, GRADIENT_FIELDS, GRADIENT_TABLE)
     assert set(got[0]) == {"s", "abs_s", "s2", "u", "u2", "us", "abs_ag", "ag2", "g2"}
     assert_same(got, exact, rel=1e-5)
+
+
+def test_kernels_are_launched_where_their_tensors_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton launches on the current device, which of several cards need not be that of the tensors."""
+    within, launches, real = [], [], torch.cuda.device_of
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        with real(tensor):
+            within.append(tensor)
+            yield
+            within.pop()
+
+    class Watched:
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Any:
+            launches.append(within[-1] if within else None)
+            return self.kernel[grid]
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    kernels = {streaming: "moments_kernel", fused_kernel: "fused_kernel", gated_kernel: "swiglu_kernel"}
+    for module, name in [*kernels.items(), (finishing, "finish_chunks"), (finishing, "finish_groups")]:
+        monkeypatch.setattr(module, name, Watched(getattr(module, name)))
+    (a, g, delta, write), layout = torch.randn(4, 16, 16), Layout.of(torch.zeros(16, dtype=torch.long), 1)
+    streaming.streamed_moments(a, g, layout, EVERYTHING)
+    gated_kernel.swiglu_backward_moments(g, a, a, layout, EVERYTHING)
+    fused_kernel.fused_moments(delta, write, a, layout, wanted(GRADIENT_FIELDS, GRADIENT_TABLE))
+    assert [id(tensor) for tensor in launches] == [id(first) for first in (a, g, delta) for _ in range(3)]

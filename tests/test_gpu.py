@@ -100,3 +100,14 @@ def test_equal_inputs_give_equal_bits() -> None:
         first, second = run(), run()
         for x, y in zip(first[:2], second[:2], strict=True):
             assert all(torch.equal(x[name], y[name]) for name in x)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices")
+def test_kernels_work_on_a_card_that_is_not_the_current_one() -> None:
+    a, g, _, segments = on_the_gpu(torch.float32)
+    fields, table, counts = neuron_moments(a, g, segments, 6)
+    assert torch.cuda.current_device() == 0
+    found = neuron_moments(a.to("cuda:1"), g.to("cuda:1"), segments.to("cuda:1"), 6)
+    for part, want in zip(found[:2], (fields, table), strict=True):
+        assert all(torch.equal(values.cpu(), want[name].cpu()) for name, values in part.items())
+    assert torch.equal(found[2].cpu(), counts.cpu())

@@ -7,7 +7,9 @@ the pivot of each neuron, so that a large mean costs them no digits.
 
 from __future__ import annotations
 
-from typing import no_type_check
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar, no_type_check
 
 import torch
 import triton
@@ -23,6 +25,19 @@ ITEM_BITS = tl.constexpr(bits.SHIFT2)  # the lowest of six that follow each othe
 #: Partial results of a chunk: 6 of items, 6 of S and U, shift, pooled shift and its square, max, min, tokens, examples.
 PARTS = tl.constexpr(19)
 _COLUMNS = 128
+Rest = ParamSpec("Rest")
+Found = TypeVar("Found")
+
+
+def on_its_card(launch: Callable[Concatenate[Tensor, Rest], Found]) -> Callable[Concatenate[Tensor, Rest], Found]:
+    """Launch where the first tensor lies: Triton launches on the current device, wherever the tensors are."""
+
+    @wraps(launch)
+    def there(first: Tensor, *rest: Rest.args, **settings: Rest.kwargs) -> Found:
+        with torch.cuda.device_of(first):
+            return launch(first, *rest, **settings)
+
+    return there
 
 
 def finish(pieces: Tensor, items: Tensor, pivot: Tensor, layout: Layout, want: int) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,11 @@ import triton.language as tl
 from torch import Tensor
 
 from neuronforget_kernels.configs import gemm_config_for
-from neuronforget_kernels.finishing import finish
+from neuronforget_kernels.finishing import finish, on_its_card
 from neuronforget_kernels.layout import Layout
 
 
+@on_its_card
 def fused_moments(delta: Tensor, write: Tensor, a: Tensor, layout: Layout, want: int) -> tuple[Tensor, Tensor]:
     """Return fields [group, field, neuron] and table [entry, example, neuron] that depend on the gradient."""
     rows, width = a.shape

@@ -10,11 +10,12 @@ import triton.language as tl
 from torch import Tensor
 
 from neuronforget_kernels.configs import swiglu_config_for
-from neuronforget_kernels.finishing import finish
+from neuronforget_kernels.finishing import finish, on_its_card
 from neuronforget_kernels.layout import Layout, pivot_of
 from neuronforget_kernels.streaming import G2, PEAK, SHIFT2, S, accumulate, store_sums
 
 
+@on_its_card
 def swiglu_backward_moments(
     g: Tensor, gate: Tensor, up: Tensor, layout: Layout, want: int
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuronforget_kernels import accumulators as bits
 from neuronforget_kernels.configs import config_for
-from neuronforget_kernels.finishing import finish, maximum, minimum
+from neuronforget_kernels.finishing import finish, maximum, minimum, on_its_card
 from neuronforget_kernels.layout import Layout, pivot_of
 
 S, U, SHIFT, SQUARE, PEAK = (tl.constexpr(bit) for bit in (bits.S, bits.U, bits.SHIFT, bits.SQUARE, bits.PEAK))
@@ -25,6 +25,7 @@ ABS_AG, AG2, G2 = (tl.constexpr(bit) for bit in (bits.ABS_AG, bits.AG2, bits.G2)
 GRADIENT = tl.constexpr(bits.GRADIENT)
 
 
+@on_its_card
 def streamed_moments(a: Tensor, g: Tensor | None, layout: Layout, want: int) -> tuple[Tensor, Tensor]:
     """Return every field [group, field, neuron] (fp64) and table entry [entry, example, neuron] (fp32) in `want`.
 
