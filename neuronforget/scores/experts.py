@@ -75,7 +75,7 @@ def expert(
     """Score how well each neuron's response detects forget examples, by AUROC or AP.
 
     Exact from per-example tables (`nf.record(..., per_example=True)`; the error of an AUROC is DeLong's),
-    up to ties from `PeakCounts` of both corpora. `response="magnitude"` ranks by |peak|, for gated MLPs whose
+    up to ties from `PeakCounts` of both corpora. `response="magnitude"` ranks by `|peak|`, for gated MLPs whose
     neurons also respond with large negative activations. Raises InputError without a table, or with fewer
     than two examples of a corpus.
     """
