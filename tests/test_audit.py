@@ -177,7 +177,12 @@ def readings(edited: list[float], untouched: list[float], gold: list[float] | No
         ([0.4] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.1), "sign": -1}, "gone", 0.1),
         ([0.0] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.25), "sign": -1}, "avoided", 0.25),
         ([0.18] * 8, [1.0] * 8, [0.1] * 8, {"least": 0.1}, "gone", 0.1),
-        ([float("nan")] * 8, [1.0] * 8, [0.1] * 8, {}, "gone", 0.1),
+        ([float("nan")] * 8, [1.0] * 8, [0.1] * 8, {}, "unclear", 0.1),
+        ([0.0] * 7 + [float("nan")], [1.0] * 8, [0.0] * 8, {}, "unclear", 0.0),
+        ([0.0] * 8, [1.0] * 8, [float("nan")] * 8, {}, "unclear", float("nan")),
+        ([1.0], [1.0], [0.0], {}, "unclear", 0.0),  # one example has no interval
+        ([1, 1, 0, 0, 0], [1.0] * 5, [0.0] * 5, {}, "unclear", 0.0),  # two of five may be most or none
+        ([1.0] * 5 + [0.0] * 15, [1.0] * 20, [0.0] * 20, {}, "left", 0.0),
     ],
 )
 def test_a_check_by_hand(
@@ -185,7 +190,7 @@ def test_a_check_by_hand(
     reference: float,
 ) -> None:  # fmt: skip
     (check,) = judge(readings(edited, untouched, gold, **about), 0)
-    assert check.outcome == outcome and check.reference == pytest.approx(reference)
+    assert check.outcome == outcome and check.reference == pytest.approx(reference, nan_ok=True)
     assert check.nan == int(np.isnan(edited).sum())
 
 
@@ -198,6 +203,9 @@ def test_the_verdict_is_the_worst_that_was_found() -> None:
     assert decide(left + hidden, None) == "not erased"
     assert decide(gone + hidden, None) == "hidden" and decide(gone, "eco") == "hidden"
     assert decide(gone + avoided, None) == "suppressed" and decide(gone, None) == "gone, as far as asked"
+    few = judge(readings([1.0], [1.0], [0.0], probe="asked"), 0)
+    assert decide(few + gone, None) == "unclear" and decide(few + hidden, None) == "hidden"
+    assert decide(gone + judge(readings([0.0], [1.0], [0.0]), 0), None) == "gone, as far as asked"  # asked plainly
     assert decide(never, None) == "nothing to forget" and decide(gone, None, nan=1) == "broken"
     with pytest.raises(nf.InputError, match="no probe is judged"):
         judge(readings([0.0] * 8, [1.0] * 8, None, sign=0), 0)
@@ -224,6 +232,17 @@ def test_bad_requests_are_refused() -> None:
         nf.audit(made.lm, other, made.forget, made.retain, progress=False)
 
 
-def test_the_best_constant_is_counted() -> None:
-    rows = [{"prompt": f"q{i}", "answer": a} for i, a in enumerate(["x", "y", "x", "z"])]
-    assert constant(nf.Corpus.from_rows(rows)).tolist() == [1, 0, 1, 0]
+@pytest.mark.parametrize(
+    ("answers", "guessed"),
+    [("xyxz", [1 / 3, 0, 1 / 3, 0]), ("xxyxz", [1, 1, 0, 1, 0]), ("x", [0]), ("xx", [1, 1]), ("xxy", [0.5, 0.5, 0])],
+)
+def test_the_most_common_answer_of_the_others_is_guessed(answers: str, guessed: list[float]) -> None:
+    rows = [{"prompt": f"q{i}", "answer": a} for i, a in enumerate(answers)]
+    assert constant(nf.Corpus.from_rows(rows)).tolist() == guessed
+
+
+def test_plain_asking_is_judged_as_sharply_however_many_probes_there_are() -> None:
+    some = [1.0] * 5 + [0.0] * 15
+    asked = readings(some, [1.0] * 20, [0.0] * 20, probe="asked")
+    others = [r for i in range(40) for r in readings([0.0] * 20, [1.0] * 20, [0.0] * 20, probe=f"p{i}")]
+    assert decide(judge(asked + others, 0), None) == "not erased"

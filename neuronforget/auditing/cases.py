@@ -123,7 +123,7 @@ def asked(
 def plain(case: Case, metric: Metric) -> Iterator[Reading]:
     """Ask as the forget corpus asks, and in its other phrasings: what is left to see.
 
-    Without a gold twin the floor of exact match is what the best constant answer scores.
+    Without a gold twin the floor of exact match is what the most common answer of the other examples scores.
     """
     for subject in case.subjects:
         with subject.on() as lm:
@@ -135,7 +135,7 @@ def plain(case: Case, metric: Metric) -> Iterator[Reading]:
 def consequences(case: Case, metric: Metric) -> Iterator[Reading]:
     """Ask what follows from forgotten facts: a question that takes one, and is answered, has it.
 
-    Without a gold twin the floor of exact match is what the best constant answer scores.
+    Without a gold twin the floor of exact match is what the most common answer of the other examples scores.
     """
     if case.derived is None:
         raise NotTested("no questions that take a forgotten fact were given (derived=)")
@@ -146,6 +146,14 @@ def consequences(case: Case, metric: Metric) -> Iterator[Reading]:
 
 
 def constant(corpus: Corpus) -> np.ndarray:
-    """Return what the most common answer of a corpus scores on each of its examples."""
-    answers = Counter(example.answer for example in corpus)
-    return np.array([float(example.answer == answers.most_common(1)[0][0]) for example in corpus])
+    """Return what the most common answer of a corpus' other examples scores on each of its examples.
+
+    The own answer is left out: with it the only answer of a corpus of one would be guessed. Of answers that are equally
+    common one is guessed by chance, so that the score is a share.
+    """
+    answers, found = Counter(example.answer for example in corpus), []
+    for example in corpus:
+        others = answers - Counter([example.answer])
+        common = [answer for answer, count in others.items() if count == max(others.values())]
+        found.append(common.count(example.answer) / max(len(common), 1))
+    return np.array(found)

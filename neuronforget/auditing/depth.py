@@ -63,7 +63,9 @@ def patching(case: Case, metric: Metric) -> Iterator[Reading]:
     """Put each subject's states into the untouched model; the share of what gold's take away that is still there.
 
     By block, at the positions that predict the answer, once the whole stream and once the neurons' activations alone.
-    An example's blocks are those that carry the knowledge (`CARRIES`), weighed by how much.
+    An example's blocks are those that carry the knowledge (`CARRIES`), weighed by how much. Where a subject's states
+    take away more than gold's, over all examples, the block counts as gone and makes up for no other; of one example
+    more is not cut off: cut there, any second model that never knew would seem to hold something.
     """
     if case.gold is None:
         raise NotTested("it measures against what a gold twin's states take away: give gold=")
@@ -72,11 +74,12 @@ def patching(case: Case, metric: Metric) -> Iterator[Reading]:
         raise NotTested("the gold twin has other layers than the model: their states do not fit into each other")
     for kind, patch in (("states", _states), ("neurons", _neurons)):
         lost = {subject.name: drops(case, subject, patch) for subject in sources}
-        carried = lost[GOLD] * (lost[GOLD] > CARRIES)
+        carries = lost[GOLD] > CARRIES
         with np.errstate(divide="ignore", invalid="ignore"):
             for name, drop in lost.items():
-                gone = np.clip(drop / lost[GOLD], 0, 1)
-                left = 1 - (carried * np.where(carried > 0, gone, 0)).sum(0) / carried.sum(0)
+                short = np.where(carries, lost[GOLD] - drop, 0)
+                short[short.mean(1) < 0] = 0
+                left = short.sum(0) / np.where(carries, lost[GOLD], 0).sum(0)
                 case.curves.setdefault(f"patching, {kind}", {})[name] = drop.mean(1).tolist()
                 yield Reading(f"patching, {kind}", name, "forget", "share still there", left, subjects_of(case.forget),
                               least=ONE_SIDED)  # fmt: skip

@@ -86,6 +86,9 @@ def audit(
     with tqdm(chosen.items(), desc="audit", disable=not progress) as bar:
         for name, probe in bar:
             bar.set_postfix(probe=name, refresh=False)
+            if _nan(readings):
+                not_tested[name] = "the edited model returns NaN when it is asked"
+                continue
             try:
                 readings += list(probe(case, metric))
             except NotTested as why:
@@ -120,13 +123,18 @@ def _damage(case: Case, metric: Metric, readings: Sequence[Reading]) -> dict[str
         "metric": metric.__name__,
         "retain before": mean(kept[UNTOUCHED].values),
         "retain after": mean(kept[EDITED].values),
-        "nan": int(sum(np.isnan(r.values).sum() for r in readings if r.subject == EDITED and r.probe == "asked")),
+        "nan": _nan(readings),
     }
     if case.gold is not None:
         for name, key in ((EDITED, "KL from gold"), (UNTOUCHED, "KL from gold, untouched")):
             with case.subject(name).on() as lm:
                 found[key] = mean(_far(case, lm))
     return found
+
+
+def _nan(readings: Sequence[Reading]) -> int:
+    """On how many examples does the edited model return NaN where it is asked plainly?"""
+    return int(sum(np.isnan(r.values).sum() for r in readings if r.subject == EDITED and r.probe == "asked"))
 
 
 def _far(case: Case, lm: LM) -> np.ndarray:

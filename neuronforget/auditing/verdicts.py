@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,16 +17,20 @@ from neuronforget.results import Results, bootstrap, mean
 from neuronforget.results import over as resampled_over
 from neuronforget.runs import whole_file
 
-ALPHA = 0.05  # over all checks together (Bonferroni): that examples were drawn by chance fails so many audits at most
+ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
 RESAMPLES = 10_000  # the outermost of them are what so many checks ask for
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
+MUCH = 0.5  # of what was known: a check that cannot tell whether so much is left has not found it gone
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
 
 #: What a probe's floor is, where there is no gold twin.
-STAND_INS = {"asked": "the best constant answer", "relearning": "taught other answers", "choice": "chance"}
+STAND_INS = {"asked": "the most common other answer", "relearning": "taught other answers", "choice": "chance"}
 
-Outcome = Literal["gone", "left", "avoided", "not known before"]
-Verdict = Literal["broken", "not erased", "hidden", "suppressed", "gone, as far as asked", "nothing to forget"]
+Outcome = Literal["gone", "left", "avoided", "unclear", "not known before"]
+Verdict = Literal[
+    "broken", "not erased", "hidden", "suppressed", "unclear", "gone, as far as asked", "nothing to forget"
+]
+WORDS = {"left": "LEFT", "avoided": "AVOIDED", "not known before": "nothing was known"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,8 @@ class Check:
     what stands in for it (`against`). `low` and `high` are the paired bootstrap interval of value - reference, at 95%
     over all checks together, resampled `over` subjects, or examples where there are fewer than five subjects. "left":
     the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far below,
-    where right and wrong are compared.
+    where right and wrong are compared; "unclear": neither, and the interval reaches half of start - reference, or a
+    value is NaN.
     """
 
     probe: str
@@ -54,9 +60,7 @@ class Check:
     outcome: Outcome
 
     def __str__(self) -> str:
-        what = {"gone": "gone", "left": "LEFT", "avoided": "AVOIDED", "not known before": "nothing was known"}[
-            self.outcome
-        ]
+        what = WORDS.get(self.outcome, self.outcome)
         gap = f"{self.value - self.reference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
         return (
             f"{self.probe}, {self.corpus}: {what} ({self.metric} {self.value:.3f}, untouched {self.start:.3f}, "
@@ -113,13 +117,21 @@ class Audit:
 
 
 def judge(readings: Sequence[Reading], seed: int) -> list[Check]:
-    """Return a check of every probe, corpus and metric that is judged. Raises InputError where nothing is judged."""
+    """Return a check of every probe, corpus and metric that is judged.
+
+    Asking plainly has half of `ALPHA`, all other probes together the other half (Bonferroni in either): that many more
+    ways are tried does not make plain answers harder to notice. Raises InputError where nothing is judged, and for a
+    probe that did not read the edited model.
+    """
     by: dict[tuple[str, str, str], dict[str, Reading]] = {}
     for found in readings:
         by.setdefault((found.probe, found.corpus, found.metric), {})[found.subject] = found
-    plain = {corpus: who[EDITED] for (probe, corpus, _), who in by.items() if probe == "asked" and EDITED in who}
+    if alone := [probe for (probe, _, _), who in by.items() if EDITED not in who]:
+        raise InputError(f"probe {alone[0]!r} has no reading of the edited model")
+    plain = {corpus: who[EDITED] for (probe, corpus, _), who in by.items() if probe == "asked"}
     judged = [who for who in by.values() if who[EDITED].sign]
-    checks = [_judged(who, plain, seed, 1 - ALPHA / len(judged)) for who in judged]
+    share = Counter(who[EDITED].probe == "asked" for who in judged)
+    checks = [_judged(who, plain, seed, 1 - ALPHA / 2 / share[who[EDITED].probe == "asked"]) for who in judged]
     if not checks:
         raise InputError("no probe is judged: choose some that ask for the knowledge")
     return checks
@@ -139,15 +151,17 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
     known = mean(start.values) if start is not None else 1.0
     units, over = resampled_over(edited.units)
     gap, low, high = bootstrap(edited.values - floor, seed, units=units, resamples=RESAMPLES, level=level)
-    if not known - reference > KNOWN_BY:
-        outcome: Outcome = "not known before"
-    else:
-        least = edited.least * (known - reference)
-        avoided = edited.sign < 0 or edited.two_sided
-        outcome = "avoided" if avoided and high < 0 and gap < -least else "gone"
-        if edited.sign > 0 and low > 0 and gap > least:
-            outcome = "left"
+    least, much = edited.least * (known - reference), MUCH * (known - reference)
     nan = int(np.isnan(edited.values).sum())
+    outcome: Outcome = "gone"
+    if known - reference <= KNOWN_BY:
+        outcome = "not known before"
+    elif edited.sign > 0 and low > 0 and gap > least:
+        outcome = "left"
+    elif (edited.sign < 0 or edited.two_sided) and high < 0 and gap < -least:
+        outcome = "avoided"
+    elif nan or not (high < much or edited.sign < 0 <= high):
+        outcome = "unclear"
     return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
                  len(edited.values), nan, over, outcome)  # fmt: skip
 
@@ -156,7 +170,7 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0) -> Verdict:
     """Return the verdict: what is answered when asked is not erased, what any other probe brings back is hidden.
 
     A model that returns NaN, on `nan` examples when asked, is broken. An answer that is avoided more than by a model
-    that never knew is suppressed: it takes the fact to avoid it.
+    that never knew is suppressed: it takes the fact to avoid it. Where plain asking is unclear, so is the verdict.
     """
     checks = list(checks)
     if nan:
@@ -169,6 +183,8 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0) -> Verdict:
         return "suppressed"
     if all(c.outcome == "not known before" for c in checks if c.probe == "asked"):
         return "nothing to forget"
+    if any(c.outcome == "unclear" for c in checks if c.probe == "asked"):
+        return "unclear"
     return "gone, as far as asked"
 
 
@@ -187,12 +203,15 @@ def sentences(audit: Audit) -> Iterable[str]:
     if never := [c for c in audit.checks if c.outcome == "not known before"]:
         asked_in_vain = "; ".join(f"{c.probe} ({c.corpus})" for c in never)
         yield f"The untouched model shows no more than the reference, so nothing could be found, by: {asked_in_vain}."
+    if unclear := [str(c) for c in audit.checks if c.outcome == "unclear"]:
+        yield "Too few examples, or no number, to tell whether half of what was known is left:"
+        yield from unclear
     if gone:
         yield "Nothing above the reference was found by: " + "; ".join(f"{c.probe} ({c.corpus})" for c in gone) + "."
     if shown:
         yield f"Shown, not judged, as there is no gold twin to compare with: {'; '.join(shown)}."
     yield from (f"Not asked: {probe}: {why}." for probe, why in audit.not_tested.items())
-    yield ("Intervals are at 95% over all checks together (Bonferroni); what other probes would find is not said here.")
+    yield "Intervals are at 95% over all checks together (Bonferroni); what other probes would find is not said here."
 
 
 def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
