@@ -16,7 +16,7 @@ from neuronforget.recording import write_norms
 
 def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int, seed: int) -> dict[str, Neurons]:
     """Return `count` random sets of equal size per layer, and one each matched in write norm and activation."""
-    found = {f"random {i}": neurons.random_like(seed * max(count, 1) + i) for i in range(count)}
+    found = {f"random {i}": neurons.random_like(1000 * seed + i) for i in range(count)}
     for name, values in (("norm-matched 0", write_norms(lm)), ("activation-matched 0", retain.rms)):
         try:
             found[name] = neurons.matched(values, seed)

@@ -141,7 +141,8 @@ def compare(
     plan |= further(operators, lm, forget, retain, places, recorded)
     answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
     own = [identity(operator) for operator in operators]
-    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sorted(neurons.members), own)
+    sets = {name: sorted(where.members) for name, where in {"chosen": neurons, **others}.items()}
+    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sets, own)
     if unknown := [name for name in audited if name not in plan]:
         raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")
     edits, failed = _make(lm, plan, resume, work, progress)
@@ -158,14 +159,14 @@ def compare(
         for name, edit in edits.items()
         if edit.info["scope"] != "control" or name.endswith(" 0")
     }
-    sets = tuple(others.values())
     asked = {name: edits[name] for name in audited if name in edits}
     audits, refused = _audit(
         lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress
     )
     results = replace(results, info={**results.info, "not audited": refused})
-    findings = tuple(describe(results, neurons, truth, sets, audits))
-    return Comparison(results, scores, neurons, truth, sets, shifts, edits, audits, findings)
+    drawn = tuple(others.values())
+    findings = tuple(describe(results, neurons, truth, drawn, audits))
+    return Comparison(results, scores, neurons, truth, drawn, shifts, edits, audits, findings)
 
 
 def sampled(corpus: Corpus, n: int, seed: int) -> Corpus:

@@ -176,10 +176,11 @@ class _Reader(Readings):
                 known[whole[0]],
                 "the neuron-level edit forgets more",
                 "full-model training forgets more",
+                pairs=len(whole) * len(aimed),
             )
             yield (
                 f"The best neuron-level edit there ({aimed[0]}, {known[aimed[0]]['value']:.1%}) beside the best "
-                f"full-model one ({whole[0]}, {known[whole[0]]['value']:.1%}): {verdict}."
+                f"full-model one ({whole[0]}, {known[whole[0]]['value']:.1%}): {verdict} (at 95% over all such pairs)."
             )
 
     def over_erased(self) -> Iterator[str]:

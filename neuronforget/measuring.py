@@ -78,7 +78,7 @@ def measure(
         logits, cut = predicted(lm, batch)
         twin = predicted(gold, batch)[0] if gold is not None else None
         made = Prediction(logits, cut, twin, before.rows[batch.index] if before is not None else None)
-        columns = [metric(made).float().tolist() for metric in metrics]
+        columns = [_values(metric, made) for metric in metrics]
         return [list(row) for row in zip(*columns, strict=True)]
 
     if not metrics:
@@ -86,6 +86,17 @@ def measure(
     with frozen(lm), frozen(gold or lm):
         table = np.array(store.fill(batches(rows, batch_size, lm.pad_id, lm.device), values), dtype=np.float64)
     return {name_of(metric): table[:, i] for i, metric in enumerate(metrics)}
+
+
+def _values(metric: Metric, made: Prediction) -> list[float]:
+    """Return a metric's value of each example. Raises InputError where it gives anything else."""
+    found, wanted = metric(made), (len(made.batch.index),)
+    if not isinstance(found, Tensor) or found.shape != wanted:
+        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise InputError(
+            f"metric {name_of(metric)!r} has to give a tensor of shape {wanted}, a value an example: it gave {what}"
+        )
+    return found.float().tolist()
 
 
 def predicted(lm: LM, batch: Batch) -> tuple[Tensor, Batch]:

@@ -18,7 +18,7 @@ class Place:
     """An edit's place: its value, the difference to the best edit, and whether that is told apart.
 
     `p` is of the sign-flip permutation test over subjects, `adjusted` after Holm's correction for all edits that are
-    compared with the best; NaN for the best itself.
+    compared with the best; NaN for the best itself. All of an edit that broke the model are NaN.
     """
 
     edit: str
@@ -29,7 +29,7 @@ class Place:
 
     def tied(self, alpha: float = 0.05) -> bool:
         """Is it the best, or not told apart from it?"""
-        return not self.adjusted < alpha
+        return not (self.adjusted < alpha or np.isnan(self.value))
 
 
 def ranked(
@@ -44,7 +44,8 @@ def ranked(
     """Return the edits of some scopes from best to worst (`higher`: the highest value is), each held against the best.
 
     Values of examples are averaged by subject first, so that phrasings of one fact count once. A correction for the
-    best having been chosen by the same numbers is not made. Raises InputError where fewer than two edits were measured.
+    best having been chosen by the same numbers is not made. Edits with a value that is NaN come last, held against
+    nothing. Raises InputError where fewer than two edits were measured, and where all are NaN.
     """
     scope = {row["edit"]: row["scope"] for row in results.rows}
     wanted = (corpus, metric, point)
@@ -57,7 +58,12 @@ def ranked(
     means = {edit: np.array([np.mean(own[unit]) for unit in sorted(own)]) for edit, own in values.items()}
     if len({tuple(sorted(own)) for own in values.values()}) > 1:
         raise InputError(f"the edits were not measured on the same examples of {corpus!r}")
-    order = sorted(means, key=lambda edit: float(means[edit].mean()) * (-1 if higher else 1))
+    broken = [edit for edit, own in means.items() if np.isnan(own).any()]
+    order = sorted(
+        means.keys() - set(broken), key=lambda edit: (float(means[edit].mean()) * (-1 if higher else 1), edit)
+    )
+    if not order:
+        raise InputError(f"every edit has values of {metric} on {corpus!r} that are NaN")
     best, others = order[0], order[1:]
     p = [paired_p(means[edit] - means[best], results.info.get("seed", 0)) for edit in others]
     adjusted = holm(p)
@@ -66,22 +72,23 @@ def ranked(
     for edit, raw, after in zip(others, p, adjusted, strict=True):
         value = float(means[edit].mean())
         found.append(Place(edit, value, value - own, raw, after))
-    return found
+    return found + [Place(edit, *[float("nan")] * 4) for edit in broken]
 
 
 def paired_p(differences: np.ndarray, seed: int = 0) -> float:
     """Return the two-sided p of a mean difference of zero, by flipping signs: all of them where there are few.
 
-    With up to 13 differences every pattern of signs is tried; else `FLIPS` random ones, the observed one added.
+    Sums that differ by rounding alone are equal. With up to 13 differences every pattern of signs is tried; else
+    `FLIPS` random ones, the observed one added.
     """
-    n = len(differences)
+    n, observed = len(differences), abs(differences.sum()) * (1 - 1e-9)
     if np.isnan(differences).any():
         return float("nan")
     if n <= 13:
         signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        return float(np.mean(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12))
+        return float(np.mean(np.abs(signs @ differences) >= observed))
     signs = np.random.default_rng(seed).choice((-1, 1), size=(FLIPS, n))
-    return float((1 + np.sum(np.abs(signs @ differences) >= abs(differences.sum()) - 1e-12)) / (FLIPS + 1))
+    return float((1 + np.sum(np.abs(signs @ differences) >= observed)) / (FLIPS + 1))
 
 
 def holm(p: Sequence[float]) -> list[float]:

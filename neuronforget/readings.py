@@ -63,12 +63,16 @@ class Readings:
         """Edits of the given scopes."""
         return [name for name, scope in self.edits.items() if scope in scopes]
 
-    def verdict(self, one: dict[str, Any], other: dict[str, Any], lower: str, higher: str) -> str:
-        """Compare two rows of one corpus and point by their paired difference (by their intervals without examples)."""
+    def verdict(self, one: dict[str, Any], other: dict[str, Any], lower: str, higher: str, pairs: int = 1) -> str:
+        """Compare two rows of one corpus and point by their paired difference (by their intervals without examples).
+
+        `pairs` is among how many the two were looked for: the interval is at 95% over all of them (Bonferroni).
+        """
         if min(row.get("units", row["n"]) for row in (one, other)) < FEWEST:
             return "too few examples to tell"
         try:
-            paired = self.results.paired(one["edit"], other["edit"], one["corpus"], one["metric"], one["point"])
+            place = one["edit"], other["edit"], one["corpus"], one["metric"], one["point"]
+            paired = self.results.paired(*place, level=1 - 0.05 / pairs)
         except InputError:
             low, high = one["low"] - other["high"], one["high"] - other["low"]
         else:

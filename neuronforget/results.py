@@ -60,7 +60,14 @@ class Results:
         raise InputError(f"no such row: {wanted}")
 
     def paired(
-        self, edit: str, other: str, corpus: str, metric: str = "exact_match", point: str = "full"
+        self,
+        edit: str,
+        other: str,
+        corpus: str,
+        metric: str = "exact_match",
+        point: str = "full",
+        *,
+        level: float = 0.95,
     ) -> tuple[float, float, float]:
         """Return `edit - other` on the same examples, with its paired bootstrap interval: (value, low, high)."""
         wanted = (corpus, metric, point)
@@ -69,7 +76,7 @@ class Results:
         if not here or [e["example"] for e in here] != [e["example"] for e in there]:
             raise InputError(f"{edit!r} and {other!r} were not measured on the same examples of {corpus!r}")
         gap = np.array([e["value"] for e in here]) - np.array([e["value"] for e in there])
-        return bootstrap(gap, self.info["seed"], units=np.array([e["unit"] for e in here]))
+        return bootstrap(gap, self.info["seed"], units=np.array([e["unit"] for e in here]), level=level)
 
     def __repr__(self) -> str:
         edits = list(dict.fromkeys(row["edit"] for row in self.rows))

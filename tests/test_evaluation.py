@@ -208,6 +208,23 @@ def test_kept_values_are_of_this_model_this_metric_and_this_corpus_alone(
     assert (measured(twice(1.0)) == first).all() and len(list(tmp_path.iterdir())) == 4
 
 
+@pytest.mark.parametrize(
+    ("gives", "reason"),
+    [
+        (lambda p: p.nll.mean(), r"a tensor of shape \(\)"),
+        (lambda p: torch.stack([p.nll, p.nll], 1), r"a tensor of shape \(\d+, 2\)"),
+        (lambda p: p.nll[:1], r"a tensor of shape \(1,\)"),
+        (lambda p: p.nll.tolist(), "it gave list"),
+    ],
+)
+def test_a_metric_gives_a_value_an_example(gives: Any, reason: str) -> None:
+    def mine(p: nf.metrics.Prediction) -> Any:
+        return gives(p)
+
+    with pytest.raises(nf.InputError, match=f"metric 'mine' has to give .*{reason}"):
+        measure(bed().lm, bed().forget, [mine])
+
+
 def test_every_edit_has_rows_at_full_strength_on_the_frontier_and_at_matched_damage(results: Results) -> None:
     frame = results.frame
     for name in ("ablate", "ga"):

@@ -233,6 +233,36 @@ def test_a_checkpoint_of_another_loss_is_not_continued(lm: LM, forget: Corpus, t
     assert losses.identity(times(2.0)) == losses.identity(times(2.0))
 
 
+HELPED = """
+def helper(x):
+    return x * {factor}
+def constant(x):
+    return x in ({factor}, 7)
+def inner(x):
+    return (lambda y: y * {factor})(x)
+def mine(outputs):
+    return helper(outputs.forget.nll) + SCALE
+SCALE = {scale}
+"""
+
+
+def test_a_loss_is_another_one_where_what_it_calls_is() -> None:
+    def made(factor: int, scale: float) -> dict[str, Any]:
+        names: dict[str, Any] = {"__name__": "helped"}
+        exec(HELPED.format(factor=factor, scale=scale), names)
+        return names
+
+    def around(loss: Any) -> Any:
+        return lambda outputs: 2 * loss(outputs)
+
+    one, same, other, scaled = made(2, 1.0), made(2, 1.0), made(3, 1.0), made(2, 2.0)
+    for name in ("helper", "constant", "inner", "mine"):
+        assert losses.identity(one[name]) == losses.identity(same[name]) != losses.identity(other[name])
+    assert losses.identity(one["mine"]) != losses.identity(scaled["mine"])
+    assert losses.identity(around(npo)) == losses.identity(around(npo)) != losses.identity(around(ga))
+    assert losses.identity(partial(npo, beta=around(ga))) == losses.identity(partial(npo, beta=around(ga)))
+
+
 def test_a_setting_may_have_any_name(lm: LM, forget: Corpus) -> None:
     def mine(outputs: Outputs, *, wanted: float, method: str) -> Tensor:
         return wanted * outputs.forget.nll

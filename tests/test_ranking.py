@@ -60,6 +60,24 @@ def test_edits_are_ranked_and_ties_are_ties() -> None:
     assert ranked(results({"worst": high, "best": low}, units), higher=True)[0].edit == "worst"
 
 
+def test_an_edit_that_broke_the_model_is_last_and_spoils_nothing() -> None:
+    units = list(range(8))
+    high, low, nan = [1.0] * 8, [0.0] * 8, [float("nan"), *[0.0] * 7]
+    for edits in ({"nan": nan, "worst": high, "best": low}, {"worst": high, "nan": nan, "best": low}):
+        best, worst, broken = ranked(results(edits, units))
+        assert (best.edit, worst.edit, broken.edit) == ("best", "worst", "nan")
+        assert worst.adjusted == 2 / 2**8 and not worst.tied()
+        assert np.isnan([broken.value, broken.p, broken.adjusted]).all() and not broken.tied()
+    with pytest.raises(nf.InputError, match="are NaN"):
+        ranked(results({"a": nan, "b": nan}, units))
+
+
+def test_p_does_not_hang_on_the_unit() -> None:
+    draw = np.random.default_rng(0).normal(size=10)
+    assert paired_p(draw) == paired_p(draw * 1e-14) == paired_p(draw * 1e14)
+    assert paired_p(np.full(10, 1e-14)) == 2 / 2**10
+
+
 def test_what_cannot_be_ranked_is_refused() -> None:
     one = results({"a": [0.0, 1.0]}, [0, 1])
     with pytest.raises(InputError, match="to rank edits two of neurons/full"):

@@ -18,7 +18,7 @@ from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding, generate
 from neuronforget.measuring import option_losses
-from neuronforget.metrics.text import SCORERS, f1
+from neuronforget.metrics.text import SCORERS, exact, f1
 from neuronforget.models import LM
 from neuronforget.suites import selftest
 from neuronforget.suites.utility import fluency, ngram_entropy, perplexity, utility
@@ -130,10 +130,23 @@ def test_a_scorer_that_is_wrong_fails_its_test(monkeypatch: pytest.MonkeyPatch) 
         """Another published defect: an answer that could not be written counts as forgotten."""
         return 0.0 if text is None else float(text == answers[0])
 
-    for scorer in (mild, deaf, forgiving):
+    def generous(text: str, answers: Any) -> float:
+        return float(len(text) > 0)
+
+    def first_letter(text: str, answers: Any) -> float:
+        return float(max(text[:1] == answer[:1] for answer in answers))
+
+    for scorer in (mild, deaf, forgiving, generous):
         monkeypatch.setitem(SCORERS, "mine", scorer)
         with pytest.raises(InputError, match="scorer tests fail; first: mine on names"):
             selftest.check()
+    for scorer in (first_letter, by_letter, lambda text, answers: exact(text.lstrip("-"), [answers[0].lstrip("-")])):
+        monkeypatch.setitem(SCORERS, "exact", scorer)
+        monkeypatch.delitem(SCORERS, "mine", raising=False)
+        with pytest.raises(InputError, match="first: exact on"):
+            selftest.check()
+    with pytest.raises(InputError, match="n >= 1, found -5"):
+        selftest.real_rows(DATA, -5)
 
 
 def test_a_model_that_fails_stops_the_questions(lm: LM) -> None:

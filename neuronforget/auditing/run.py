@@ -82,7 +82,8 @@ def audit(
         pass
     subjects = (Subject(UNTOUCHED, lm), edited, *([Subject(GOLD, gold)] if gold is not None else []))
     case = Case(subjects, forget, retain, batch_size, seed, derived, Path(kept) if kept is not None else None)
-    metric, readings, not_tested = case.metric(), [], {}
+    metric, not_tested = case.metric(), {}
+    readings: list[Reading] = []
     with tqdm(chosen.items(), desc="audit", disable=not progress) as bar:
         for name, probe in bar:
             bar.set_postfix(probe=name, refresh=False)

@@ -1,7 +1,8 @@
 """Is what a model wrote the answer? One number from 0 to 1 for a text and the answers that count as right.
 
 Where several answers are right, a text is scored by the one it fits best. `normalised` (lower case, no punctuation,
-no English article, single spaces) is SQuAD's and TriviaQA's rule (Rajpurkar et al. 2016, arXiv:1606.05250).
+no English article, single spaces) is SQuAD's and TriviaQA's rule (Rajpurkar et al. 2016, arXiv:1606.05250), but that
+a number keeps its sign and its point, and "a" is an article before a word alone: it may be an option.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from neuronforget.errors import InputError
 
 #: A function of what was written and of the right answers, 0 to 1.
 Scorer = Callable[[str, Sequence[str]], float]
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_LETTER = re.compile(r"^\s*(?:the\s+)?(?:correct\s+)?(?:answer\s*(?:is|:)?\s*)?\(?([A-Za-z])(?:\)|[.:,]|\s*$)", re.I)
+_ARTICLES = re.compile(r"\b(a|an|the)\b(?=\s+[^\w\s]*\w)")
+_NUMBER = r"(?<![\w.])-(?=\.?\d)|(?<=\d)\.(?=\d)"  # a sign, a decimal point
+_PUNCTUATION = re.compile(f"(?!{_NUMBER})[{re.escape(string.punctuation)}]")
+_OPTION = re.compile(r"\s*\(?([A-Za-z])[).]?\s*")
+_BEFORE = r"(?:the\s+)?(?:(?:correct|right|best)\s+)?(?:(?:answer|option|choice)\s*(?:is)?\s*:?\s*)?"
+_LETTER = re.compile(rf"\s*{_BEFORE}\(?([A-Za-z])(?:\)|[.:,]|\s*$)", re.IGNORECASE)
 
 
 def exact(text: str, answers: Sequence[str]) -> float:
@@ -52,8 +56,11 @@ def rouge_l_f1(text: str, answers: Sequence[str]) -> float:
 
 
 def option(text: str, answers: Sequence[str]) -> float:
-    """1 where the first thing said is the letter of an answer, "B", "(B)" or "The answer is B."; else as `exact`."""
-    return _best(lambda said, right: float(_choice(said) == _choice(right)), text, answers)
+    """1 where the first thing said is the letter of an answer, "B", "(B)" or "The answer is: B".
+
+    An answer that is no letter by itself is compared as by `exact`.
+    """
+    return _best(_chosen, text, answers)
 
 
 SCORERS: dict[str, Scorer] = {
@@ -64,7 +71,7 @@ SCORERS: dict[str, Scorer] = {
 @lru_cache(100_000)
 def normalised(text: str) -> str:
     """Return the text in lower case without punctuation and articles, words one space apart."""
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+    return " ".join(_PUNCTUATION.sub("", _ARTICLES.sub(" ", text.lower().replace("\u2212", "-"))).split())
 
 
 def _best(score: Callable[[str, str], float], text: str, answers: Sequence[str], shape: Any = str.strip) -> float:
@@ -72,7 +79,7 @@ def _best(score: Callable[[str, str], float], text: str, answers: Sequence[str],
         raise InputError(f"right answers are a list of texts, one at least; found {answers!r}")
 
     def one(answer: str) -> float:
-        form = shape if shape(answer) else _plain  # "The The" is nothing but articles
+        form = shape if shape(answer) else _plain  # ")" is nothing but punctuation
         said = form(text)
         return score(said, form(answer)) if said else 0.0
 
@@ -89,9 +96,11 @@ def _word_f1(said: str, right: str) -> float:
     return 2 * common / (len(here) + len(there)) if common else 0.0
 
 
-def _choice(text: str) -> str:
-    found = _LETTER.match(text)
-    return found[1].upper() if found else normalised(text)
+def _chosen(said: str, right: str) -> float:
+    letter, found = _OPTION.fullmatch(right), _LETTER.match(said)
+    if letter is None:
+        return exact(said, [right])
+    return float(found is not None and found[1].upper() == letter[1].upper())
 
 
 def _rouge(right: str, said: str) -> Any:
