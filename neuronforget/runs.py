@@ -59,7 +59,8 @@ def seed_everything(seed: int) -> None:
 def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a scratch folder that becomes `folder` only if the block ends well: all of it or nothing.
 
-    What is replaced is deleted only when the new folder is in its place. Raises InputError if `folder` cannot be written, or exists, is not empty and is not to be replaced.
+    What is replaced is deleted only when the new folder is in its place. Raises InputError if `folder` cannot be
+    written, or exists, is not empty and is not to be replaced.
     """
     folder = Path(folder).resolve()
     check_new(folder, replace=replace)

@@ -86,7 +86,7 @@ def asked_of(folder: Path, request: str | None, model: str) -> Ledger:
 def check_places(
     model: str, out: Path | None, ledger: Path | None, export: Path | None, *, request: str | None = None
 ) -> None:
-    """Raise InputError unless an edit has a place to go, and each can be written, apart from the model and the others."""
+    """Raise InputError unless an edit has a place to go, and each can be written, apart from model and others."""
     if not (out or ledger):
         raise InputError("give --out, a file for the edit, or --ledger and --request")
     if request and not ledger:
