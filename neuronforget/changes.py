@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -78,17 +77,6 @@ class Change:
         assert isinstance(like, Tensor)
         bias = None if values is None else nn.Parameter(values.to(like.device, like.dtype).clone(), requires_grad=False)
         module.register_parameter("bias", bias)
-
-
-def stored(folder: Path, names: set[str]) -> Mapping[str, Tensor]:
-    """Return the named tensors of a checkpoint folder."""
-    from safetensors import safe_open
-
-    found = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(path), "pt") as file:
-            found.update({name: file.get_tensor(name) for name in names & set(file.keys())})
-    return found
 
 
 def written(sites: Iterable[Site], changes: Iterable[Change]) -> dict[str, list[int] | str]:

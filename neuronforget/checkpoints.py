@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from neuronforget.cards import base_name, model_card
-from neuronforget.changes import Change, mlp_biases, stored
+from neuronforget.changes import Change, mlp_biases
 from neuronforget.errors import InputError, reading
-from neuronforget.models import LM, swapped
+from neuronforget.models import LM, load_plain, swapped
 from neuronforget.precision import rounding_of
 from neuronforget.runs import whole_folder
 
@@ -48,7 +48,7 @@ def checkpoint(
         with mlp_biases(lm, biases), _stored_in(lm, dtype):
             lm.save(scratch)
             about = {**record, "base_model": record.get("base_model") or base_name(lm.name), "model": lm.digest()}
-        _check_saved(scratch, held, dtype)
+        _check_saved(lm, scratch, held, dtype)
         write_record(scratch, kept, about)
         (scratch / "README.md").write_text(model_card(read_record(scratch), lm.name), encoding="utf-8")
         yield scratch
@@ -112,12 +112,12 @@ def _stored_in(lm: LM, dtype: torch.dtype | None) -> Iterator[None]:
         config.dtype = was
 
 
-def _check_saved(folder: Path, held: Sequence[Change], dtype: torch.dtype | None) -> None:
-    """Raise InputError unless the checkpoint in `folder` holds exactly the values of `held`, rounded to `dtype`."""
-    saved = stored(folder, {change.name for change in held})
-    if unknown := {change.name for change in held} - saved.keys():
+def _check_saved(lm: LM, folder: Path, held: Sequence[Change], dtype: torch.dtype | None) -> None:
+    """Raise InputError unless transformers reads exactly the values of `held`, rounded to `dtype`, out of `folder`."""
+    read = LM(load_plain(lm.model, folder)).parameters  # by the model's names, whatever they are called in the file
+    if unknown := {change.name for change in held} - read.keys():
         raise InputError(f"the checkpoint has no weight called {min(unknown)}: whether it holds the edit is unknown")
     for change in held:
         wanted = change.after.to(dtype) if dtype and change.after.is_floating_point() else change.after
-        if not torch.equal(change.read(saved[change.name]).cpu(), wanted.detach().cpu()):
+        if not torch.equal(change.read(read[change.name]).to(wanted.dtype), wanted.detach().cpu()):
             raise InputError(f"{change.name} is stored with other values than the edit's: its dtype loses the edit")

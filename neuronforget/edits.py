@@ -25,7 +25,7 @@ from neuronforget.errors import InputError, reading
 from neuronforget.guarding import Guard
 from neuronforget.models import LM
 from neuronforget.precision import Rounding, rounding
-from neuronforget.runs import environment
+from neuronforget.runs import environment, whole_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,7 +193,7 @@ class Edit:
             pass
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file, all of it or nothing. Raises InputError where it cannot be written."""
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -207,7 +207,8 @@ class Edit:
         if (guard := self.guard) is not None:
             about["guard"] = {"kind": guard.kind, "settings": guard.settings, "strength": guard.strength}
             tensors |= {f"guard.{name}": tensor for name, tensor in guard.tensors.items()}
-        save_file(tensors, str(path), {"edit": json.dumps(about, default=str)})
+        with whole_file(path) as scratch:
+            save_file(tensors, scratch, {"edit": json.dumps(about, default=str)})
 
     @classmethod
     def load(cls, path: str | Path) -> Edit:

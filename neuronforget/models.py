@@ -92,16 +92,14 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
     (transformers would draw them at random), and NaN or infinite weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
     local, there = Path(path), own_device(device)
     if not local.is_dir() and (local.is_absolute() or str(path).startswith(".") or local.exists()):
         raise InputError(f"no model folder at {path}")
     if local.is_dir() and not (local / "config.json").is_file():
         raise InputError(f"{path} is not a checkpoint folder: it has no config.json")
-    logging.disable_progress_bar()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        loaded = load_plain(AutoModelForCausalLM, path, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a damaged folder raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
@@ -113,6 +111,14 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
     check_finite(lm)
     _ = lm.sites  # a model without neurons is refused here, not after an hour
     return lm
+
+
+def load_plain(kind: Any, path: str | Path, *, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
+    """Return what transformers itself makes of a checkpoint, without its progress bars."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    return kind.from_pretrained(path, dtype=dtype, **settings)
 
 
 def check_finite(lm: LM) -> None:

@@ -59,7 +59,8 @@ def seed_everything(seed: int) -> None:
 def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Give a scratch folder that becomes `folder` only if the block ends well: all of it or nothing.
 
-    Raises InputError if `folder` cannot be written, or exists, is not empty and is not to be replaced.
+    What is replaced is deleted only when the new folder is in its place. Raises InputError if `folder` cannot be
+    written, or exists, is not empty and is not to be replaced.
     """
     folder = Path(folder).resolve()
     check_new(folder, replace=replace)
@@ -71,11 +72,22 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
             yield scratch
             for path in (scratch, *scratch.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
-            if folder.exists():
-                shutil.rmtree(folder)
-            scratch.rename(folder)
+            _put_in_place(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put_in_place(scratch: Path, folder: Path) -> None:
+    """Rename `scratch` to `folder`; what was there stands aside meanwhile, and comes back if that is cut short."""
+    aside = scratch.with_name(f"{scratch.name}-replaced")
+    try:
+        if folder.exists():
+            folder.rename(aside)
+        scratch.rename(folder)
+    finally:
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

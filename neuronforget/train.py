@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -34,7 +35,8 @@ StepLoss = Callable[[int], Tensor | Iterable[Tensor]]
 class Plan:
     """How to train: `steps` of AdamW at `lr`, gradients clipped to the norm `clip` (None: not).
 
-    `rates` are the parameters' own learning rates, one each, in place of `lr`.
+    `rates` are the parameters' own learning rates, one each, in place of `lr`. Raises InputError for numbers that are
+    no training's: no step, a rate, norm or decay that is NaN or has the wrong sign.
     """
 
     steps: int = 60
@@ -47,9 +49,16 @@ class Plan:
     rates: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or not self.lr > 0 or not all(rate > 0 for rate in self.rates or ()):
-            lr = self.lr if self.rates is None else min(self.rates, default=0)
+        wrong = [rate for rate in (self.lr, *(self.rates or ())) if not 0 < rate < math.inf]
+        if not _counts(self.steps) or wrong:
+            lr = wrong[0] if wrong else self.lr
             raise InputError(f"training needs steps >= 1 and lr > 0; found steps={self.steps}, lr={lr}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise InputError(f"weight_decay is 0 or a number above it, found {self.weight_decay}")
+        if self.clip is not None and not self.clip > 0:
+            raise InputError(f"clip is the norm that gradients are cut to, above 0, or None; found {self.clip}")
+        if not _counts(self.save_every):
+            raise InputError(f"save_every is a number of steps, 1 or more, found {self.save_every}")
 
 
 EXPLODED = 1000.0  # times the first loss, which even an ascent without bound does not reach
@@ -202,6 +211,10 @@ class _Descent:
         if not math.isfinite(value):
             advice = f"lower lr (now {self.plan.lr:g})" if step else "check the loss and the model's weights"
             raise InputError(f"{self.desc}: the {what} is {value} at step {step}: {advice}")
+
+
+def _counts(count: Any) -> bool:
+    return isinstance(count, Integral) and int(count) >= 1
 
 
 def _groups(parameters: Sequence[Tensor], plan: Plan) -> list[dict[str, Any]]:

@@ -473,6 +473,7 @@ def test_a_ledger_says_what_is_missing(
     for words, message in (
         (erase, "give --out"),
         ([*erase, "--ledger", book], "needs --request"),
+        ([*erase, "--out", tmp_path / "a.safetensors", "--request", "B"], "give --ledger too"),
         ([*erase, "--ledger", book, "--request", "A"], "name of its own"),
         ([*erase, "--ledger", book, "--request", "B"], "changed nothing"),  # on top of A nothing is left to zero
         ([*erase, "--ledger", bed / "gold", "--request", "B"], "no ledger's own folder"),
@@ -485,3 +486,45 @@ def test_a_ledger_says_what_is_missing(
         assert run(monkeypatch, *words) == 2
         assert message in capfd.readouterr().err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_refused_export_keeps_the_edit(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from neuronforget import checkpoints
+    from neuronforget.errors import InputError
+
+    def refused(*_: object) -> None:
+        raise InputError("stored with other values")
+
+    monkeypatch.setattr(checkpoints, "_check_saved", refused)
+    nf.Neurons(frozenset({(0, 1)}), (0, 1), 64).save(tmp_path / "neurons.json")
+    out, book = tmp_path / "edit.safetensors", tmp_path / "requests"
+    words = ["--neurons", tmp_path / "neurons.json", "--out", out, "--ledger", book, "--request", "A"]
+    assert run(monkeypatch, "erase", *data(bed), *words, "--export", tmp_path / "exported") == 2
+    assert f"stored with other values (the edit is kept in {out} and {book})" in capfd.readouterr().err
+    assert not (tmp_path / "exported").exists()
+    Edit.load(out).certificate(nf.load(bed / "model"))
+    assert [entry.request for entry in nf.Ledger.load(book).applied] == ["A"]
+
+
+def test_an_edit_a_ledger_and_a_checkpoint_do_not_lie_in_one_another(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    nf.Neurons(frozenset({(0, 1)}), (0, 1), 64).save(tmp_path / "neurons.json")
+    erase = ["erase", *data(bed), "--neurons", tmp_path / "neurons.json"]
+    one, inner = tmp_path / "one", tmp_path / "one" / "edit.safetensors"
+    monkeypatch.setattr(nf.models, "load", lambda *_, **__: pytest.fail("refused before the model is read"))
+    for words in (
+        ["--ledger", one, "--request", "A", "--export", one],
+        ["--ledger", one, "--request", "A", "--export", one / "exported"],
+        ["--ledger", one / "requests", "--request", "A", "--export", one],
+        ["--out", inner, "--export", inner],
+        ["--out", inner, "--export", one],
+        ["--out", inner, "--ledger", one, "--request", "A"],
+    ):
+        assert run(monkeypatch, *erase, *words) == 2
+        assert "give each a place of its own" in capfd.readouterr().err and not one.exists()
+    nf.Ledger().save(one)
+    assert run(monkeypatch, "ledger", one, "--model", bed / "model", "--export", one / "exported") == 2
+    assert "give each a place of its own" in capfd.readouterr().err

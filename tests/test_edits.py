@@ -366,8 +366,8 @@ def test_a_strength_is_a_finite_number(strength: float) -> None:
         nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])).scaled(strength)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "qwen2", "opt", "bloom"])
-def test_an_edit_of_the_whole_model_is_exported_tied_weights_included(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["gpt2", "qwen2", "opt", "bloom", "gpt_neox"])  # the last renames what it saves
+def test_an_edit_of_the_whole_model_is_exported_tied_and_renamed_weights_included(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     lm = LM(build(family))

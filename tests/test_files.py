@@ -92,3 +92,11 @@ def test_moments_and_edits_are_read_back_equal(written: dict[str, Path], lm: LM)
     again = nf.Moments.load(written["moments"].with_name("again"))
     assert all(torch.equal(moments[name], again[name]) for name in moments.fields)
     assert edit.certificate(lm).holds
+
+
+def test_an_edit_makes_its_folder_and_says_where_it_cannot_be_written(written: dict[str, Path]) -> None:
+    edit = nf.Edit.load(written["edit"])
+    edit.save(new := written["edit"].with_name("new") / "edit.safetensors")
+    assert nf.Edit.load(new).summary() == edit.summary()
+    with pytest.raises(InputError, match="cannot write"):
+        edit.save(new / "below a file")

@@ -369,8 +369,12 @@ def test_preferred_answers_come_from_a_corpus_a_list_or_the_examples(forget: Cor
     own = preferred_answers(wrong, None, 0)
     assert own is not None and {e.answer for e in own} <= {"x", "y"}
     assert preferred_answers(forget, None, 0) is None
+    one = preferred_answers(forget, "I do not know.", 0)
+    assert one is not None and {e.answer for e in one} == {"I do not know."}, "a bare string is one answer"
     with pytest.raises(InputError, match="parallel"):
         preferred_answers(forget, retain, 0)
+    with pytest.raises(InputError, match="holds no answer"):
+        preferred_answers(wrong, [], 0)
 
 
 def test_bad_input_is_refused_before_any_work(lm: LM, forget: Corpus, retain: Corpus) -> None:

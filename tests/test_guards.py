@@ -238,6 +238,9 @@ def test_icu_shows_other_answers_to_forget_and_right_ones_to_retain(lm: LM) -> N
     assert all((said[p] == right[p]) == (p not in asked_of) for p in said) and len(asked_of & said.keys()) == 3
     assert {e.answer for e in FORGET} >= {said[p] for p in asked_of & said.keys()}
     assert lm.tokenizer.decode(edit.guard.tensors["context"]) == edit.info["context"] + "\n"  # type: ignore[union-attr]
+    assert (
+        guards.icu(lm, FORGET, RETAIN, answers="cello").info == guards.icu(lm, FORGET, RETAIN, answers=["cello"]).info
+    )
 
 
 @pytest.mark.parametrize("layers", [[0], [1], [0, 1]])

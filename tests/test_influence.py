@@ -313,6 +313,7 @@ def test_the_first_order_step_is_the_gradient_of_the_mean_nll(lm: LM, corpus: Co
 
 @pytest.mark.parametrize("call, message", [
     (lambda lm, f, r: first_order_update(lm, f, tau=0.0), "tau > 0"),
+    (lambda lm, f, r: first_order_update(lm, f, preferred=[]), "holds no answer"),
     (lambda lm, f, r: second_order_update(lm, f, f), "share"),
     (lambda lm, f, r: second_order_update(lm, f, r, damping=-1.0), "damping >= 0"),
     (lambda lm, f, r: second_order_update(lm, f, r, damping=1e-6, steps=2), "relative residual"),

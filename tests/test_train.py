@@ -112,6 +112,15 @@ def test_a_plan_that_trains_nothing_is_refused(bad: Any) -> None:
         Plan(**bad)
 
 
+@pytest.mark.parametrize("name, bad", [
+    ("steps", 2.5), ("lr", float("inf")), ("clip", 0.0), ("clip", -1.0), ("clip", float("nan")), ("weight_decay", -0.1),
+    ("weight_decay", float("nan")), ("weight_decay", float("inf")), ("save_every", 0),
+])  # fmt: skip
+def test_a_plan_whose_numbers_train_otherwise_than_they_say_is_refused(name: str, bad: Any, untyped: None) -> None:
+    with pytest.raises(InputError, match=f"{name}.*{bad:g}"):
+        Plan(**{name: bad})
+
+
 @given(size=st.integers(1, 20), count=st.integers(1, 30), seed=st.integers(0, 5), steps=st.integers(1, 8))
 def test_draws_pass_over_all_items_before_any_comes_again(size: int, count: int, seed: int, steps: int) -> None:
     drawn = [x for step in range(steps) for x in draw(range(size), count, seed, step)]

@@ -136,7 +136,12 @@ def test_noise_stays_in_the_span_of_the_tokens_and_has_its_spread(tokenizer: Any
 def test_tokens_are_ids_texts_or_the_answers_of_a_corpus(lm: LM, corpus: Corpus) -> None:
     assert token_ids(lm, [7, 3, 7]) == [3, 7]
     oslo = lm.tokenizer(" Oslo", add_special_tokens=False).input_ids
-    assert token_ids(lm, [" Oslo"]) == sorted(set(oslo)) == token_ids(lm, Corpus(corpus.examples[:1], "one"))
+    assert (
+        token_ids(lm, " Oslo")
+        == token_ids(lm, [" Oslo"])
+        == sorted(set(oslo))
+        == token_ids(lm, Corpus(corpus.examples[:1], "one"))
+    )
 
 
 def test_the_most_promoted_tokens_are_kept(lm: LM) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -53,6 +56,7 @@ def ledger(
         raise InputError(f"{folder} is a checkpoint and stays as it is: say with --export where the other one goes")
     if export is not None:
         check_new(export)
+        check_apart({"--export": export, "the ledger": folder})
     measured = Results.load(results).rows if results else ()
     lm = load(model or folder, device=device)
     kept.replay(lm)
@@ -79,11 +83,36 @@ def asked_of(folder: Path, request: str | None, model: str) -> Ledger:
     return kept
 
 
-def check_places(model: str, *places: Path | None) -> None:
-    """Raise InputError unless an edit has a place to go, and each can be written and is not in the model's folder."""
-    if not any(places):
+def check_places(
+    model: str, out: Path | None, ledger: Path | None, export: Path | None, *, request: str | None = None
+) -> None:
+    """Raise InputError unless an edit has a place to go, and each can be written, apart from model and others."""
+    if not (out or ledger):
         raise InputError("give --out, a file for the edit, or --ledger and --request")
-    for place in (place for place in places if place):
-        check_writable(place)
-        if Path(model).is_dir() and place.resolve().is_relative_to(Path(model).resolve()):
-            raise InputError(f"{place} lies in the model's own folder: choose another place for the edit")
+    if request and not ledger:
+        raise InputError("--request names an erasure in a ledger: give --ledger too, or leave it out")
+    places = {"--out": out, "--ledger": ledger, "--export": export}
+    for option, place in places.items():
+        if place:
+            check_writable(place)
+            if Path(model).is_dir() and place.resolve().is_relative_to(Path(model).resolve()):
+                raise InputError(f"{place} lies in the model's own folder: choose another place with {option}")
+    check_apart(places)
+
+
+def check_apart(places: Mapping[str, Path | None]) -> None:
+    """Raise InputError where one of what several options name lies in another, or is the same."""
+    given = {option: place for option, place in places.items() if place}
+    for (one, inner), (other, outer) in permutations(given.items(), 2):
+        if inner.resolve().is_relative_to(outer.resolve()):
+            raise InputError(f"{one} {inner} lies in {other} {outer}: give each a place of its own")
+
+
+@contextmanager
+def said_of(written: Sequence[str]) -> Iterator[None]:
+    """An error within the block also says what was written before it."""
+    try:
+        yield
+    except InputError as error:
+        kept = f" (the edit is kept in {' and '.join(written)})" if written else ""
+        raise InputError(f"{error}{kept}") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show
-from neuronforget.commands.requests import asked_of, check_places
+from neuronforget.commands.requests import asked_of, check_places, said_of
 from neuronforget.errors import InputError
 
 
@@ -88,7 +87,8 @@ def erase(
         lr: Learning rate of these steps (default: the operator's).
         seed: Seed, for operators that draw at random.
         set: Further settings of the operator or its loss, each NAME=VALUE: --set sigma=0.2 layers=[3,4] beta=0.05.
-        export: Also write the edited model as a checkpoint folder that plain transformers loads.
+        export: Also write the edited model as a checkpoint folder that plain transformers loads (the edit is kept if
+            that is refused).
         resume: Folder for checkpoints: a killed run continues (finetune, task_vector).
     """
     from neuronforget import losses
@@ -96,9 +96,9 @@ def erase(
     from neuronforget.erase.catalogue import OPERATORS, addressed, check_call, make
     from neuronforget.neurons import Neurons
     from neuronforget.ranks import launched
-    from neuronforget.runs import check_new, whole_file
+    from neuronforget.runs import check_new
 
-    check_places(data.model, output(out, ".safetensors") if out else None, ledger)
+    check_places(data.model, output(out, ".safetensors") if out else None, ledger, export, request=request)
     kept = asked_of(ledger, request, data.model) if ledger else None
     if export:
         check_new(export)
@@ -122,16 +122,19 @@ def erase(
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
     certificate = edit.certificate(lm)
-    with whole_file(out) if out else nullcontext() as scratch:
-        if scratch:
-            edit.save(scratch)
+    written: list[str] = []
+    with said_of(written):  # a refused export does not take the edit with it
+        if out:
+            edit.save(out)
+            written.append(str(out))
         if kept and ledger:
             kept.apply(lm, edit, request=request or "")
+            kept.save(ledger)
+            written.append(str(ledger))
         if export:
             (kept or edit).export(lm, export)
-        if kept and ledger:
-            kept.save(ledger)
-    print(f"{edit}\n{certificate}\nwritten to {' and '.join(str(p) for p in (out, ledger, export) if p)}")
+            written.append(str(export))
+    print(f"{edit}\n{certificate}\nwritten to {' and '.join(written)}")
 
 
 def evaluate(

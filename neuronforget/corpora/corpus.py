@@ -7,9 +7,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from neuronforget.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ def examples(rows: Iterable[tuple[int, Any]], where: str) -> Iterator[Example]:
             yield Example.from_row(row)
         except InputError as error:
             raise InputError(f"{where} {number}: {error}") from None
+
+
+def texts_of(given: str | Iterable[T]) -> tuple[str | T, ...]:
+    """Return what was given one by one: a bare string is one text, never a row of letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def check_template(template: str | None) -> None:

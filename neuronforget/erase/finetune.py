@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
@@ -63,8 +64,8 @@ def finetune(
     With `lora`, a rank or a `LoRA`, what is trained are adapters of the blocks' linear maps, and the edit holds what
     they add to the weights.
 
-    `preferred` are the answers a preference loss prefers: a corpus parallel to `forget`, or refusals to draw
-    from; without it the examples' own `wrong` answers. `reinforced` is what whp contrasts the model with: an edit
+    `preferred` are the answers a preference loss prefers: a corpus parallel to `forget`, or one refusal, or several to
+    draw from; without it the examples' own `wrong` answers. `reinforced` is what whp contrasts the model with: an edit
     that learned the forget corpus better, `finetune(lm, forget, loss=losses.learn)`.
 
     `lr` defaults by size of the model (`default_lr`); a mapping or function gives it by layer (None: what lies in
@@ -188,13 +189,18 @@ def _stopped(stopping: Stopping | None) -> dict[str, Any]:
 
 
 def preferred_answers(forget: Corpus, preferred: Preferred, seed: int) -> Corpus | None:
-    """Return `forget` with the answers that should take the old ones' place, or None where there are none."""
+    """Return `forget` with the answers that should take the old ones' place, or None where there are none.
+
+    A bare string is one answer, to all. Raises InputError for an empty list, and a corpus that is not parallel.
+    """
     if isinstance(preferred, Corpus):
         if len(preferred) != len(forget):
             raise InputError(f"preferred has {len(preferred)} examples, forget {len(forget)}: they must be parallel")
         return preferred
-    if preferred:
-        return forget.with_answers(draw(list(preferred), len(forget), seed, 0), f"{forget.name} preferred")
+    if preferred is not None:
+        if not (texts := texts_of(preferred)):
+            raise InputError("preferred= holds no answer: give one or more, or leave it out")
+        return forget.with_answers(draw(texts, len(forget), seed, 0), f"{forget.name} preferred")
     if all(example.wrong for example in forget):
         answers = [draw(example.wrong, 1, seed + i, 0)[0] for i, example in enumerate(forget)]
         return forget.with_answers(answers, f"{forget.name} preferred")

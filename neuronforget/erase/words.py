@@ -15,6 +15,7 @@ from torch import Tensor
 
 from neuronforget.changes import Change
 from neuronforget.corpora import Corpus, encode
+from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
 from neuronforget.erase.drawn import check_sigma
@@ -24,7 +25,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.scores.vocabulary import unembedding_of
 from neuronforget.sites import Site
 
-#: Tokens by id or as text (every token of it), or a corpus, whose answers' tokens are meant.
+#: Tokens by id or as text (all its tokens; a bare string is one text), or a corpus, whose answers' tokens are meant.
 Tokens = Corpus | Sequence[int | str]
 
 
@@ -106,7 +107,7 @@ def token_ids(lm: LM, tokens: Tokens) -> list[int]:
         for row in encode(tokens, lm.tokenizer, lm.max_length):
             found |= set(row.ids[max(row.answer_start, 1) :]) - special
     else:
-        for token in tokens:
+        for token in texts_of(tokens):
             found |= {token} if isinstance(token, int) else set(lm.tokenizer(token, add_special_tokens=False).input_ids)
     size = len(unembedding_of(lm))
     if not found or min(found) < 0 or max(found) >= size:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora.corpus import texts_of
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
 from neuronforget.erase.guards.reading import check_prompts, positions
@@ -45,6 +46,7 @@ def icu(
         raise InputError(f"icu shows forget examples: shown >= 1 and kept >= 0; found {shown}, {kept}")
     for corpus in (forget, retain):
         check_prompts(corpus)
+    answers = texts_of(answers)
     texts = [_shown(forget, i, answers, seed) for i in _places(forget, shown, seed)]
     chosen = [retain.examples[i] for i in _places(retain, kept, seed + 1)]
     texts += ["".join(join(_asked(retain, e.prompt), e.answer)) for e in chosen]
