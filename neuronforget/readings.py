@@ -36,6 +36,10 @@ class Readings:
     def metric(self) -> str:
         """The measure of all sentences."""
         measured = {row["metric"] for row in self.results.rows}
+        if not measured & {"exact_match", "probability"}:
+            raise InputError(
+                f"findings are read off exact_match or probability; measured: {', '.join(sorted(measured))}"
+            )
         known = self.results.value("untouched", "forget", "exact_match") if "exact_match" in measured else 0.0
         return "exact_match" if known >= KNOWN or "probability" not in measured else "probability"
 

@@ -127,6 +127,12 @@ def bootstrap(
     return mean(values), float(low), float(high)
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError for a seed below 0."""
+    if seed < 0:
+        raise InputError(f"seed is 0 or more, found {seed}")
+
+
 def mean(values: np.ndarray) -> float:
     """Return the mean of the values that are not NaN; NaN where none is."""
     return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
@@ -139,6 +145,7 @@ def resampled(
 
     One seed draws the same units whatever the values are, so that functions of several means can be resampled.
     """
+    check_seed(seed)
     known = ~np.isnan(values)
     _, place = np.unique(np.arange(len(known))[known] if units is None else units[known], return_inverse=True)
     sums, counts = np.bincount(place, values[known]), np.bincount(place)

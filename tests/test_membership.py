@@ -106,6 +106,27 @@ def test_a_trained_model_gives_its_members_away_and_an_untrained_one_does_not(lm
     assert [r["value"] for r in again.rows] == [0.5, 0.5]  # a model is no likelier than itself
 
 
+def test_a_collapsed_model_and_one_text_alone_have_an_auc(lm: LM, corpus: Corpus) -> None:
+    sure, other = np.array([-np.inf, -np.inf, 1.0]), np.array([-np.inf, 0.5])
+    value, low, high = auc(sure, other, 0)
+    assert value == pytest.approx((0.5 + 0.5 + 1 + 0 + 0 + 1) / 6) and low <= value <= high
+    value, low, high = auc(np.array([1.0]), np.array([0.0]), 0)
+    assert value == 1 and np.isnan(low) and np.isnan(high)
+    with torch.no_grad():  # all mass on one token, with certainty
+        collapsed = nf.LM(copy.deepcopy(lm.model), lm.tokenizer)
+        collapsed.model.get_output_embeddings().weight.mul_(1e4)
+    found = membership(collapsed, corpus.head(3), Corpus((Example("", "Velm lies far"),), "o"), progress=False)
+    assert {r["metric"] for r in found.rows} >= {"loss", "min_k++@5%"} and not [r for r in found.rows if r["nan"]]
+
+
+def test_a_reference_has_to_cut_texts_alike(lm: LM, corpus: Corpus) -> None:
+    other = nf.LM(lm.model, type(lm.tokenizer)().train_new_from_iterator(["a b c"], 260))
+    with pytest.raises(InputError, match="into other tokens"):
+        text_scores(lm, corpus, ("reference",), reference=other)
+    names = text_scores(lm, corpus, ("min_k",), (0.12, 0.124))
+    assert list(names) == ["min_k@12%", "min_k@12.4%"]
+
+
 def test_the_lowest_share_is_one_value_at_least() -> None:
     assert lowest(np.array([3.0, 1.0, 2.0]), 0.1) == 1 and lowest(np.array([3.0, 1.0, 2.0]), 1.0) == 2
     assert np.isnan(lowest(np.array([1.0, np.nan]), 0.5))

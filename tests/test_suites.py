@@ -136,13 +136,19 @@ def test_counterfact_compares_the_two_objects(lm: LM, tmp_path: Path) -> None:
     ]  # fmt: skip
     found = counterfact(lm, written(tmp_path / "cf.jsonl", rows))
 
-    def likely(prompt: str, text: str) -> float:
+    def likely(prompt: str, text: str, whole: bool = False) -> float:
         one = Corpus((Example(prompt, text),))
         (row,) = nf.corpora.encode(one, lm.tokenizer)
-        return float(np.exp(-measure(lm, one, [nll])["nll"][0] * (len(row.ids) - row.answer_start)))
+        return float(np.exp(-measure(lm, one, [nll])["nll"][0] * (len(row.ids) - row.answer_start if whole else 1)))
 
     true = [likely(r["locality_prompt"], r["locality_ground_truth"]) for r in rows]
     new = [likely(r["locality_prompt"], r["target_new"]) for r in rows]
+    together = [
+        [likely(r["locality_prompt"], r[name], True) for r in rows] for name in ("locality_ground_truth", "target_new")
+    ]
+    assert found.value("model", "neighbourhood", "true preferred, whole") == np.mean(
+        [a > b for a, b in zip(*together, strict=True)]
+    )
     assert found.value("model", "neighbourhood", "probability") == pytest.approx(np.mean(true), rel=1e-3)
     assert found.value("model", "neighbourhood", "new less true") == pytest.approx(
         np.mean(new) - np.mean(true), rel=1e-3
@@ -211,6 +217,16 @@ def test_two_steps_are_every_pair_of_facts_that_meet() -> None:
     assert kept is not None and [e.answer for e in kept] == ["Norwegian"]
     with pytest.raises(InputError, match="no two-step questions"):
         chains(FACTS[:1], KNOWN)
+    with pytest.raises(InputError, match="no prompt of the relation 'eats'"):
+        chains([Fact("Anna", "eats", "cake")], KNOWN)
+    with pytest.raises(InputError, match="names its subject"):
+        through(found, Corpus((Example("Anna was born in", "Oslo"),)))
+    kinds = {
+        "is": Relation("is", "A {} is a", "thing", "kind"),
+        "eats": Relation("eats", "The {} eats", "kind", "food"),
+    }
+    (one,) = chains([Fact("robin", "is", "bird"), Fact("bird", "eats", "worms")], kinds)
+    assert one.prompt == "A robin is a certain kind. That kind eats"  # no article before "a certain", "that"
     assert isinstance(found[0], Chain)
 
 
@@ -244,7 +260,23 @@ def test_suites_run_from_the_command_line(
     )
     said = capsys.readouterr().out
     assert "edited" in said and "not measured: reference: it compares with a model that saw neither" in said
-    assert nf.Results.load(tmp_path / "b").value("edited", "members, non-members", "loss") >= 0
+    found = nf.Results.load(tmp_path / "b")
+    assert found.value("edited", "members, non-members", "loss") >= 0
+    assert found.info["edits"]["edited"]["method"] == edit.info["method"]
+    for name, edited in (("d", ()), ("e", ("--edit", tmp_path / "edit.safetensors"))):
+        asked = ("--data", folder, "--n", 1, "--max-new-tokens", 2, *edited)
+        assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / name, *asked) == 0
+    with_edit, without = (nf.Results.load(tmp_path / name).info for name in ("e", "d"))
+    assert with_edit["edit"]["method"] == edit.info["method"] and without["edit"] is None
+    assert with_edit["edit"]["file"].endswith("edit.safetensors") and with_edit["digest"] != without["digest"]
+    capsys.readouterr()
+    for more, message in (
+        (("--kept", tmp_path / "f/kept"), "--kept"), (("--seed", -1), "seed is 0 or more"),
+        (("--batch-size", 0), "batch_size"), (("--n", 0), "at least 1"),
+    ):  # fmt: skip
+        assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "f", "--data", folder, *more) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1 and not (tmp_path / "f").exists()
     assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "c", "--data", folder, "--targets", "Nobody") == 2
     assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "c").exists()
     assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "a", "--data", folder) == 2  # not empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from neuronforget.measuring import option_losses
 from neuronforget.metrics.text import SCORERS, exact, f1
 from neuronforget.models import LM
 from neuronforget.suites import selftest
-from neuronforget.suites.utility import fluency, ngram_entropy, perplexity, utility
+from neuronforget.suites.utility import _truths, fluency, ngram_entropy, perplexity, utility
 
 DATA = Path(os.environ.get("NEURONFORGET_SHARED", "../shared")) / "data"
 
@@ -66,6 +67,18 @@ def test_local_tasks_give_what_our_own_passes_give(roomy: LM, tmp_path: Path) ->
         np.mean([own[0] < min(own[1:]) for own in losses])
     )
     assert next(r["n"] for r in found.rows if r["corpus"] == "mmlu") == 3
+    broken = LM(copy.deepcopy(lm.model), lm.tokenizer)
+    with torch.no_grad():
+        broken.model.get_output_embeddings().weight.fill_(torch.nan)
+    for kind, path in {"triviaqa": trivia, **files}.items():
+        with pytest.raises(InputError, match="the model returns NaN while a task is asked"):
+            utility(broken, local={kind: path})
+
+
+def test_the_order_of_options_does_not_tell_which_is_true() -> None:
+    rows = [{"best_answer": f"truth {i}", "incorrect_answers": [f"{x} {i}" for x in "xyz"]} for i in range(40)]
+    places = [_truths(row).index(row["best_answer"]) for row in rows]
+    assert set(places) == {0, 1, 2, 3} and places.count(0) < 20
 
 
 def test_bad_tasks_are_refused(roomy: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +158,7 @@ def test_a_scorer_that_is_wrong_fails_its_test(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delitem(SCORERS, "mine", raising=False)
         with pytest.raises(InputError, match="first: exact on"):
             selftest.check()
-    with pytest.raises(InputError, match="n >= 1, found -5"):
+    with pytest.raises(InputError, match="at least 1, found -5"):
         selftest.real_rows(DATA, -5)
 
 

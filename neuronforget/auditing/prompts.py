@@ -104,7 +104,7 @@ def _attacked(case: Case, attack: Attack, name: str) -> Corpus:
     rows = [replace(e, prompt=attack(case, e, i), paraphrases=()) for i, e in enumerate(forget)]
     if all(row.prompt == example.prompt for row, example in zip(rows, forget, strict=True)):
         raise NotTested("there is nothing to put before any prompt")
-    corpus = replace(forget, examples=tuple(rows), name=f"{forget.name}, {name}")
+    corpus = replace(forget, examples=tuple(rows), name=f"{forget.name}, {name}", max_tokens=None)  # longer by design
     coded, before = encode(corpus, lm.tokenizer), encode(forget, lm.tokenizer)
     if lm.max_length is not None and (longest := max(len(row.ids) for row in coded)) > lm.max_length:
         raise NotTested(f"a prompt would have {longest} tokens, the model holds {lm.max_length}")

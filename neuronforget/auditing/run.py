@@ -34,7 +34,7 @@ from neuronforget.evaluation import check_references
 from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.results import Results, example_rows, mean, tidy_row
+from neuronforget.results import Results, check_seed, example_rows, mean, tidy_row
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -73,6 +73,7 @@ def audit(
     if derived is not None:
         check_disjoint(forget, derived)
     check_whole(lm)
+    check_seed(seed)
     check_references(lm, gold)
     chosen = _chosen(probes, own or {})
     edited = Subject(EDITED, edit) if isinstance(edit, LM) else Subject(EDITED, lm, edit)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from neuronforget.commands.console import Folder
+from neuronforget.commands.requests import check_apart
+from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
 from neuronforget.models import load
-from neuronforget.results import Results
+from neuronforget.results import Results, check_seed
 from neuronforget.runs import check_new
 
 
@@ -37,12 +39,20 @@ class Asked:
 
     def run(self, suite: Callable[..., Results], *given: Any, **settings: Any) -> None:
         """Run a suite on the model with its edit on, write the results, print them."""
-        check_new(self.out)
+        self.check(log=settings.get("log"))
         made = Edit.load(self.edit) if self.edit else None
         lm = load(self.model, device=self.device)
         with made.on(lm) if made else nullcontext():
             results = suite(lm, *given, batch_size=self.batch_size, kept=self.kept, seed=self.seed, **settings)
-        saved(results, self.out)
+        on = {"file": str(self.edit), **made.info} if made else None
+        saved(replace(results, info={**results.info, "edit": on}), self.out)
+
+    def check(self, log: Path | None = None) -> None:
+        """Raise InputError unless the results are new, apart from what else is written, and the numbers usable."""
+        check_new(self.out)
+        check_apart({"--out": self.out, "--kept": self.kept, "--log": log})
+        check_batch_size(self.batch_size)
+        check_seed(self.seed)
 
 
 def saved(results: Results, out: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show
-from neuronforget.commands.requests import asked_of, check_places, said_of
+from neuronforget.commands.requests import asked_of, check_apart, check_places, said_of
 from neuronforget.errors import InputError
 
 
@@ -169,16 +169,15 @@ def evaluate(
     from neuronforget.runs import check_new
 
     check_new(out)
+    check_apart({"--out": out, "--kept": kept})
     names = [path.stem for path in edits]
     if again := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two edits are called {min(again)!r}: the file's name is the name in the table")
     made = {path.stem: Edit.load(path) for path in edits}
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
-    results = run(
-        lm, made, forget, retain, gold=twin, damage=damage, divergence=divergence, batch_size=batch_size, seed=seed,
-        kept=kept,
-    )  # fmt: skip
+    settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
+    results = run(lm, made, forget, retain, gold=twin, kept=kept, **settings)
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")
@@ -217,15 +216,14 @@ def audit(
     from neuronforget.runs import check_new, whole_folder
 
     check_new(out)
+    check_apart({"--out": out, "--kept": kept})
     made = None if edit.is_dir() else Edit.load(edit)
     lm, forget, retain = data.open()
     other = made or load(edit, device=data.device)
     twin = load(gold, device=data.device) if gold else None
     what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None
-    found = run(
-        lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, batch_size=batch_size, seed=seed,
-        kept=kept,
-    )  # fmt: skip
+    settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
+    found = run(lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, **settings)
     with whole_folder(out) as scratch:
         found.save(scratch)
         audit_report(found, scratch / "audit.html")

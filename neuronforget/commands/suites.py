@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -12,7 +14,6 @@ from neuronforget.commands.asking import Asked, saved, write_figures
 from neuronforget.commands.console import Folder, output
 from neuronforget.edits import Edit
 from neuronforget.models import load
-from neuronforget.runs import check_new
 
 
 def tofu_logs(
@@ -34,8 +35,11 @@ def tofu_logs(
     from neuronforget.suites.tofu_logs import aggregates, read_log
 
     check_writable(output(out, ".json"))
-    found = aggregates(read_log(model), read_log(retain_model, ("forget",)), form)
-    write_figures(out, {"suite": "tofu-logs", "truth_ratio_form": form, **found})
+    with warnings.catch_warnings(record=True) as said:
+        found = aggregates(read_log(model), read_log(retain_model, ("forget",)), form)
+    words = [str(warning.message) for warning in said]
+    write_figures(out, {"suite": "tofu-logs", "truth_ratio_form": form, "warnings": words, **found})
+    print(*(f"warning: {text}" for text in words), sep="\n", end="\n" if words else "", file=sys.stderr)
     for name, value in found.items():
         print(f"{name:26} {value:.6g}")
     print(f"written to {out}")
@@ -69,7 +73,7 @@ def tofu(
     from neuronforget.suites.tofu import tofu as run
     from neuronforget.suites.tofu_questions import Protocol
 
-    check_new(asked.out)
+    asked.check(log)
     if log is not None and log.suffix != ".gz":
         output(log, ".json")
     protocol = Protocol(**({"template": template} if template else {}), eos=eos, decoding=Decoding(max_new_tokens, ()))
@@ -119,7 +123,7 @@ def muse(
     """
     from neuronforget.suites.muse import muse as run
 
-    check_new(asked.out)
+    asked.check()
     twin = load(gold, device=asked.device) if gold else None
     asked.run(run, data, gold=twin, n=n, max_tokens=max_tokens)
 
@@ -181,7 +185,7 @@ def membership(
     from neuronforget.metrics.membership import ATTACKS
     from neuronforget.metrics.membership import membership as run
 
-    check_new(asked.out)
+    asked.check()
     sides = [jsonl(path, n=n, max_tokens=max_tokens) for path in (members, non_members)]
     made = {"edited": Edit.load(asked.edit)} if asked.edit else {}
     twin, other = (load(path, device=asked.device) if path else None for path in (gold, reference))

@@ -26,7 +26,7 @@ from neuronforget.guarding import asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
-from neuronforget.results import RESAMPLES, Results, example_rows
+from neuronforget.results import RESAMPLES, Results, check_seed, example_rows
 from neuronforget.runs import environment
 
 KS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -57,6 +57,7 @@ def membership(
     InputError for corpora that share texts, unknown attacks and shares not in (0, 1].
     """
     check_disjoint(members, non_members)
+    check_seed(seed)
     if unknown := set(attacks) - set(ATTACKS):
         raise InputError(f"no attack is called {min(unknown)!r}; there are {', '.join(ATTACKS)}")
     if not all(0 < k <= 1 for k in ks):
@@ -91,6 +92,8 @@ def membership(
         "device": str(lm.device),
         "dtype": str(lm.model.dtype),
     }
+    info |= {"edits": {name: dict(edit.info) for name, edit in (edits or {}).items()}}
+    info |= {name: other.digest() for name, other in (("gold", gold), ("reference", reference)) if other is not None}
     info |= {"data": {c.name: c.digest() for c in (members, non_members)}, "missing": missing, "seed": seed}
     return Results(tuple(rows), tuple(examples), {**info, "versions": environment()})
 
@@ -109,9 +112,12 @@ def text_scores(
     - `reference`: mean log-likelihood less that of the reference model, in nats.
     - `gradient`: minus the norm of the loss' gradient over all weights.
 
-    `kept` is a folder for the scores: equal model, texts and settings find them there.
+    `kept` is a folder for the scores: equal model, texts and settings find them there. Raises InputError for a
+    reference model of another tokenizer.
     """
     rows = encode(corpus, lm.tokenizer, lm.max_length)
+    if reference is not None and [r.ids for r in encode(corpus, reference.tokenizer)] != [r.ids for r in rows]:
+        raise InputError(f"{reference.name} cuts the texts into other tokens than {lm.name}: it is no reference for it")
     sizes = [len(zlib.compress("".join(join(e.prompt, e.answer)).encode())) for e in corpus]
     other = reference if "reference" in attacks else None
 
@@ -139,7 +145,7 @@ def _scores_of(
     """Return what one text's tokens say by themselves."""
     found = {name: float(logp.mean()) / by for name, by in (("loss", 1), ("zlib", size)) if name in attacks}
     wanted = {name: values for name, values in (("min_k", logp), ("min_k++", z)) if name in attacks}
-    return found | {f"{name}@{k:.0%}": float(lowest(values, k)) for name, values in wanted.items() for k in ks}
+    return found | {f"{name}@{100 * k:g}%": float(lowest(values, k)) for name, values in wanted.items() for k in ks}
 
 
 def lowest(values: np.ndarray, share: float) -> float:
@@ -150,7 +156,10 @@ def lowest(values: np.ndarray, share: float) -> float:
 def auc(
     members: np.ndarray, others: np.ndarray, seed: int, *, resamples: int = RESAMPLES
 ) -> tuple[float, float, float]:
-    """Return (AUC, low, high): how often a member scores above another text, ties half, and its 95% interval."""
+    """Return (AUC, low, high): how often a member scores above another text, ties half, and its 95% interval.
+
+    A score may be infinite. One text alone on a side has no interval (NaN).
+    """
     value, *drawn = resampled_auc(members, others, seed, resamples=resamples)
     low, high = np.quantile(drawn, [0.025, 0.975])
     return float(value), float(low), float(high)
@@ -161,14 +170,18 @@ def resampled_auc(members: np.ndarray, others: np.ndarray, seed: int, *, resampl
 
     One seed draws the same texts whatever their scores are, so that functions of two models' AUCs can be resampled.
     """
+    from scipy.stats import rankdata
     from sklearn.metrics import roc_auc_score
 
-    values = np.concatenate([members, others])
+    values, found = np.concatenate([members, others]), np.full(1 + resamples, np.nan)
     if np.isnan(values).any():
-        return np.full(1 + resamples, np.nan)
-    wins = np.sign(members[:, None] - others[None]) / 2 + 0.5
-    draw, found = np.random.default_rng(seed), np.empty(1 + resamples)
+        return found
+    values = rankdata(values)  # infinities have a place too
     found[0] = roc_auc_score(np.arange(len(values)) < len(members), values)
+    if min(len(members), len(others)) < 2:
+        return found
+    wins = np.sign(values[: len(members), None] - values[None, len(members) :]) / 2 + 0.5
+    draw = np.random.default_rng(seed)
     for i in range(resamples):
         own, theirs = (np.bincount(draw.integers(n, size=n), minlength=n) / n for n in wins.shape)
         found[1 + i] = own @ wins @ theirs

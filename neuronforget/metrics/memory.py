@@ -58,9 +58,10 @@ class Prediction:
         return self._answered[0].log_softmax(-1)
 
     def divergence_from(self, reference: Tensor) -> Tensor:
-        """KL(reference || model), mean over answer tokens; `reference` as `logp`."""
+        """KL(reference || model), mean over answer tokens; `reference` as `logp`: a token it excludes has no part."""
         reference = reference.to(self.logp.device)
-        return self._placed((reference.exp() * (reference - self.logp)).sum(-1)).sum(1) / self.mask.sum(1)
+        there = torch.where(torch.isneginf(reference), 0.0, reference - self.logp)
+        return self._placed((reference.exp() * there).sum(-1)).sum(1) / self.mask.sum(1)
 
     @cached_property
     def broken(self) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from neuronforget.corpora import Corpus, Example
+from neuronforget.corpora import Corpus, Example, encode
+from neuronforget.corpora.corpus import check_count
 from neuronforget.errors import InputError
 from neuronforget.measuring import measure, option_losses, subjects_of
 from neuronforget.metrics import exact_match
@@ -43,8 +44,9 @@ def counterfact(
     """Compare the true object with the new one: how often it is likelier, by how much, and how likely it is.
 
     Metrics, each on "efficacy", "paraphrase" and "neighbourhood": `true preferred` (1 minus the success of an edit to
-    the new object; on neighbours what specificity asks), `new less true` (probabilities of the whole objects),
-    `probability` of the true object, and `exact_match`. `kept` is a folder for what is measured. Raises
+    the new object; on neighbours what specificity asks), `new less true` and `probability` of the true object, all by
+    the geometric mean of an object's tokens, as the authors' code; `true preferred, whole` by the probability of all
+    its tokens together, which favours short objects; and `exact_match`. `kept` is a folder for what is measured. Raises
     InputError for rows that are not CounterFact's.
     """
     fields = tuple(dict.fromkeys(field for three in QUESTIONS.values() for field in three))
@@ -53,10 +55,11 @@ def counterfact(
     examples: list[dict[str, Any]] = []
     for key, three in QUESTIONS.items():
         corpus = Corpus(tuple(_example(row, three) for row in found), f"counterfact {key}")
-        pairs = option_losses(lm, corpus, batch_size=batch_size, total=True, kept=kept)
-        true, new = np.exp(-np.array(pairs)).T
+        losses = np.array(option_losses(lm, corpus, batch_size=batch_size, kept=kept)).T
+        (true, new), totals = np.exp(-losses), losses * _lengths(lm, corpus)
         columns = {
-            "true preferred": np.where(np.isnan(true - new), np.nan, true > new),
+            "true preferred": _preferred(losses),
+            "true preferred, whole": _preferred(totals),
             "new less true": new - true,
             "probability": true,
             "exact_match": measure(lm, corpus, [exact_match], batch_size=batch_size, kept=kept)["exact_match"],
@@ -66,6 +69,18 @@ def counterfact(
             rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values, subjects_of(corpus), seed))
             examples += example_rows(names, values, subjects_of(corpus))
     return Results(tuple(rows), tuple(examples), _info(lm, "counterfact", path, len(found), seed))
+
+
+def _preferred(losses: np.ndarray) -> np.ndarray:
+    """Is the first row's loss the lower one? NaN where one is."""
+    return np.where(np.isnan(losses).any(0), np.nan, losses[0] < losses[1])
+
+
+def _lengths(lm: LM, corpus: Corpus) -> np.ndarray:
+    """Return how many tokens the true and the new object have, [object, example]."""
+    both = corpus, corpus.with_answers([example.wrong[0] for example in corpus], corpus.name)
+    rows = (encode(own, lm.tokenizer, lm.max_length) for own in both)
+    return np.array([[len(row.ids) - max(row.answer_start, 1) for row in own] for own in rows])
 
 
 def pararel(
@@ -124,6 +139,7 @@ def pararel_facts(
     `path` is a folder with `facts.jsonl` (relation, subject, object) and `patterns.jsonl` (relation, pattern with [X]
     and [Y]), gzipped or not.
     """
+    check_count(n)
     patterns: dict[str, list[str]] = {}
     for row in rows_of(path, "patterns", fields=("relation", "pattern")):
         text = str(row["pattern"]).rstrip(" .")

@@ -6,6 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_jsonl import read_list, read_rows
 from neuronforget.errors import InputError
 
@@ -19,6 +20,7 @@ def rows_of(
 
     Raises InputError where there is no such file or no row, and for a row that lacks one of the `fields`.
     """
+    check_count(n)
     place = Path(path)
     if name is not None:
         ends = (place / f"{name}{end}" for end in ENDINGS)

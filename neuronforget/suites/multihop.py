@@ -7,6 +7,7 @@ those do not give it back (deep unlearning; Wu et al. 2024, arXiv:2410.15153).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
 from neuronforget.suites.files import rows_of
+
+#: "a" before "a certain city", and before "that city".
+_ARTICLE_LAST = re.compile(r"\s+(a|an|the)$")
+_ARTICLE_FIRST = re.compile(r"\b(a|an|the) \{\}", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,12 @@ def chains(facts: Iterable[Fact], known: dict[str, Relation], *, n: int | None =
     """Return two-step questions: every pair of facts where the first one's object is the second one's subject.
 
     The middle is not named, but called by its kind: "... a certain city. That city ...". A pair whose second step leads
-    back to the first subject, or has several answers, is left out. Raises InputError where no two facts chain.
+    back to the first subject, or has several answers, is left out. Raises InputError where no two facts chain, and for
+    a relation that is not among the `known` ones.
     """
     facts = list(facts)
+    if unknown := [fact.relation for fact in facts if fact.relation not in known]:
+        raise InputError(f"no prompt of the relation {unknown[0]!r} is known")
     after: dict[str, list[Fact]] = {}
     for fact in facts:
         after.setdefault(fact.subject, []).append(fact)
@@ -83,8 +91,8 @@ def chains(facts: Iterable[Fact], known: dict[str, Relation], *, n: int | None =
             if second.object == first.subject or len(several) > 1:
                 continue
             kind = known[first.relation].range
-            opening = known[first.relation].prompt.format(first.subject)
-            closing = known[second.relation].prompt.format(f"that {kind}")
+            opening = _ARTICLE_LAST.sub("", known[first.relation].prompt).format(first.subject)
+            closing = _ARTICLE_FIRST.sub("{}", known[second.relation].prompt).format(f"that {kind}")
             found.append(Chain(first, second, f"{opening} a certain {kind}. {closing[0].upper()}{closing[1:]}"))
     if not found:
         raise InputError("no fact's object is another one's subject: these facts give no two-step questions")
@@ -95,7 +103,10 @@ def through(found: Sequence[Chain], erased: Corpus) -> tuple[Corpus | None, Corp
     """Return (questions that take an erased fact, questions that take none), for `evaluate` or `audit`.
 
     A chain takes an erased fact where one of the corpus' examples has the subject and the answer of one of its steps.
+    Raises InputError where no example names its subject.
     """
+    if all(example.subject is None for example in erased):
+        raise InputError(f"no example of {erased.name!r} names its subject: which chains take it cannot be told")
     gone = {(e.subject, e.answer) for e in erased}
     hit = [any((f.subject, f.object) in gone for f in (c.first, c.second)) for c in found]
     return tuple(  # type: ignore[return-value]

@@ -39,6 +39,7 @@ KNOWLEDGE = {"knowledge, forget": "knowmem/forget_qa", "knowledge, retain": "kno
 PRIVACY = "forget, holdout"
 CONTINUED = 128  # tokens of a continuation
 SHARE = 0.4  # of a text's tokens: Min-40%, as in the paper
+MIN_K = f"min_k@{100 * SHARE:g}%"
 ENDS = ("\n\n", "\nQuestion", "Question:")
 
 
@@ -174,7 +175,7 @@ def _texts(parts: Mapping[str, Sequence[dict[str, Any]]], side: str, max_tokens:
 
 def _scores(lm: LM, sides: Sequence[Corpus], batch_size: int, kept: str | Path | None) -> list[np.ndarray]:
     found = [text_scores(lm, own, ("min_k",), (SHARE,), batch_size=batch_size, kept=kept) for own in sides]
-    return [values[f"min_k@{SHARE:.0%}"] for values in found]
+    return [values[MIN_K] for values in found]
 
 
 def _privacy(
@@ -183,7 +184,7 @@ def _privacy(
     """Rows of the AUC of each model and of the leak; intervals over texts, the same draws for model and gold twin."""
     rows, examples = [], []
     found = {who: resampled_auc(sides[0], sides[1], seed) for who, sides in scores.items()}
-    values = {(who, f"min_k@{SHARE:.0%}"): drawn for who, drawn in found.items()}
+    values = {(who, MIN_K): drawn for who, drawn in found.items()}
     if "gold" in found:
         values[name, "privacy_leak"] = leak(found[name], found["gold"])
     for (who, metric), drawn in values.items():
@@ -196,6 +197,6 @@ def _privacy(
         )
     for who, sides in scores.items():
         for side, own in zip(("forget", "holdout"), sides, strict=True):
-            about = {"edit": who, "point": "full", "corpus": side, "metric": f"min_k@{SHARE:.0%}"}
+            about = {"edit": who, "point": "full", "corpus": side, "metric": MIN_K}
             examples += example_rows(about, own, np.arange(len(own)))
     return rows, examples

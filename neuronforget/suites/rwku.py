@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from neuronforget.corpora import Corpus, Example
+from neuronforget.corpora.corpus import check_count
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding
 from neuronforget.models import LM
@@ -58,6 +59,7 @@ def rwku(
     first n questions of each level, attack and target. What the data lack is in `info["missing"]`. Raises InputError
     for a folder without the files, and an unknown target, with those that there are.
     """
+    check_count(n)
     chosen = _targets(path, targets)
     asked, missing = {}, {}
     for level, file in LEVELS.items():

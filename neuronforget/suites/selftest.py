@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuronforget.corpora.corpus import check_count
 from neuronforget.errors import InputError
 from neuronforget.metrics.text import SCORERS, normalised
 from neuronforget.suites.answers import constant, scored
@@ -42,8 +43,7 @@ def real_rows(folder: str | Path, n: int | None = 150) -> dict[str, list[Right]]
         "mmlu": ("mmlu", "mmlu", lambda row: ["ABCD"[row["answer"]]]),
         "truthfulqa": ("truthfulqa", "truthfulqa", lambda row: [row["best_answer"], *row["correct_answers"]]),
     } | {f"rwku {i}": ("rwku", f"forget_level{i}", lambda row: [row["answer"]]) for i in (1, 2, 3)}
-    if n is not None and n < 1:
-        raise InputError(f"the self-test needs rows: n >= 1, found {n}")
+    check_count(n)
     found: dict[str, list[Right]] = {}
     for name, (place, file, right) in read.items():
         rows = rows_of(Path(folder) / place, file)

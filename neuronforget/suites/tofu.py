@@ -79,7 +79,14 @@ def tofu(
     logs = {key: ask(model, own, protocol, **settings) for key, (model, own) in models.items()}
     if log is not None:
         write_log(log, logs[name])
-    info = {"suite": "tofu", "split": split, "model": lm.name, "device": str(lm.device), "seed": seed}
+    info = {
+        "suite": "tofu",
+        "split": split,
+        "model": lm.name,
+        "digest": lm.digest(),
+        "device": str(lm.device),
+        "seed": seed,
+    }
     info |= {"dtype": str(next(iter(lm.parameters.values())).dtype), "protocol": asdict(protocol)}
     info |= {"truth_ratio": "legacy (published tables); *_paper: as the paper defines it", "versions": environment()}
     info |= {"forget_quality": f"against {retain_lm.name}" if retain_lm else f"not measured: {MISSING}"}

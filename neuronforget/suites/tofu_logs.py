@@ -67,6 +67,7 @@ class Block:
 
 
 Log = Mapping[str, Block]
+ROUNDING = 1e-4  # below 0 or above 1: what narrow dtypes leave of a bound
 
 
 def read_log(path: str | Path, sets: tuple[str, ...] = SETS) -> dict[str, Block]:
@@ -94,21 +95,24 @@ def _block(log: dict[str, Any], name: str, path: str | Path) -> Block:
         if other := set(rows) ^ block[key].keys():
             raise InputError(f"{path}, block {name!r}: row {min(other)!r} is not in both avg_gt_loss and {key}")
     arrays: dict[str, Any] = {
-        field: _numbers([block[key][row] for row in rows], rows, f"{path}, block {name!r}, {key}", field == "wrong")
+        field: _numbers([block[key][row] for row in rows], rows, f"{path}, block {name!r}, {key}", field)
         for field, key in KEYS.items()
     }
     return Block(rows, **arrays)
 
 
-def _numbers(values: list[Any], rows: tuple[str, ...], where: str, lists: bool) -> ndarray:
+def _numbers(values: list[Any], rows: tuple[str, ...], where: str, field: str) -> ndarray:
     """Return the values as an array of float64, one number or one list of equal length in each row."""
+    lists, most = field == "wrong", 1.0 if field == "rouge" else np.inf
     count = len(values[0]) if lists and isinstance(values[0], list) else 0
     for row, value in zip(rows, values, strict=True):
         cells = value if lists and isinstance(value, list) else [value]
         if lists and (not isinstance(value, list) or not value or len(value) != count):
             raise InputError(f"{where}: row {row!r} is no list of as many numbers as row {rows[0]!r}")
-        if not all(isinstance(x, int | float) and np.isfinite(x) for x in cells):
+        if not all(isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x) for x in cells):
             raise InputError(f"{where}: row {row!r} is {value!r}, not finite: a broken model has not forgotten")
+        if not all(-ROUNDING <= x <= most + ROUNDING for x in cells):
+            raise InputError(f"{where}: row {row!r} is {value!r}: a loss is 0 or more, a recall from 0 to 1")
     return np.array(values, dtype=np.float64)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
@@ -26,7 +27,7 @@ from neuronforget.metrics import nll
 from neuronforget.metrics.text import SCORERS
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row
-from neuronforget.runs import environment
+from neuronforget.runs import content_key, environment
 
 
 def utility(
@@ -45,7 +46,7 @@ def utility(
     `tasks` are names of lm-eval's tasks, from the hub; `local` maps "triviaqa", "bbh", "mmlu", "truthfulqa" to a JSONL
     file of such rows; each is run on its first `limit` documents. Greedy answers stop at line ends. `kept` is a folder
     for answers and likelihoods (lm-eval's own cache): a killed run goes on. Raises InputError without lm-eval, for
-    an unknown task or file, and for rows without a task's fields.
+    an unknown task or file, for rows without a task's fields, and where the model returns NaN.
     """
     try:
         import lm_eval
@@ -57,6 +58,7 @@ def utility(
         raise InputError("no task is given: name some of lm-eval's, or give files by local=")
     wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.max_length)
     cache = str(Path(kept) / f"tasks-{work_key(lm, batch_size=batch_size)}") if kept is not None else None
+    guard = lm.model.register_forward_hook(_not_nan)
     try:
         with redirect_stdout(StringIO()):
             found = lm_eval.simple_evaluate(
@@ -64,8 +66,12 @@ def utility(
                 numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed, use_cache=cache,
                 verbosity="ERROR",
             )  # fmt: skip
+    except InputError:
+        raise
     except (KeyError, ValueError, FileNotFoundError, ConnectionError) as error:
         raise InputError(f"lm-eval: {' '.join(str(error).split())[:200]}") from error
+    finally:
+        guard.remove()
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for task, samples in dict(found["samples"] if found else {}).items():
@@ -80,6 +86,12 @@ def utility(
     info = {"suite": "utility", "model": lm.name, "digest": lm.digest(), "device": str(lm.device), "seed": seed}
     info |= {"dtype": str(lm.model.dtype), "limit": limit, "local": {k: str(v) for k, v in (local or {}).items()}}
     return Results(tuple(rows), tuple(examples), {**info, "versions": environment()})
+
+
+def _not_nan(_model: Any, _given: Any, out: Any) -> None:
+    """Of options whose likelihoods are NaN lm-eval takes the first: stop the run in its place."""
+    if torch.isnan(out.logits[:, -1]).any():
+        raise InputError("the model returns NaN while a task is asked: it is broken, which is no forgetting")
 
 
 def perplexity(lm: LM, corpus: Corpus, *, batch_size: int = 32, kept: str | Path | None = None) -> dict[str, float]:
@@ -141,7 +153,8 @@ def _options(doc: Mapping[str, Any]) -> str:
 
 
 def _truths(doc: Mapping[str, Any]) -> list[str]:
-    return [doc["best_answer"], *doc["incorrect_answers"]]
+    """Return the options in an order that does not tell which is true, and is the same in every run."""
+    return sorted([doc["best_answer"], *doc["incorrect_answers"]], key=lambda text: content_key(text=text))
 
 
 #: Kind of rows -> the fields it needs and the rest of its task.
@@ -164,7 +177,7 @@ LOCAL: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "truthfulqa": (
         ("question", "best_answer", "incorrect_answers"),
         {"output_type": "multiple_choice", "doc_to_text": "Q: {{question}}\nA:", "doc_to_choice": _truths}
-        | {"doc_to_target": lambda doc: 0, "metrics": ("acc",)},
+        | {"doc_to_target": lambda doc: _truths(doc).index(doc["best_answer"]), "metrics": ("acc",)},
     ),
 }  # fmt: skip
 
