@@ -157,13 +157,16 @@ class _Descent:
         self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, plan: Plan, ranks: Ranks, desc: str
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin
 
         self.parameters, self.optimizer, self.plan, self.ranks, self.desc = parameters, optimizer, plan, ranks, desc
         self.schedule = _schedule(optimizer, plan)
-        self.accelerator = Accelerator(cpu=parameters[0].device.type == "cpu")
+        once = GradientAccumulationPlugin(num_steps=1)  # else the environment may divide every loss
+        self.accelerator = Accelerator(cpu=parameters[0].device.type == "cpu", gradient_accumulation_plugin=once)
         self.prepared = self.accelerator.prepare_optimizer(optimizer)
         self.spread = any(map(spread, parameters))
 
+    @torch.enable_grad()  # whoever asks may be within no_grad
     def step(self, step: int, loss: StepLoss) -> float:
         """Do one step, and return its loss."""
         self.prepared.zero_grad()

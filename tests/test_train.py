@@ -135,6 +135,14 @@ def test_draws_depend_on_seed_and_epoch() -> None:
     assert draw(range(30), 30, 0, 0) != draw(range(30), 30, 0, 1)
 
 
+def test_training_within_no_grad_or_another_launchers_settings_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train()
+    with torch.no_grad():
+        assert equal(train()[0], whole[0])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")  # would divide every loss
+    assert equal(train()[0], whole[0])
+
+
 def test_a_loss_in_parts_is_their_sum() -> None:
     def parts(parameters: list[Tensor]) -> Any:
         def loss(step: int) -> Any:
