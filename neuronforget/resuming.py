@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from neuronforget.errors import reading
 from neuronforget.ranks import Ranks, as_spread, whole
-from neuronforget.runs import whole_file
+from neuronforget.runs import check_writable, whole_file
 from neuronforget.stopping import Stopping
 
 
@@ -29,12 +30,17 @@ class Descent(Protocol):
 
 
 class Checkpoint:
-    """The file that a killed run goes on from; one for all ranks, which the first of them writes."""
+    """The file that a killed run goes on from; one for all ranks, which the first of them writes.
+
+    Raises InputError where it could not be written, before any work.
+    """
 
     def __init__(
         self, folder: str | Path | None, name: str, descent: Descent, memory: Tensor | None, stopping: Stopping | None
     ) -> None:
         self.path = Path(folder) / f"{name}.pt" if folder else None
+        if self.path is not None and descent.ranks.rank == 0:
+            check_writable(self.path)
         self.descent, self.stopping = descent, stopping
         self.tensors = [*descent.parameters, *([] if memory is None else [memory])]
 
@@ -55,18 +61,18 @@ class Checkpoint:
             torch.save(state, scratch)
 
     def restore(self) -> list[float]:
-        """Take the run up where it was left, if it was; return the losses until then."""
+        """Take the run up where it was left, if it was; return the losses until then. Raises InputError if damaged."""
         if self.path is None or not self.path.is_file():
             return []
-        state = torch.load(self.path, weights_only=True)
-        with torch.no_grad():
+        with reading(self.path, "training to go on with: delete it to start over"), torch.no_grad():
+            state = torch.load(self.path, weights_only=True)
             for tensor, saved in zip(self.tensors, state["tensors"], strict=True):
                 tensor.copy_(as_spread(saved, tensor))
-        self.descent.load(state["optimizer"])
-        self.descent.schedule.load_state_dict(state["schedule"])
-        if self.stopping is not None:
-            self.stopping.load(state["stopping"], self.descent.parameters)
-        return list(state["history"])
+            self.descent.load(state["optimizer"])
+            self.descent.schedule.load_state_dict(state["schedule"])
+            if self.stopping is not None:
+                self.stopping.load(state["stopping"], self.descent.parameters)
+            return list(state["history"])
 
     def remove(self) -> None:
         """Delete the file: the run has ended."""

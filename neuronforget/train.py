@@ -83,8 +83,8 @@ def fit(
     names the work, so that only a run with equal plan and key continues it. `memory` is what the loss itself
     changes from step to step; checkpoints hold it. `stopping` ends the run early, at the values it kept. The
     parts of a loss of several `ranks` are added over them; every rank ends with the same values. Raises
-    InputError when the loss or a gradient turns NaN or infinite, when the loss explodes, and on all ranks where one
-    fails.
+    InputError when the loss or a gradient turns NaN or infinite, when the loss explodes, where a checkpoint is damaged
+    or could not be written, and on all ranks where one fails.
     """
     return list(
         steps(
@@ -112,8 +112,8 @@ def steps(
     optimizer = torch.optim.AdamW(_groups(parameters, plan), lr=plan.lr, weight_decay=plan.weight_decay)
     descent = _Descent(parameters, optimizer, plan, ranks, desc)
     name = content_key(plan=asdict(plan), key=key, tensors=len(parameters) + (memory is not None))
-    checkpoint = Checkpoint(resume, name, descent, memory, stopping)
     with ranks.together() as claims:
+        checkpoint = Checkpoint(resume, name, descent, memory, stopping)
         history = checkpoint.restore()
         claims += [name, len(history)]
     if stopping is not None:
@@ -157,13 +157,16 @@ class _Descent:
         self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, plan: Plan, ranks: Ranks, desc: str
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.utils import GradientAccumulationPlugin
 
         self.parameters, self.optimizer, self.plan, self.ranks, self.desc = parameters, optimizer, plan, ranks, desc
         self.schedule = _schedule(optimizer, plan)
-        self.accelerator = Accelerator(cpu=parameters[0].device.type == "cpu")
+        once = GradientAccumulationPlugin(num_steps=1)  # else the environment may divide every loss
+        self.accelerator = Accelerator(cpu=parameters[0].device.type == "cpu", gradient_accumulation_plugin=once)
         self.prepared = self.accelerator.prepare_optimizer(optimizer)
         self.spread = any(map(spread, parameters))
 
+    @torch.enable_grad()  # whoever asks may be within no_grad
     def step(self, step: int, loss: StepLoss) -> float:
         """Do one step, and return its loss."""
         self.prepared.zero_grad()

@@ -397,6 +397,12 @@ def test_bad_input_is_refused_before_any_work(lm: LM, forget: Corpus, retain: Co
     assert all(torch.equal(v, before[n]) for n, v in lm.model.state_dict().items())
 
 
+def test_a_model_is_trained_within_no_grad_too(lm: LM, forget: Corpus) -> None:
+    with torch.no_grad():
+        edits = [tune(lm, forget, loss=ga, neurons=neurons) for neurons in (some(lm), None)]
+    assert equal(edits[0], tune(lm, forget, loss=ga, neurons=some(lm))) and equal(edits[1], tune(lm, forget, loss=ga))
+
+
 def test_a_training_that_moves_nothing_raises(lm: LM, forget: Corpus) -> None:
     with pytest.raises(InputError, match="changed nothing"):
         tune(lm, forget, loss=ga, lr=1e-30, weight_decay=0.0)

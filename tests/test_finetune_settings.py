@@ -108,7 +108,7 @@ EVERY: dict[str, Loss] = {
 
 
 @pytest.mark.parametrize("name", [*EVERY, "elm"])
-def test_parts_have_the_gradient_of_the_whole_batch(lm: LM, corpus: Corpus, name: str) -> None:
+def test_parts_have_the_value_and_the_gradient_of_the_whole_batch(lm: LM, corpus: Corpus, name: str) -> None:
     """In float64, with 3 forget and 4 retain examples in two parts: of one and two, and of two and two."""
     lm = LM(copy.deepcopy(lm.model).double(), lm.tokenizer)
     loss = {**EVERY, "elm": CONTRAST}[name]
@@ -131,8 +131,7 @@ def test_parts_have_the_gradient_of_the_whole_batch(lm: LM, corpus: Corpus, name
         found, parts = gradient(count)
         # Likelihoods are taken in fp32, whatever the model: that is the rounding that is left.
         torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
-    if name == "ga":  # nothing but forget examples: the value too
-        assert found == pytest.approx(value, rel=1e-6)
+        assert found == pytest.approx(value, rel=1e-5)
 
 
 def test_parts_of_unlike_size_count_by_their_examples(lm: LM, forget: Corpus, retain: Corpus) -> None:

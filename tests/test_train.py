@@ -70,6 +70,38 @@ def test_a_resumed_run_does_only_the_steps_that_are_left(tmp_path: Path) -> None
     assert steps == list(range(10, 17))
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut short", "garbage", "of another kind"])
+def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path: Path, damage: str) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(resume=tmp_path, dies_at=9)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes({"empty": b"", "cut short": whole[: len(whole) // 2], "garbage": b"no zip" * 50}.get(damage, b""))
+    if damage == "of another kind":
+        torch.save({"tensors": [torch.zeros(3)]}, path)
+    with pytest.raises(InputError, match=f"{path.name} holds no training to go on with: delete it to start over"):
+        train(resume=tmp_path)
+    path.write_bytes(whole)
+    assert equal(train(resume=tmp_path)[0], train()[0])
+
+
+@pytest.mark.parametrize("where", ["a file", "a folder that cannot be written"])
+def test_a_place_for_checkpoints_that_cannot_be_is_refused_before_a_step(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "place"
+    if where == "a file":
+        place.touch()
+    else:
+
+        def refused(**_: Any) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    with pytest.raises(InputError, match=f"cannot write {place}"):
+        train(resume=place, dies_at=0)
+
+
 @pytest.mark.parametrize("other", [{"key": "other work"}, {"plan": Plan(steps=17, lr=0.04, save_every=5)}])
 def test_other_work_does_not_continue_a_checkpoint(tmp_path: Path, other: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
@@ -133,6 +165,14 @@ def test_draws_pass_over_all_items_before_any_comes_again(size: int, count: int,
 def test_draws_depend_on_seed_and_epoch() -> None:
     assert draw(range(30), 30, 0, 0) != draw(range(30), 30, 1, 0)
     assert draw(range(30), 30, 0, 0) != draw(range(30), 30, 0, 1)
+
+
+def test_training_within_no_grad_or_another_launchers_settings_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = train()
+    with torch.no_grad():
+        assert equal(train()[0], whole[0])
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "64")  # would divide every loss
+    assert equal(train()[0], whole[0])
 
 
 def test_a_loss_in_parts_is_their_sum() -> None:

@@ -71,8 +71,8 @@ class Answering:
     def part(self, step: int, place: int = 0, count: int = 1) -> tuple[Outputs, float]:
         """Return one of `count` parts of a step's batch, and the share of the step's forget examples that it has.
 
-        Its loss times that share has the gradient that adds up, over the parts, to that of the whole batch, where
-        the loss is a sum of means over examples. Raises InputError where a part of some batch would be empty.
+        Its loss times that share has the gradient and the value that add up, over the parts, to those of the whole
+        batch, where the loss is a sum of means over examples (the value, where `Answered` takes them). Raises InputError where a part of some batch would be empty.
         """
         forget, share = self._drawn("forget", self.seed, step, place, count)
         retain, of_retain = self._drawn("retain", self.seed + 1, step, place, count)
@@ -169,7 +169,8 @@ class Answering:
 
     def _answer(self, kind: str, index: list[int], weight: float = 1.0) -> Answered:
         batch = collate([self._rows(kind)[i] for i in index], self.lm.pad_id, self.lm.device)
-        return Answered(batch, self if weight == 1 else _Weighed(self, weight), lambda: self._start_logp(kind)[index])
+        passes = self if weight == 1 else _Weighed(self, weight)
+        return Answered(batch, passes, lambda: self._start_logp(kind)[index], weight)
 
     def _rows(self, kind: str) -> list[Encoded]:
         if kind == "alternates" and kind not in self._corpora:  # generating takes long: only for a loss that asks

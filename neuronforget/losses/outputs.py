@@ -43,11 +43,16 @@ class Passes(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """Answers to one batch. `known` gives the start model's log-likelihoods where they are kept."""
+    """Answers to one batch. `known` gives the start model's log-likelihoods where they are kept.
+
+    Means over a part that has another share of its batch than of the forget batch count `weight` times in a loss'
+    value, as they do in its gradient, which `passes` see to.
+    """
 
     batch: Batch
     passes: Passes
     known: Callable[[], Float[Tensor, "example"]] | None = None
+    weight: float = 1.0
 
     @cached_property
     def logits(self) -> Float[Tensor, "example token vocab"]:
@@ -95,7 +100,7 @@ class Answered:
     @property
     def nll(self) -> Float[Tensor, ""]:
         """Mean over examples of the NLL per answer token (nats)."""
-        return self.nlls.mean()
+        return self.average(self.nlls)
 
     def check_kept(self, now: float) -> None:
         """Raise InputError where `now`, the NLL, is twice that of guessing, and twice what it was at the start."""
@@ -122,7 +127,14 @@ class Answered:
         """Return the mean over examples of the mean over their answer tokens."""
         mask = self.batch.answer_mask[:, 1:]
         weights = (mask / (mask.sum(1, keepdim=True) * len(mask)))[mask]
-        return (weights.to(per_token) * per_token).sum()
+        return self._counted((weights.to(per_token) * per_token).sum())
+
+    def average(self, per_example: Float[Tensor, "example"]) -> Float[Tensor, ""]:
+        """Return the mean over examples."""
+        return self._counted(per_example.mean())
+
+    def _counted(self, mean: Tensor) -> Tensor:
+        return mean if self.weight == 1 else mean + (self.weight - 1) * mean.detach()
 
     @property
     def drift(self) -> Float[Tensor, ""]:
@@ -196,7 +208,7 @@ class Outputs:
         if not alpha:
             return torch.zeros(())
         nll = self.retain.nll
-        self.retain.check_kept(float(nll.detach()))
+        self.retain.check_kept(float(nll.detach()) / self.retain.weight)
         return alpha * nll
 
     def keep(self, first: float) -> Float[Tensor, ""]:

@@ -62,11 +62,18 @@ def idk_ap(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor
     term. Without it a model that learns to refuse refuses everything.
     """
     refuse = outputs.preferred.nll
-    return refuse + alpha * _pull(outputs.retain.logp - outputs.refused.logp, beta) / 2 if alpha else refuse
+    if not alpha:
+        return refuse
+    return refuse + alpha * outputs.retain.average(_pulls(outputs.retain.logp - outputs.refused.logp, beta)) / 2
 
 
 def _pull(margin: Float[Tensor, "example"], beta: float) -> Tensor:
+    """The mean of `_pulls` over the forget examples."""
+    return _pulls(margin, beta).mean()
+
+
+def _pulls(margin: Float[Tensor, "example"], beta: float) -> Float[Tensor, "example"]:
     """`-(2/beta) log sigma(beta margin)`: it fades as the margin grows."""
     if not beta > 0:
         raise InputError(f"beta must be above 0, found {beta}")
-    return -(2 / beta) * logsigmoid(beta * margin).mean()
+    return -(2 / beta) * logsigmoid(beta * margin)
