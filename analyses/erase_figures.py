@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from html import escape
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
+from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, text
 from erase_tables import CLAIM, Seed, arms_at, points_of
 from where_knowledge_lives import half_interval
 
-from neuronforget.figures.style import FONT, OKABE_ITO
+from neuronforget.figures.style import OKABE_ITO
 
-#: Place -> its words, colour, dash and marker: told apart by shape and dash as well as by colour.
-PLACES = {
-    "found": ("found neurons", OKABE_ITO[0], "", "circle"),
-    "full": ("whole model", OKABE_ITO[1], "6 3", "square"),
-    "random": ("random neurons", "#6b6b6b", "2 3", "triangle"),
-}
 DRAWN = "ablate ssd leace memit simnpo satimp npo task_vector".split()
 DAMAGE = 0.05  # what a tuned arm may raise the retain loss by, nats per answer token
 TOP, TICKS = 8, (0, 2, 4, 6, 8)  # of the axis of KL
 WIDE, HIGH, LEFT, ABOVE, GAP, COLUMNS = 206, 170, 62, 80, 22, 4
-INK, FAINT = "#222222", "#767676"
 
 Dot = tuple[float, float, float, bool]  # place on the dial, mean KL, half its interval, within the allowed damage
 
@@ -39,14 +32,14 @@ def dials(seeds: Sequence[Seed]) -> str:
     note = (
         f"bands: 95% over {len(seeds)} seeds; dotted: untouched; gold twin: 0; hollow: retain loss up by over {DAMAGE}"
     )
-    parts = [_legend(LEFT, 20, lines=True), _text(LEFT, 44, note, size=11, fill=FAINT)]
+    parts = [legend(LEFT, 20, lines=True), text(LEFT, 44, note, size=11, fill=FAINT)]
     for i, name in enumerate(names):
         left, top = LEFT + (i % COLUMNS) * (WIDE + GAP), ABOVE + i // COLUMNS * (HIGH + 46)
         parts.append(f'<g transform="translate({left} {top})">{_panel(seeds, name, first=i % COLUMNS == 0)}</g>')
-    parts.append(_text(LEFT + (COLUMNS * (WIDE + GAP) - GAP) / 2, height - 8, "strength of the edit", anchor="middle"))
-    parts.append(_text(0, 0, "KL from the gold twin, unseen phrasing (nats)", anchor="middle",
+    parts.append(text(LEFT + (COLUMNS * (WIDE + GAP) - GAP) / 2, height - 8, "strength of the edit", anchor="middle"))
+    parts.append(text(0, 0, "KL from the gold twin, unseen phrasing (nats)", anchor="middle",
                        move=f"translate(22 {ABOVE + (rows * (HIGH + 46) - 46) / 2}) rotate(-90)"))  # fmt: skip
-    return _svg(width, height, "KL from the gold twin over the strength of the edit, by method and place", parts)
+    return svg(width, height, "KL from the gold twin over the strength of the edit, by method and place", parts)
 
 
 def dots(seeds: Sequence[Seed]) -> str:
@@ -58,18 +51,18 @@ def dots(seeds: Sequence[Seed]) -> str:
     }
     methods = sorted({name.split("@")[0] for name in values}, key=lambda m: np.mean(values.get(f"{m}@found", [99])))
     left, top, step, wide = 152, 62, 20, 620
-    at = _scale(0, TOP, left, left + wide)
+    at = scale(0, TOP, left, left + wide)
     bottom = top + step * len(methods)
-    parts = [_legend(left, 20, lines=False)]
+    parts = [legend(left, 20, lines=False)]
     mean, half = _mean([p["forget unseen"]["kl_gold"] for p in points_of(seeds, CLAIM, "full")])
     low, high = at(max(mean - half, 0)), at(mean + half)
     band = f'x="{low:.1f}" y="{top}" width="{high - low:.1f}" height="{bottom - top}"'
     parts.append(f'<rect {band} fill="{OKABE_ITO[0]}" opacity=".12"/>')
-    parts.append(_text(low + 3, top - 6, "found neurons ablated whole, 95%", size=11, fill=OKABE_ITO[0]))
+    parts.append(text(low + 3, top - 6, "found neurons ablated whole, 95%", size=11, fill=OKABE_ITO[0]))
     known = at(float(np.mean([p["forget unseen"]["kl_gold"] for p in points_of(seeds, "untouched")])))
     parts += [
-        _line(known, top, known, bottom, INK, "1 3"),
-        _text(known, top - 6, "untouched", size=11, anchor="middle"),
+        line(known, top, known, bottom, INK, "1 3"),
+        text(known, top - 6, "untouched", size=11, anchor="middle"),
     ]
     for row, method in enumerate(methods):
         y = top + step * (row + 0.5)
@@ -77,38 +70,38 @@ def dots(seeds: Sequence[Seed]) -> str:
             parts.insert(
                 0, f'<rect x="0" y="{y - step / 2}" width="{left + wide + 20}" height="{step}" fill="#f4f4f4"/>'
             )
-        parts.append(_text(left - 8, y + 4, method, anchor="end"))
+        parts.append(text(left - 8, y + 4, method, anchor="end"))
         for shift, (place, (_, colour, _, marker)) in zip((-5, 0, 5), PLACES.items(), strict=True):
             if f"{method}@{place}" in values:
                 mean, half = _mean(values[f"{method}@{place}"])
-                parts.append(_line(at(max(mean - half, 0)), y + shift, at(mean + half), y + shift, colour, width=1.4))
-                parts.append(_mark(at(mean), y + shift, marker, colour))
-    parts += [_text(at(tick), bottom + 16, str(tick), anchor="middle") for tick in TICKS]
-    parts.append(_line(left, bottom, left + wide, bottom, INK))
+                parts.append(line(at(max(mean - half, 0)), y + shift, at(mean + half), y + shift, colour, width=1.4))
+                parts.append(mark(at(mean), y + shift, marker, colour))
+    parts += [text(at(tick), bottom + 16, str(tick), anchor="middle") for tick in TICKS]
+    parts.append(line(left, bottom, left + wide, bottom, INK))
     words = "KL from the gold twin, unseen phrasing (nats); the gold twin is at 0"
-    parts.append(_text(left + wide / 2, bottom + 36, words, anchor="middle"))
-    return _svg(left + wide + 20, bottom + 48, "Every method's KL from the gold twin, tuned, by place", parts)
+    parts.append(text(left + wide / 2, bottom + 36, words, anchor="middle"))
+    return svg(left + wide + 20, bottom + 48, "Every method's KL from the gold twin, tuned, by place", parts)
 
 
 def _panel(seeds: Sequence[Seed], name: str, first: bool) -> str:
-    y = _scale(0, TOP, HIGH, 0)
+    y = scale(0, TOP, HIGH, 0)
     known = float(np.mean([p["forget unseen"]["kl_gold"] for p in points_of(seeds, "untouched")]))
-    parts = [_line(0, y(known), WIDE, y(known), INK, "1 3"), _text(0, -8, name, weight="600")]
+    parts = [line(0, y(known), WIDE, y(known), INK, "1 3"), text(0, -8, name, weight="600")]
     places = [place for place in reversed(PLACES) if f"{name}@{place}" in arms_at(seeds, place)]  # found on top
     curves = {place: _curve(seeds, f"{name}@{place}") for place in places}
     drawn = [_ribbon(curve, y, PLACES[place][1]) for place, curve in curves.items()]
     drawn += [_strokes(curve, y, place) for place, curve in curves.items()]
     parts.append(f'<svg width="{WIDE}" height="{HIGH}" overflow="hidden">{"".join(drawn)}</svg>')
-    parts += [_line(0, HIGH, WIDE, HIGH, INK), _line(0, 0, 0, HIGH, INK)]
+    parts += [line(0, HIGH, WIDE, HIGH, INK), line(0, 0, 0, HIGH, INK)]
     strengths = [point["strength"] for point in seeds[0][f"{name}@{places[0]}"]["dials"][-1]]
     words = ["0", *(f"1/{1 / s:.0f}" if s < 1 else f"{s:g}" for s in strengths)]
-    parts += [_text(_along(i, len(words)), HIGH + 15, w, size=11, anchor="middle") for i, w in enumerate(words)]
-    parts += [_text(-6, y(tick) + 4, str(tick), size=11, anchor="end") for tick in TICKS if first]
+    parts += [text(_along(i, len(words)), HIGH + 15, w, size=11, anchor="middle") for i, w in enumerate(words)]
+    parts += [text(-6, y(tick) + 4, str(tick), size=11, anchor="end") for tick in TICKS if first]
     return "".join(parts)
 
 
 def _along(step: int, count: int) -> float:
-    return _scale(0, count - 1, 6, WIDE - 8)(step)
+    return scale(0, count - 1, 6, WIDE - 8)(step)
 
 
 def _curve(seeds: Sequence[Seed], name: str) -> list[Dot]:
@@ -126,72 +119,18 @@ def _curve(seeds: Sequence[Seed], name: str) -> list[Dot]:
 def _ribbon(curve: Sequence[Dot], y: Callable[[float], float], colour: str) -> str:
     above = [(x, y(mean + half)) for x, mean, half, _ in curve]
     below = [(x, y(max(mean - half, 0))) for x, mean, half, _ in curve]
-    return f'<polygon points="{_joined([*above, *below[::-1]])}" fill="{colour}" opacity=".13"/>'
+    return f'<polygon points="{joined([*above, *below[::-1]])}" fill="{colour}" opacity=".13"/>'
 
 
 def _strokes(curve: Sequence[Dot], y: Callable[[float], float], place: str) -> str:
     _, colour, dash, marker = PLACES[place]
     parts = []
     for (x, mean, _, _), (x2, mean2, _, kept) in pairwise(curve):
-        parts.append(_line(x, y(mean), x2, y(mean2), colour, dash, 2, 1 if kept else 0.4))
-    return "".join(parts + [_mark(x, y(mean), marker, colour, 3.5, hollow=not kept) for x, mean, _, kept in curve])
-
-
-def _legend(left: float, top: float, lines: bool) -> str:
-    parts = []
-    for i, (words, colour, dash, marker) in enumerate(PLACES.values()):
-        x = left + 150 * i
-        parts += [
-            _line(x, top - 4, x + 28, top - 4, colour, dash if lines else "", 2),
-            _mark(x + 14, top - 4, marker, colour),
-        ]
-        parts.append(_text(x + 36, top, words))
-    return "".join(parts)
+        parts.append(line(x, y(mean), x2, y(mean2), colour, dash, 2, 1 if kept else 0.4))
+    return "".join(parts + [mark(x, y(mean), marker, colour, 3.5, hollow=not kept) for x, mean, _, kept in curve])
 
 
 def _mean(values: Sequence[float]) -> tuple[float, float]:
     """Mean and half its interval; of one seed alone no interval is drawn."""
     half = half_interval(values)
     return float(np.mean(values)), 0.0 if math.isnan(half) else half
-
-
-def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    return lambda value: start + (value - low) / (high - low) * (end - start)
-
-
-def _mark(x: float, y: float, marker: str, colour: str, size: float = 4, hollow: bool = False) -> str:
-    shape = {
-        "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}"',
-        "square": f'<rect x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size}" height="{2 * size}"',
-        "triangle": f'<polygon points="{_joined([(x - size, y + size), (x + size, y + size), (x, y - size)])}"',
-    }[marker]
-    return f'{shape} fill="{"white" if hollow else colour}" stroke="{colour}" stroke-width="1.4"/>'
-
-
-def _line(x: float, y: float, x2: float, y2: float, colour: str, dash: str = "", width: float = 1,
-          opacity: float = 1) -> str:  # fmt: skip
-    return (
-        f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}" '
-        f'stroke-dasharray="{dash}" opacity="{opacity}"/>'
-    )
-
-
-def _text(x: float, y: float, words: str, size: int = 13, anchor: str = "start", fill: str = INK, weight: str = "400",
-          move: str = "") -> str:  # fmt: skip
-    place = f'transform="{move}"' if move else f'x="{x:.1f}" y="{y:.1f}"'
-    return (
-        f'<text {place} font-size="{size}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}">'
-        f"{escape(words)}</text>"
-    )
-
-
-def _joined(points: Iterable[tuple[float, float]]) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _svg(width: float, height: float, title: str, parts: Iterable[str]) -> str:
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
-        f'height="{height:g}" font-family="{FONT}" role="img">\n<title>{escape(title)}</title>\n'
-        f'<rect width="{width:g}" height="{height:g}" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )

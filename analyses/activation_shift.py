@@ -1,0 +1,210 @@
+"""What did each method do to the neurons? Which fell silent, which learnt to speak against the answers, what moved.
+
+A neuron's direct contribution to an answer is a (w . u): activation, write vector, the answer token's row of the
+unembedding less the mean row. Where it was positive and is less, knowledge was taken away (the neuron was silenced);
+where it is newly negative, the neuron suppresses. Beside it the shift: how far what a neuron writes (a w) moved, root
+mean square over tokens, on forget and on retain; a silenced write vector moves it though the activation stays. All are
+split into the found neurons and all others. Each edit as made, and tuned as in `ga_rt_sweep.py`.
+
+python analyses/activation_shift.py --out shift            # three grafted testbeds; a killed run goes on where it was
+python analyses/activation_shift.py --out shift --seeds 0  # one of them, some two minutes on one core
+python analyses/activation_shift.py --out shift --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from erase_tables import cell, folded, table
+from shift_figure import picture
+from sources import Source, asking, chosen_point, sources
+from where_knowledge_lives import keep
+
+import neuronforget as nf
+from neuronforget.auditing.cases import EDITED, UNTOUCHED, Case, Subject
+from neuronforget.auditing.neurons import Moved, moved, write_vectors
+from neuronforget.corpora import batches, encode
+from neuronforget.models import frozen
+from neuronforget.taps import TorchHooks
+
+LOSSES = ("npo", "ga", "simnpo")
+STRENGTHS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+STEPS = 60
+LISTED = 3  # neurons of each kind
+POINTS = {"full": "as made", "tuned": "tuned"}
+#: Column -> key of what `about` returns.
+COLUMNS = (
+    "taken", "taken, in found", "half of it", "suppressing", "suppressing, in found", "suppressing, last layer",
+    "shift forget", "shift forget, in found", "shift retain", "shift retain, in found",
+)  # fmt: skip
+
+
+def plan(source: Source) -> dict[str, Callable[[], nf.Edit]]:
+    """Return how to make each edit, by "method@place"."""
+    lm, forget, retain = source.lm, source.forget, source.retain
+    found: dict[str, Callable[[], nf.Edit]] = {}
+    for place, neurons in source.places.items():
+        if neurons is not None:
+            found[f"ablate@{place}"] = partial(nf.erase.ablate, lm, neurons)
+            found[f"rank_one@{place}"] = partial(nf.erase.rank_one, lm, forget, retain, neurons=neurons)
+        for loss in LOSSES:
+            found[f"{loss}@{place}"] = partial(
+                nf.erase.finetune, lm, forget, retain, loss=getattr(nf.losses, loss), neurons=neurons, steps=STEPS,
+                seed=source.seed, progress=False,
+            )  # fmt: skip
+    order = ["ablate", "rank_one", *LOSSES]
+    return dict(sorted(found.items(), key=lambda pair: order.index(pair[0].split("@")[0])))
+
+
+@torch.no_grad()
+def written_shift(lm: nf.LM, other: nf.Edit | nf.LM, corpus: nf.Corpus, batch_size: int = 64) -> np.ndarray:
+    """Return by neuron how far what it writes moved: sqrt(mean |a' w' - a w|^2) over tokens, (layer, neuron)."""
+    after = Subject(EDITED, other) if isinstance(other, nf.LM) else Subject(EDITED, lm, other)
+    total, count = np.zeros(lm.shape), 0
+    for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+        real = batch.attention_mask.bool().flatten()
+        seen = []
+        for subject in (Subject(UNTOUCHED, lm), after):
+            with subject.on() as now, frozen(now):
+                acts = TorchHooks(now)(batch.inputs).acts
+                writes = [write.clone() for write in write_vectors(now)]
+                seen.append([(acts[site.layer].flatten(0, -2)[real].double(), write.double())
+                             for site, write in zip(now.sites, writes, strict=True)])  # fmt: skip
+        count += int(real.sum())
+        for i, ((a, w), (a2, w2)) in enumerate(zip(*seen, strict=True)):
+            square = (a2**2).sum(0) * (w2**2).sum(1) + (a**2).sum(0) * (w**2).sum(1)
+            total[i] += (square - 2 * (a * a2).sum(0) * (w * w2).sum(1)).clamp(min=0).cpu().numpy()
+    return np.sqrt(total / count)
+
+
+def about(source: Source, other: nf.Edit | nf.LM) -> dict[str, Any]:
+    """Return what an edit (or another model) did to the neurons: totals, and how much of each lies in the found ones.
+
+    Contributions are sums over neurons, in logits for each answer token; shifts are root mean squares over neurons.
+    """
+    lm, kept = source.lm, source.corpora["retain"]
+    after = Subject(EDITED, other) if isinstance(other, nf.LM) else Subject(EDITED, lm, other)
+    what = moved(Case((Subject(UNTOUCHED, lm), after), source.forget, kept, seed=source.seed))
+    mine = source.found.mask().numpy()
+    row: dict[str, Any] = {"before": float(what.before.sum()), "after": float(what.after.sum())}
+    for name, values in (("taken", what.taken), ("suppressing", what.suppressing)):
+        row |= {name: float(values.sum()), f"{name}, in found": float(values[mine].sum())}
+        row[f"{name}, last layer"] = float(values[-1].sum())
+        row[f"{name}, by layer"] = values.sum(1).tolist()
+    row["half of it"] = _half(what.taken)
+    for name, corpus in (("shift forget", source.forget), ("shift retain", kept)):
+        square = written_shift(lm, other, corpus) ** 2
+        row |= {name: float(np.sqrt(square.mean())), f"{name}, in found": _part(square, mine)}
+    for name, values in (("activation forget", what.shift_forget), ("activation retain", what.shift_retain)):
+        row |= {name: float(np.sqrt((values**2).mean())), f"{name}, in found": _part(values**2, mine)}
+    return {**row, "neurons": _listed(source, what)}
+
+
+def _half(values: np.ndarray) -> float:
+    """How few neurons hold half of it."""
+    order = np.sort(values, axis=None)[::-1].cumsum()
+    return float(np.searchsorted(order, order[-1] / 2) + 1) if order[-1] > 0 else 0.0
+
+
+def _part(values: np.ndarray, mine: np.ndarray) -> float:
+    return float(values[mine].sum() / values.sum()) if values.sum() > 0 else 0.0
+
+
+def _listed(source: Source, what: Moved) -> dict[str, list[list[Any]]]:
+    """The neurons that lost most and those that suppress most: layer, neuron, before, after, and whether found."""
+    mine = source.found.mask().numpy()
+    return {
+        name: [[source.found.layers[i], j, float(what.before[i, j]), float(what.after[i, j]), bool(mine[i, j])]
+               for i, j, _ in rows]
+        for name, rows in what.strongest(LISTED).items()
+    }  # fmt: skip
+
+
+def run(source: Source, done: dict[str, Any], only: Sequence[str] | None = None) -> Iterator[str]:
+    """Fill `done`, "method@place" -> what each point of it did and measured, saying which is finished."""
+    start = {"strength": 0.0, **source.values(source.lm)}
+    if "gold" not in done and source.gold is not None:
+        point = {"strength": 1.0, **source.values(source.gold), "moved": about(source, source.gold)}
+        done["gold"] = {"full": point, "tuned": point}
+        yield "gold"
+    for name, make in plan(source).items():
+        if name in done or (only is not None and name.split("@")[0] not in only):
+            continue
+        try:
+            edit = make()
+        except nf.InputError as error:  # one method's failure is a finding
+            done[name] = {"failed": str(error)}
+            continue
+        points = [source.point(edit, strength) for strength in STRENGTHS]
+        done[name] = {"full": points[-1], "tuned": chosen_point(points, start)}
+        made: dict[float, Any] = {}
+        for point in done[name].values():
+            if (strength := point["strength"]) > 0:
+                made.setdefault(strength, None)
+                made[strength] = made[strength] or about(source, edit.scaled(strength))
+                point["moved"] = made[strength]
+        yield name
+
+
+def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Return what each method did, as made and tuned, and the first seed's strongest neurons."""
+    parts = []
+    for point, words in POINTS.items():
+        rows = []
+        for name in seeds[0]:
+            made = [seed[name][point] for seed in seeds if "moved" in seed.get(name, {}).get(point, {})]
+            asked = "unseen" if "unseen" in seeds[0][name].get(point, {}) else "forget"
+            if not made:
+                rows.append([name, f"0 of {len(seeds)}", *[""] * (len(COLUMNS) + 2)])
+                continue
+            row = [name, f"{len(made)} of {len(seeds)}"]
+            row += [cell([m[corpus]["exact_match"] for m in made]) for corpus in (asked, "retain")]
+            rows.append([*row, *(cell(figures(made, column), _digits(column)) for column in COLUMNS)])
+        head = ["method", "seeds", "forget unseen", "retain", *COLUMNS]
+        parts.append(f"## {words.capitalize()} ({len(seeds)} seeds)\n\n" + table(head, rows))
+    listed = [
+        [name, kind, f"{layer}.{neuron}", f"{before:.2f}", f"{after:.2f}", "yes" if mine else ""]
+        for name, arm in seeds[0].items()
+        for kind, rows in arm.get("full", {}).get("moved", {}).get("neurons", {}).items()
+        for layer, neuron, before, after, mine in rows
+    ]
+    head = ["method", "", "layer.neuron", "before", "after", "found"]
+    return "\n\n".join([*parts, folded(table(head, listed), "The strongest neurons of the first seed, as made")]) + "\n"
+
+
+def figures(points: Sequence[Mapping[str, Any]], column: str) -> list[float]:
+    """Return one column of each seed; of contributions "in found" and "last layer" are shares of their total."""
+    total = column.split(",")[0]
+    if "," in column and total in ("taken", "suppressing"):
+        return [p["moved"][column] / p["moved"][total] if p["moved"][total] > 0 else 0.0 for p in points]
+    return [p["moved"][column] for p in points]
+
+
+def _digits(column: str) -> int:
+    return 0 if column == "half of it" else 3 if column in ("shift forget", "shift retain") else 2
+
+
+def main() -> None:
+    """Edit every seed's model, write `shift.json` (as the work goes on), `tables.md` and `shift.svg`."""
+    options = asking(__doc__.splitlines()[0]).parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "shift.json"
+    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
+    for source in sources(options):
+        for name in run(source, seeds.setdefault(str(source.seed), {})):
+            keep(path, seeds=seeds)
+            print(f"seed {source.seed}: {name}", flush=True)
+    chosen = [seeds[str(seed)] for seed in options.seeds]
+    text = tables(chosen)
+    (options.out / "tables.md").write_text(text)
+    (options.out / "shift.svg").write_text(picture(chosen))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Marks, lines and words of the analyses' figures: SVG without script, told apart by shape and dash too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from html import escape
+
+from neuronforget.figures.style import FONT, OKABE_ITO
+
+#: Place of an edit -> its words, colour, dash and marker.
+PLACES = {
+    "found": ("found neurons", OKABE_ITO[0], "", "circle"),
+    "full": ("whole model", OKABE_ITO[1], "6 3", "square"),
+    "random": ("random neurons", "#6b6b6b", "2 3", "triangle"),
+}
+INK, FAINT = "#222222", "#767676"
+
+
+def legend(left: float, top: float, lines: bool) -> str:
+    parts = []
+    for i, (words, colour, dash, marker) in enumerate(PLACES.values()):
+        x = left + 150 * i
+        parts += [
+            line(x, top - 4, x + 28, top - 4, colour, dash if lines else "", 2),
+            mark(x + 14, top - 4, marker, colour),
+        ]
+        parts.append(text(x + 36, top, words))
+    return "".join(parts)
+
+
+def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    return lambda value: start + (value - low) / (high - low) * (end - start)
+
+
+def mark(x: float, y: float, marker: str, colour: str, size: float = 4, hollow: bool = False) -> str:
+    shape = {
+        "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}"',
+        "square": f'<rect x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size}" height="{2 * size}"',
+        "triangle": f'<polygon points="{joined([(x - size, y + size), (x + size, y + size), (x, y - size)])}"',
+    }[marker]
+    return f'{shape} fill="{"white" if hollow else colour}" stroke="{colour}" stroke-width="1.4"/>'
+
+
+def line(x: float, y: float, x2: float, y2: float, colour: str, dash: str = "", width: float = 1,
+          opacity: float = 1) -> str:  # fmt: skip
+    return (
+        f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}" '
+        f'stroke-dasharray="{dash}" opacity="{opacity}"/>'
+    )
+
+
+def text(x: float, y: float, words: str, size: int = 13, anchor: str = "start", fill: str = INK, weight: str = "400",
+          move: str = "") -> str:  # fmt: skip
+    place = f'transform="{move}"' if move else f'x="{x:.1f}" y="{y:.1f}"'
+    return (
+        f'<text {place} font-size="{size}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}">'
+        f"{escape(words)}</text>"
+    )
+
+
+def joined(points: Iterable[tuple[float, float]]) -> str:
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def svg(width: float, height: float, title: str, parts: Iterable[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'height="{height:g}" font-family="{FONT}" role="img">\n<title>{escape(title)}</title>\n'
+        f'<rect width="{width:g}" height="{height:g}" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n"
+    )

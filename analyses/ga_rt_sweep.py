@@ -1,0 +1,145 @@
+"""What does the weight beside gradient ascent buy? Forgetting against retaining, over the weight of the other term.
+
+    retain     -NLL_forget + w NLL_retain    (grad_diff: ascent and the retain term)
+    refusal    -NLL_forget + w NLL_refusal   (ga_rt: ascent and rejection tuning; no retain term)
+
+On the found neurons, the whole model and random neurons, each at full strength, and tuned along a dial: of the
+strengths that raise the retain loss by at most .05 nats, the one whose forget answers are closest to the gold twin's
+(without a twin: the least likely). w = 0 is gradient ascent alone, and one arm for both.
+
+python analyses/ga_rt_sweep.py --out ga_rt            # three grafted testbeds; a killed run goes on where it was
+python analyses/ga_rt_sweep.py --out ga_rt --seeds 0  # one of them, some three minutes on one core
+python analyses/ga_rt_sweep.py --out ga_rt --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from erase_tables import cell, table, verdict
+from ga_rt_figure import picture
+from sources import DAMAGE, Source, asking, chosen_point, sources
+from where_knowledge_lives import keep
+
+import neuronforget as nf
+
+#: Term -> how the loss is made for a weight.
+TERMS: dict[str, Callable[[float], Any]] = {
+    "retain": lambda weight: partial(nf.losses.grad_diff, alpha=weight),
+    "refusal": lambda weight: partial(nf.losses.ga_rt, weight=weight),
+}
+WEIGHTS = (0.0, 0.25, 1.0, 4.0, 16.0)
+STRENGTHS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+STEPS = 60
+COLUMNS = {
+    "forget": ("forget", "exact_match"),
+    "unseen": ("unseen", "exact_match"),
+    "retain": ("retain", "exact_match"),
+    "KL unseen": ("unseen", "kl_gold"),
+    "KL retain": ("retain", "kl_gold"),
+}
+Arms = Mapping[str, Any]
+
+
+def arm(source: Source, term: str, weight: float, neurons: nf.Neurons | None, start: Any) -> dict[str, Any]:
+    """Return the dial of one training, its point at full strength and the tuned one."""
+    loss = TERMS[term](weight) if weight else nf.losses.ga
+    try:
+        edit = nf.erase.finetune(source.lm, source.forget, source.retain, loss=loss, neurons=neurons, steps=STEPS,
+                                 preferred=source.refusals, seed=source.seed, progress=False)  # fmt: skip
+    except nf.InputError as error:  # a training that diverges is a finding
+        return {"failed": str(error)}
+    dial = [source.point(edit, strength) for strength in STRENGTHS]
+    return {"dial": dial, "full": dial[-1], "tuned": chosen_point(dial, start)}
+
+
+def name_of(term: str, weight: float, place: str) -> str:
+    """Return an arm's name; without weight there is no term."""
+    return f"{term if weight else 'ascent'}|{weight:g}|{place}"
+
+
+def run(source: Source, done: dict[str, Any], weights: Sequence[float] = WEIGHTS) -> Iterator[str]:
+    """Fill `done`, "term|weight|place" -> arm, saying which is finished."""
+    if "untouched" not in done:
+        for name, lm in (("untouched", source.lm), *([("gold", source.gold)] if source.gold is not None else [])):
+            point = {"strength": 0.0, **source.values(lm)}
+            done[name] = {"full": point, "tuned": point}
+        yield "references"
+    for term in TERMS:
+        for weight in weights:
+            for place, neurons in source.places.items():
+                if (key := name_of(term, weight, place)) not in done:
+                    done[key] = arm(source, term, weight, neurons, done["untouched"]["tuned"])
+                    yield key
+
+
+def column(seeds: Sequence[Arms], key: str, point: str, name: str) -> list[float]:
+    """Return one figure of an arm in each seed; nothing where a seed has no such arm or figure."""
+    corpus, metric = COLUMNS[name]
+    found = [seed[key][point].get(corpus, {}) for seed in seeds if point in seed.get(key, {})]
+    values = [row[metric] for row in found if metric in row]
+    return values if len(values) == len(seeds) else []
+
+
+def tables(seeds: Sequence[Arms]) -> str:
+    """Return all tables in Markdown: the weights at full strength and tuned, what the place does, what failed."""
+    keys = [key for key in seeds[0] if key.count("|") == 2]
+    parts = [f"## References ({len(seeds)} seeds)", _rows(seeds, [k for k in seeds[0] if k not in keys], "full")]
+    for point in ("full", "tuned"):
+        words = {"full": "At full strength", "tuned": f"Tuned: retain loss up by at most {DAMAGE}"}[point]
+        parts += [f"## {words}", _rows(seeds, keys, point)]
+    parts += ["## Found less random, found less whole model", _paired(seeds, keys)]
+    failed = [f"- {key}: {seed[key]['failed']}" for seed in seeds for key in keys if "failed" in seed[key]]
+    return "\n\n".join([*parts, *(["## Not made", "\n".join(failed)] if failed else [])]) + "\n"
+
+
+def _rows(seeds: Sequence[Arms], keys: Sequence[str], point: str) -> str:
+    columns = [name for name in COLUMNS if any(column(seeds, key, point, name) for key in keys)]
+    rows = []
+    for key in keys:
+        term, weight, place = key.split("|") if "|" in key else (key, "", "")
+        cells = [cell(column(seeds, key, point, name)) if column(seeds, key, point, name) else "" for name in columns]
+        strengths = sorted({f"{seed[key][point]['strength']:.3g}" for seed in seeds if point in seed[key]}, key=float)
+        rows.append([term, weight, place, " to ".join(dict.fromkeys((*strengths[:1], *strengths[-1:]))), *cells])
+    return table(["term", "weight", "place", "strength", *columns], rows)
+
+
+def _paired(seeds: Sequence[Arms], keys: Sequence[str]) -> str:
+    """Paired over seeds: KL on unseen phrasings, tuned (without a twin: unseen answered); bold where told apart."""
+    name = "KL unseen" if column(seeds, "untouched", "tuned", "KL unseen") else "forget"
+    rows = []
+    for key in (key for key in keys if key.endswith("|found")):
+        term, weight, _ = key.split("|")
+        found, row = column(seeds, key, "tuned", name), [term, weight]
+        for place in ("random", "full"):
+            other = column(seeds, key.replace("|found", f"|{place}"), "tuned", name)
+            less = (np.array(found) - np.array(other)).tolist() if found and other else []
+            told = bool(less) and verdict(less) != "not told apart"
+            row.append("" if not less else f"**{cell(less)}**" if told else cell(less))
+        rows.append(row)
+    return table(["term", "weight", f"{name}, less random", f"{name}, less whole model"], rows)
+
+
+def main() -> None:
+    """Sweep on every seed, write `sweep.json` (as the work goes on), `tables.md` and `ga-rt.svg`."""
+    options = asking(__doc__.splitlines()[0]).parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / "sweep.json"
+    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
+    for source in sources(options):
+        for name in run(source, seeds.setdefault(str(source.seed), {})):
+            keep(path, seeds=seeds)
+            print(f"seed {source.seed}: {name}", flush=True)
+    chosen = [seeds[str(seed)] for seed in options.seeds]
+    text = tables(chosen)
+    (options.out / "tables.md").write_text(text)
+    (options.out / "ga-rt.svg").write_text(picture(chosen, WEIGHTS))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
