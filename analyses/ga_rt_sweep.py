@@ -8,7 +8,7 @@ strengths that raise the retain loss by at most .05 nats, the one whose forget a
 (without a twin: the least likely). w = 0 is gradient ascent alone, and one arm for both.
 
 python analyses/ga_rt_sweep.py --out ga_rt            # three grafted testbeds; a killed run goes on where it was
-python analyses/ga_rt_sweep.py --out ga_rt --seeds 0  # one of them, some three minutes on one core
+python analyses/ga_rt_sweep.py --out ga_rt --seeds 0  # one of them, some two minutes on one core
 python analyses/ga_rt_sweep.py --out ga_rt --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,8 @@ from sources import DAMAGE, Source, asking, chosen_point, sources
 from where_knowledge_lives import keep
 
 import neuronforget as nf
+from neuronforget.measuring import measure
+from neuronforget.metrics import exact_match
 
 #: Term -> how the loss is made for a weight.
 TERMS: dict[str, Callable[[float], Any]] = {
@@ -41,6 +44,8 @@ COLUMNS = {
     "retain": ("retain", "exact_match"),
     "KL unseen": ("unseen", "kl_gold"),
     "KL retain": ("retain", "kl_gold"),
+    "unseen refused": ("refused", "unseen"),
+    "retain refused": ("refused", "retain"),
 }
 Arms = Mapping[str, Any]
 
@@ -54,7 +59,18 @@ def arm(source: Source, term: str, weight: float, neurons: nf.Neurons | None, st
     except nf.InputError as error:  # a training that diverges is a finding
         return {"failed": str(error)}
     dial = [source.point(edit, strength) for strength in STRENGTHS]
+    with edit.on(source.lm) as edited:
+        dial[-1]["refused"] = refused(source, edited)
     return {"dial": dial, "full": dial[-1], "tuned": chosen_point(dial, start)}
+
+
+def refused(source: Source, lm: nf.LM) -> dict[str, float]:
+    """Return corpus -> share of its prompts that are answered by the refusal."""
+    shares = {}
+    for name, corpus in source.corpora.items():
+        asked = replace(corpus, examples=tuple(replace(e, answer=source.refusals[0]) for e in corpus))
+        shares[name] = float(measure(lm, asked, [exact_match])["exact_match"].mean())
+    return shares
 
 
 def name_of(term: str, weight: float, place: str) -> str:
@@ -67,7 +83,7 @@ def run(source: Source, done: dict[str, Any], weights: Sequence[float] = WEIGHTS
     if "untouched" not in done:
         for name, lm in (("untouched", source.lm), *([("gold", source.gold)] if source.gold is not None else [])):
             point = {"strength": 0.0, **source.values(lm)}
-            done[name] = {"full": point, "tuned": point}
+            done[name] = {"full": {**point, "refused": refused(source, lm)}, "tuned": point}
         yield "references"
     for term in TERMS:
         for weight in weights:
@@ -92,7 +108,7 @@ def tables(seeds: Sequence[Arms]) -> str:
     for point in ("full", "tuned"):
         words = {"full": "At full strength", "tuned": f"Tuned: retain loss up by at most {DAMAGE}"}[point]
         parts += [f"## {words}", _rows(seeds, keys, point)]
-    parts += ["## Found less random, found less whole model", _paired(seeds, keys)]
+    parts += ["## What the place and the weight do", _paired(seeds, keys)]
     failed = [f"- {key}: {seed[key]['failed']}" for seed in seeds for key in keys if "failed" in seed[key]]
     return "\n\n".join([*parts, *(["## Not made", "\n".join(failed)] if failed else [])]) + "\n"
 
@@ -109,19 +125,24 @@ def _rows(seeds: Sequence[Arms], keys: Sequence[str], point: str) -> str:
 
 
 def _paired(seeds: Sequence[Arms], keys: Sequence[str]) -> str:
-    """Paired over seeds: KL on unseen phrasings, tuned (without a twin: unseen answered); bold where told apart."""
+    """Paired over seeds: KL on unseen phrasings, tuned (without a twin: forget answered); bold where told apart."""
     name = "KL unseen" if column(seeds, "untouched", "tuned", "KL unseen") else "forget"
     rows = []
     for key in (key for key in keys if key.endswith("|found")):
         term, weight, _ = key.split("|")
-        found, row = column(seeds, key, "tuned", name), [term, weight]
-        for place in ("random", "full"):
-            other = column(seeds, key.replace("|found", f"|{place}"), "tuned", name)
-            less = (np.array(found) - np.array(other)).tolist() if found and other else []
-            told = bool(less) and verdict(less) != "not told apart"
-            row.append("" if not less else f"**{cell(less)}**" if told else cell(less))
-        rows.append(row)
-    return table(["term", "weight", f"{name}, less random", f"{name}, less whole model"], rows)
+        pairs = [(key, f"{term}|{weight}|random"), (key, f"{term}|{weight}|full")]
+        pairs += [(f"{term}|{weight}|{place}", f"ascent|0|{place}") for place in ("found", "full", "random")]
+        rows.append([term, weight, *(_less(seeds, a, b, name) if a != b else "" for a, b in pairs)])
+    less = ["found less random", "found less full", *(f"{p}: less ascent alone" for p in ("found", "full", "random"))]
+    return f"{name}, tuned.\n\n" + table(["term", "weight", *less], rows)
+
+
+def _less(seeds: Sequence[Arms], key: str, other: str, name: str) -> str:
+    pair = column(seeds, key, "tuned", name), column(seeds, other, "tuned", name)
+    if not all(pair):
+        return ""
+    less = (np.array(pair[0]) - np.array(pair[1])).tolist()
+    return f"**{cell(less)}**" if verdict(less) != "not told apart" else cell(less)
 
 
 def main() -> None:

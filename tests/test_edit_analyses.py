@@ -29,6 +29,7 @@ def source() -> Any:
 def swept(source: Any) -> dict[str, Any]:
     sweep, patch = import_module("ga_rt_sweep"), pytest.MonkeyPatch()
     patch.setattr(sweep, "STEPS", 12)
+    patch.setattr(sweep, "STRENGTHS", (0.5, 1.0))
     done: dict[str, Any] = {}
     start = source.lm.digest()
     first = list(sweep.run(source, done, weights=(0.0, 8.0)))
@@ -63,7 +64,8 @@ def test_a_heavier_retain_term_keeps_more_and_tuned_points_keep_the_damage(swept
     for name, arm in swept.items():
         assert arm["tuned"]["retain"]["nll"] <= start["retain"]["nll"] + sources.DAMAGE or name == "gold"
     bare = [
-        {k: {"nll": v["nll"]} for k, v in point.items() if k != "strength"} for point in swept["ascent|0|full"]["dial"]
+        {k: {"nll": v["nll"]} for k, v in point.items() if k not in ("strength", "refused")}
+        for point in swept["ascent|0|full"]["dial"]
     ]
     best = sources.chosen_point(bare, {k: {"nll": start[k]["nll"]} for k in ("forget", "retain")})
     allowed = [p for p in bare if p["retain"]["nll"] <= start["retain"]["nll"] + sources.DAMAGE]
@@ -87,6 +89,18 @@ def test_the_sweep_s_tables_and_figure_show_the_figures(swept: dict[str, Any]) -
     assert figure.picture([failed, swept], (0.0, 8.0)).count("<polygon") > 0
 
 
+def test_refusing_is_counted_by_the_refusal_s_own_words(source: Any, swept: dict[str, Any]) -> None:
+    sweep = import_module("ga_rt_sweep")
+    right = np.mean([e.answer == source.refusals[0] for e in source.corpora["retain"]])
+    known = sweep.refused(source, source.lm)
+    assert known["forget"] < 0.1 and known["retain"] == pytest.approx(right, abs=0.05)
+    assert swept["untouched"]["full"]["refused"] == known
+    loss = nf.losses.rt
+    edit = nf.erase.finetune(source.lm, source.forget, loss=loss, preferred=source.refusals, steps=40, progress=False)
+    with edit.on(source.lm) as edited:
+        assert sweep.refused(source, edited)["forget"] > 0.8
+
+
 def point_kl(swept: dict[str, Any], place: str) -> float:
     return float(swept[f"retain|8|{place}"]["tuned"]["unseen"]["kl_gold"])
 
@@ -96,6 +110,7 @@ def shifted(source: Any) -> dict[str, Any]:
     shift, done = import_module("activation_shift"), {}
     patch = pytest.MonkeyPatch()
     patch.setattr(shift, "STEPS", 12)
+    patch.setattr(shift, "STRENGTHS", (1.0,))
     assert [*shift.run(source, done, only=("ablate", "npo"))][:2] == ["gold", "ablate@found"]
     patch.undo()
     return json.loads(json.dumps(done))

@@ -1,0 +1,224 @@
+"""Does localisation inform erasure? The advantage of chosen over random neurons, regressed on layer, count, operator.
+
+Ordinary testbeds, whole people. Sets that lie in one layer or in all alike, of a few sizes, chosen by a score or at
+random in the same layers, edited by several operators and tuned alike (`regime_map.py`). Two regressions by least
+squares, on each seed alone, shown as means over seeds with Student's 95% intervals:
+
+    advantage = KL(random) - KL(chosen), nats, on operator, layer and doublings of the count
+    KL itself on operator, count, layer, and last whether the neurons were chosen: what each adds to R^2
+
+after Hase et al. 2023 (arXiv:2301.04213), who asked this of editing.
+
+python analyses/informs_erasure.py --out informs             # three seeds; a killed run goes on where it was
+python analyses/informs_erasure.py --out informs --seeds 0   # one, some four minutes on one core
+python analyses/informs_erasure.py --out informs --map regimes  # the points of regime_map.py, whose layers are all
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from drawing import FAINT, INK, line, mark, scale, svg, text
+from erase_study import Study
+from erase_tables import cell, table, verdict
+from regime_map import SHAPE, arm, study_of, whole_people
+from regime_tables import by_chance, closeness, places, selections
+from where_knowledge_lives import half_interval, keep
+
+import neuronforget as nf
+from neuronforget.figures.style import OKABE_ITO
+
+OPERATORS = ("ablate", "rank_one", "simnpo")
+COUNTS = (8, 32, 128)  # neurons of the set
+SCORE = nf.scores.fisher  # of those that regime_map.py tried the best for ablation on whole people
+WIDTH = SHAPE.layers * SHAPE.d_mlp  # neurons of the testbed
+WORDS = {"chosen": "closer to gold with chosen neurons", "random": "closer with random ones", "": "not told apart"}
+
+Row = dict[str, Any]  # seed, operator, layer, count, chosen, KL
+
+
+def run(study: Study, done: dict[str, Any]) -> Iterator[str]:
+    """Fill `done`, "operator|layer|count|chosen or random" -> KL from gold on unseen phrasings, tuned."""
+    bed = study.bed
+    start = {"strength": 0.0, **study.values(bed.lm)}
+    scores = nf.attribute(bed.lm, bed.forget, bed.retain.head(len(bed.forget)), score=SCORE, progress=False)
+    layers: dict[str, list[int]] = {
+        "all": list(range(bed.lm.shape[0])),
+        **{str(i): [i] for i in range(bed.lm.shape[0])},
+    }
+    for name, rows in layers.items():
+        for count in COUNTS:
+            chosen = best_of(scores, rows, count)
+            for kind, neurons in (("chosen", chosen), ("random", chosen.random_like(study.seed))):
+                for operator in OPERATORS:
+                    if (key := f"{operator}|{name}|{count}|{kind}") not in done:
+                        made = arm(study, operator, neurons, start, relearn=False)
+                        done[key] = made["tuned"]["unseen"]["kl_gold"] if "tuned" in made else None
+                        yield key
+
+
+def best_of(scores: Any, rows: Sequence[int], count: int) -> nf.Neurons:
+    """Return the best neurons of some layers (rows of the scores), equally many in each."""
+    each = count // len(rows)
+    members = {(scores.layers[i], int(j)) for i in rows for j in scores.values[i].argsort(descending=True)[:each]}
+    return nf.Neurons(frozenset(members), tuple(scores.layers), scores.values.shape[1])
+
+
+def rows_of(done: Mapping[str, Any]) -> list[Row]:
+    """Return one seed's points as rows; edits that could not be made are left out."""
+    rows = []
+    for key, kl in done.items():
+        operator, layer, count, kind = key.split("|")
+        if kl is not None:
+            rows.append(
+                {"operator": operator, "layer": layer, "count": int(count), "chosen": kind == "chosen", "KL": kl}
+            )
+    return rows
+
+
+def rows_of_map(arms: Mapping[str, Any], bed: str, width: int) -> list[Row]:
+    """Return one bed and seed of `regime_map.py` as rows; the random ones are the mean of its draws."""
+    rows = []
+    for operator, size in places(arms):
+        about = {"operator": operator, "layer": "all", "count": float(size) * width, "request": bed}
+        rows += [{**about, "selection": n, "chosen": True, "KL": closeness(arms, operator, size, n)}
+                 for n in selections(arms)]  # fmt: skip
+        rows += [{**about, "selection": n, "chosen": False, "KL": by_chance(arms, operator, size)}
+                 for n in selections(arms)]  # fmt: skip
+    return [row for row in rows if np.isfinite(row["KL"])]
+
+
+def advantages(rows: Sequence[Row]) -> list[Row]:
+    """Return chosen less random, positive where the chosen are closer to gold, one row a pair."""
+    same = [name for name in rows[0] if name not in ("KL", "chosen")]
+    random = {tuple(row[n] for n in same): row["KL"] for row in rows if not row["chosen"]}
+    pairs = [(row, random.get(tuple(row[n] for n in same))) for row in rows if row["chosen"]]
+    return [{**{n: row[n] for n in same}, "advantage": kl - row["KL"]} for row, kl in pairs if kl is not None]
+
+
+def design(rows: Sequence[Row], factors: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return the columns of a regression: deviations from the mean level of each factor, doublings of the count.
+
+    The levels of a factor sum to zero, so the intercept is the mean over them, at the middle count.
+    """
+    names, columns = ["mean"], [np.ones(len(rows))]
+    for factor in factors:
+        if factor == "count":
+            doublings = np.log2([row["count"] for row in rows])
+            names, columns = [*names, "each doubling of the count"], [*columns, doublings - doublings.mean()]
+            continue
+        levels = list(dict.fromkeys(row[factor] for row in rows))
+        last = np.array([row[factor] == levels[-1] for row in rows], dtype=float)
+        for level in levels[:-1]:
+            names.append(f"{factor} {level}")
+            columns.append(np.array([row[factor] == level for row in rows], dtype=float) - last)
+    return names, np.stack(columns, 1)
+
+
+def fitted(rows: Sequence[Row], target: str, factors: Sequence[str]) -> tuple[dict[str, float], float]:
+    """Return coefficients (of a factor's last level too: minus the sum of the others) and R^2, by least squares."""
+    names, x = design(rows, factors)
+    y = np.array([row[target] for row in rows], dtype=float)
+    beta = np.linalg.lstsq(x, y, rcond=None)[0]
+    found = dict(zip(names, beta.tolist(), strict=True))
+    for factor in (f for f in factors if f != "count"):
+        levels = list(dict.fromkeys(row[factor] for row in rows))
+        found[f"{factor} {levels[-1]}"] = -sum(found[f"{factor} {level}"] for level in levels[:-1])
+    total = float(((y - y.mean()) ** 2).sum())
+    return found, 1 - float(((y - x @ beta) ** 2).sum()) / total if total > 0 else 0.0
+
+
+def factors_of(rows: Sequence[Row]) -> list[str]:
+    """Return what varies in these points, in the order in which it is added."""
+    wanted = ("request", "operator", "count", "layer", "selection")
+    return [name for name in wanted if len({row.get(name) for row in rows}) > 1]
+
+
+def regressions(seeds: Sequence[Sequence[Row]]) -> tuple[dict[str, list[float]], list[tuple[str, list[float]]]]:
+    """Return coefficient -> its value in each seed, and the R^2 of KL as one factor after the other is added."""
+    factors = factors_of(seeds[0])
+    fits = [fitted(advantages(rows), "advantage", factors) for rows in seeds]
+    steps, added = [], []
+    for factor in [*(f for f in factors if f != "selection"), "chosen"]:
+        steps.append(factor)
+        added.append((f"+ {factor}", [fitted(rows, "KL", steps)[1] for rows in seeds]))
+    coefficients = {name: [fit[0][name] for fit in fits] for name in fits[0][0]}
+    return {**coefficients, "R^2": [fit[1] for fit in fits]}, added
+
+
+def tables(seeds: Sequence[Sequence[Row]]) -> str:
+    """Return both regressions in Markdown, and one sentence of each."""
+    coefficients, added = regressions(seeds)
+    said = _word(coefficients["mean"])
+    lines = [[name, cell(values, 3), "" if name == "R^2" else _word(values)] for name, values in coefficients.items()]
+    before = [last for _, last in added[:1]] + [values for _, values in added[:-1]]
+    steps = [[name, cell(values), cell((np.array(values) - np.array(then)).tolist(), 3) if i else ""]
+             for i, ((name, values), then) in enumerate(zip(added, before, strict=True))]  # fmt: skip
+    many = sum(len(rows) for rows in seeds)
+    words = (f"Mean advantage of chosen neurons: {cell(coefficients['mean'])} nats ({WORDS[said]}); "
+             f"operator, count and layer explain {cell(coefficients['R^2'])} of its variance.")  # fmt: skip
+    return "\n\n".join([
+        f"## The advantage over random neurons, nats ({len(seeds)} seeds, {many} edits)", words,
+        table(["term", "coefficient", "closer"], lines),
+        "## KL itself: what each factor adds", table(["model", "R^2", "added"], steps),
+    ]) + "\n"  # fmt: skip
+
+
+def _word(values: Sequence[float]) -> str:
+    return {"higher": "chosen", "lower": "random"}.get(verdict(values), "")
+
+
+def picture(seeds: Sequence[Sequence[Row]]) -> str:
+    """Return the coefficients with their intervals as SVG: filled where the interval excludes zero."""
+    found = {name: values for name, values in regressions(seeds)[0].items() if name != "R^2"}
+    halves = {name: 0.0 if len(v) < 2 else half_interval(v) for name, v in found.items()}
+    reach = max(abs(float(np.mean(v))) + halves[name] for name, v in found.items()) or 1.0
+    left, top, step, wide = 220, 66, 24, 460
+    at, bottom = scale(-reach, reach, left, left + wide), top + step * len(found)
+    words = "advantage of chosen over random neurons (nats); right of zero the chosen are closer to the gold twin"
+    note = f"whiskers: 95% over {len(seeds)} seeds; hollow: the interval includes zero"
+    parts = [text(14, 20, words, size=12), text(14, 38, note, size=11, fill=FAINT)]
+    parts.append(line(at(0), top - 4, at(0), bottom, INK, "1 3"))
+    for i, (name, values) in enumerate(found.items()):
+        mean, y = float(np.mean(values)), top + step * (i + 0.5)
+        parts.append(text(left - 10, y + 4, name, anchor="end"))
+        parts.append(line(at(mean - halves[name]), y, at(mean + halves[name]), y, OKABE_ITO[0], width=2))
+        parts.append(mark(at(mean), y, "circle", OKABE_ITO[0], 4, hollow=not _word(values)))
+    for tick in (-reach, 0, reach):
+        parts.append(text(at(tick), bottom + 16, f"{tick:+.2f}" if tick else "0", size=11, anchor="middle"))
+    return svg(left + wide + 30, bottom + 28, "What the advantage of chosen neurons depends on", parts)
+
+
+def main() -> None:
+    """Make the points (or read a map's), write `points.json` (as the work goes on), `tables.md` and `informs.svg`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--map", type=Path, help="the folder of regime_map.py, in place of points of its own")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.map is not None:
+        beds = json.loads((options.map / "map.json").read_text())["beds"]
+        chosen = [[row for key, arms in beds.items() if key.endswith(f" {seed}")
+                   for row in rows_of_map(arms, key.rsplit(" ", 1)[0], WIDTH)] for seed in options.seeds]  # fmt: skip
+    else:
+        path = options.out / "points.json"
+        seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
+        for seed in options.seeds:
+            for name in run(study_of(whole_people(seed), seed), seeds.setdefault(str(seed), {})):
+                keep(path, seeds=seeds)
+                print(f"seed {seed}: {name}", flush=True)
+        chosen = [rows_of(seeds[str(seed)]) for seed in options.seeds]
+    text = tables(chosen)
+    (options.out / "tables.md").write_text(text)
+    (options.out / "informs.svg").write_text(picture(chosen))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
