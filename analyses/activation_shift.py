@@ -39,8 +39,8 @@ LISTED = 3  # neurons of each kind
 POINTS = {"full": "as made", "tuned": "tuned"}
 #: Column -> key of what `about` returns.
 COLUMNS = (
-    "taken", "taken, in found", "half of it", "suppressing", "suppressing, in found", "suppressing, last layer",
-    "shift forget", "shift forget, in found", "shift retain", "shift retain, in found",
+    "taken", "taken, in found", "half of it", "suppressing", "suppressing, in found", "suppressing, in edited",
+    "shift forget", "shift forget, in found", "shift forget, in edited", "shift retain", "shift retain, in edited",
 )  # fmt: skip
 
 
@@ -82,26 +82,28 @@ def written_shift(lm: nf.LM, other: nf.Edit | nf.LM, corpus: nf.Corpus, batch_si
     return np.sqrt(total / count)
 
 
-def about(source: Source, other: nf.Edit | nf.LM) -> dict[str, Any]:
-    """Return what an edit (or another model) did to the neurons: totals, and how much of each lies in the found ones.
+def about(source: Source, other: nf.Edit | nf.LM, edited: nf.Neurons | None = None) -> dict[str, Any]:
+    """Return what an edit (or another model) did to the neurons, and how much of it lies in the found and edited ones.
 
-    Contributions are sums over neurons, in logits for each answer token; shifts are root mean squares over neurons.
+    Contributions are sums over neurons, in logits for each answer token; shifts are root mean squares over neurons, and
+    what lies in some of them is a share of the square. `edited`: None where all were.
     """
     lm, kept = source.lm, source.corpora["retain"]
     after = Subject(EDITED, other) if isinstance(other, nf.LM) else Subject(EDITED, lm, other)
     what = moved(Case((Subject(UNTOUCHED, lm), after), source.forget, kept, seed=source.seed))
-    mine = source.found.mask().numpy()
+    sets = {"found": source.found.mask().numpy()}
+    if edited is not None:
+        sets["edited"] = edited.mask().numpy()
     row: dict[str, Any] = {"before": float(what.before.sum()), "after": float(what.after.sum())}
     for name, values in (("taken", what.taken), ("suppressing", what.suppressing)):
-        row |= {name: float(values.sum()), f"{name}, in found": float(values[mine].sum())}
-        row[f"{name}, last layer"] = float(values[-1].sum())
+        row |= {name: float(values.sum())} | {f"{name}, in {who}": _part(values, mine) for who, mine in sets.items()}
         row[f"{name}, by layer"] = values.sum(1).tolist()
     row["half of it"] = _half(what.taken)
-    for name, corpus in (("shift forget", source.forget), ("shift retain", kept)):
-        square = written_shift(lm, other, corpus) ** 2
-        row |= {name: float(np.sqrt(square.mean())), f"{name}, in found": _part(square, mine)}
-    for name, values in (("activation forget", what.shift_forget), ("activation retain", what.shift_retain)):
-        row |= {name: float(np.sqrt((values**2).mean())), f"{name}, in found": _part(values**2, mine)}
+    shifts = {"shift forget": written_shift(lm, other, source.forget), "shift retain": written_shift(lm, other, kept)}
+    shifts |= {"activation forget": what.shift_forget, "activation retain": what.shift_retain}
+    for name, values in shifts.items():
+        row[name] = float(np.sqrt((values**2).mean()))
+        row |= {f"{name}, in {who}": _part(values**2, mine) for who, mine in sets.items()}
     return {**row, "neurons": _listed(source, what)}
 
 
@@ -143,10 +145,11 @@ def run(source: Source, done: dict[str, Any], only: Sequence[str] | None = None)
         points = [source.point(edit, strength) for strength in STRENGTHS]
         done[name] = {"full": points[-1], "tuned": chosen_point(points, start)}
         made: dict[float, Any] = {}
+        edited = source.places[name.split("@")[1]]
         for point in done[name].values():
             if (strength := point["strength"]) > 0:
                 made.setdefault(strength, None)
-                made[strength] = made[strength] or about(source, edit.scaled(strength))
+                made[strength] = made[strength] or about(source, edit.scaled(strength), edited)
                 point["moved"] = made[strength]
         yield name
 
@@ -164,7 +167,7 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
                 continue
             row = [name, f"{len(made)} of {len(seeds)}"]
             row += [cell([m[corpus]["exact_match"] for m in made]) for corpus in (asked, "retain")]
-            rows.append([*row, *(cell(figures(made, column), _digits(column)) for column in COLUMNS)])
+            rows.append([*row, *(_shown(made, column) for column in COLUMNS)])
         head = ["method", "seeds", "forget unseen", "retain", *COLUMNS]
         parts.append(f"## {words.capitalize()} ({len(seeds)} seeds)\n\n" + table(head, rows))
     listed = [
@@ -177,16 +180,14 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join([*parts, folded(table(head, listed), "The strongest neurons of the first seed, as made")]) + "\n"
 
 
-def figures(points: Sequence[Mapping[str, Any]], column: str) -> list[float]:
-    """Return one column of each seed; of contributions "in found" and "last layer" are shares of their total."""
-    total = column.split(",")[0]
-    if "," in column and total in ("taken", "suppressing"):
-        return [p["moved"][column] / p["moved"][total] if p["moved"][total] > 0 else 0.0 for p in points]
-    return [p["moved"][column] for p in points]
-
-
-def _digits(column: str) -> int:
-    return 0 if column == "half of it" else 3 if column in ("shift forget", "shift retain") else 2
+def _shown(made: Sequence[Mapping[str, Any]], column: str) -> str:
+    """A column's mean over seeds; nothing where it has no meaning (all neurons were edited)."""
+    values = [point["moved"][column] for point in made if column in point["moved"]]
+    return (
+        cell(values, 0 if column == "half of it" else 3 if column in ("shift forget", "shift retain") else 2)
+        if values
+        else ""
+    )
 
 
 def main() -> None:

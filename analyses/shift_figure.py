@@ -77,7 +77,7 @@ def _axis(left: float, bottom: float, words: str, at: Any, most: float) -> list[
 
 
 def _bar(rows: Sequence[Mapping[str, float]], key: str, at: Any, y: float) -> list[str]:
-    mine = float(np.mean([row[f"{key}, in found"] for row in rows]))
+    mine = float(np.mean([row[key] * row[f"{key}, in found"] for row in rows]))
     mean, half = _mean([row[key] for row in rows])
     parts = [
         f'<rect x="{at(a):.1f}" y="{y}" width="{at(b) - at(a):.1f}" height="14" fill="{fill}"/>'

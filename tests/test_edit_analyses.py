@@ -152,7 +152,7 @@ def test_ablation_silences_the_found_neurons_themselves(source: Any, shifted: di
     contributions = import_module("neuronforget.auditing.neurons").contributions(source.lm, source.forget)
     mine = source.found.mask().numpy()
     held = np.clip(contributions, 0, None)[mine].sum()
-    assert figures["taken, in found"] == pytest.approx(held, rel=1e-4)
+    assert figures["taken, in found"] * figures["taken"] == pytest.approx(held, rel=1e-4)
     assert figures["before"] == pytest.approx(contributions.sum(), rel=1e-4)
     half = import_module("activation_shift")._half
     assert half(np.array([[1.0, 5.0], [2.0, 2.0]])) == 1 and half(np.zeros((2, 2))) == 0
@@ -161,7 +161,10 @@ def test_ablation_silences_the_found_neurons_themselves(source: Any, shifted: di
 def test_the_table_and_the_figure_of_shifts_show_the_figures(shifted: dict[str, Any]) -> None:
     shift, figure = import_module("activation_shift"), import_module("shift_figure")
     text, made = shift.tables([shifted, shifted]), shifted["npo@full"]["full"]["moved"]
-    share = made["taken, in found"] / made["taken"]
+    share = made["taken, in found"]
+    assert (
+        "suppressing, in edited" not in made and shifted["npo@found"]["full"]["moved"]["suppressing, in edited"] > 0.3
+    )
     assert f"| {made['taken']:.2f} ± 0.00 | {share:.2f} ± 0.00 | {made['half of it']:.0f} ± 0 |" in text
     layer, neuron, before, after, _ = made["neurons"]["lost most"][0]
     assert f"| npo@full | lost most | {layer}.{neuron} | {before:.2f} | {after:.2f} |" in text and before > after
