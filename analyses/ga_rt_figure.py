@@ -1,4 +1,4 @@
-"""The figure of `ga_rt_sweep.py`: what is left, what is kept and the distance from the gold twin, over the weight."""
+"""The figure of `ga_rt_sweep.py`: what is kept, what is left and the distance from gold, over the weight."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from where_knowledge_lives import half_interval
 
 #: Row -> corpus, metric and the point that is drawn.
 ROWS = {
-    "unseen phrasings answered, as trained": ("unseen", "exact_match", "full"),
     "retain answered, as trained": ("retain", "exact_match", "full"),
+    "retain prompts refused, as trained": ("refused", "retain", "full"),
+    "unseen phrasings answered, tuned": ("unseen", "exact_match", "tuned"),
     "KL from gold on unseen phrasings, tuned (nats)": ("unseen", "kl_gold", "tuned"),
 }
 TERMS = {"retain": "ascent + weight × retain loss", "refusal": "ascent + weight × refusal loss"}
-WIDE, HIGH, LEFT, ABOVE, GAP = 300, 130, 60, 84, 40
+WIDE, HIGH, LEFT, ABOVE, GAP = 300, 110, 60, 84, 40
 
 Curve = list[tuple[int, float, float]]  # place on the axis, mean, half of its interval
 
@@ -26,7 +27,7 @@ Curve = list[tuple[int, float, float]]  # place on the axis, mean, half of its i
 def picture(seeds: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> str:
     """Return the SVG: a column a term, a row a figure, a line a place, bands of 95% over seeds."""
     rows = {name: what for name, what in ROWS.items() if what[1] in seeds[0]["untouched"]["full"].get(what[0], {})}
-    width, height = LEFT + len(TERMS) * (WIDE + GAP), ABOVE + len(rows) * (HIGH + 40) + 22
+    width, height = LEFT + len(TERMS) * (WIDE + GAP), ABOVE + len(rows) * (HIGH + 40) + 4
     note = f"bands: 95% over {len(seeds)} seeds; dotted: untouched; dash-dotted: gold twin"
     parts = [legend(LEFT, 20, lines=True), text(LEFT, 42, note, size=11, fill=FAINT)]
     for i, (term, words) in enumerate(TERMS.items()):
@@ -57,7 +58,7 @@ def _panel(seeds: Sequence[Any], weights: Sequence[float], term: str, name: str,
     curves = {place: curve_of(seeds, weights, term, place, what) for place in PLACES}
     levels = {n: float(np.mean([s[n]["full"][corpus][metric] for s in seeds])) for n in ("untouched", "gold")
               if n in seeds[0]}  # fmt: skip
-    share = metric == "exact_match"
+    share = metric != "kl_gold"
     top = 1.0 if share else math.ceil(max([*levels.values(), *(m + h for c in curves.values() for _, m, h in c)]))
     x, y = scale(0, max(len(weights) - 1, 1), 12, WIDE - 12), scale(0, top, HIGH, 0)
     parts = [text(0, -6, name, size=11)]
@@ -74,6 +75,6 @@ def _panel(seeds: Sequence[Any], weights: Sequence[float], term: str, name: str,
     parts += [line(0, HIGH, WIDE, HIGH, INK), line(0, 0, 0, HIGH, INK)]
     words = [f"1/{1 / w:.0f}" if 0 < w < 1 else f"{w:g}" for w in weights]
     parts += [text(x(i), HIGH + 15, w, size=11, anchor="middle") for i, w in enumerate(words)]
-    ticks = (0, 0.5, 1) if share else range(0, int(top) + 1, max(1, int(top) // 4))
+    ticks = (0, 0.5, 1) if share else range(0, int(top) + 1, 2 if top > 4 else 1)
     parts += [text(-6, y(tick) + 4, f"{tick:g}", size=11, anchor="end") for tick in ticks]
     return "".join(parts)

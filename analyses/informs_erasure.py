@@ -34,7 +34,7 @@ import neuronforget as nf
 from neuronforget.figures.style import OKABE_ITO
 
 OPERATORS = ("ablate", "rank_one", "simnpo")
-COUNTS = (8, 32, 128)  # neurons of the set
+COUNTS = (8, 64)  # neurons of the set
 SCORE = nf.scores.fisher  # of those that regime_map.py tried the best for ablation on whole people
 WIDTH = SHAPE.layers * SHAPE.d_mlp  # neurons of the testbed
 WORDS = {"chosen": "closer to gold with chosen neurons", "random": "closer with random ones", "": "not told apart"}

@@ -13,8 +13,8 @@ from where_knowledge_lives import half_interval
 from neuronforget.figures.style import OKABE_ITO
 
 MINE, OTHERS = OKABE_ITO[0], OKABE_ITO[4]
-BARS = {"taken": "silenced (logits an answer token)", "suppressing": "newly suppressing (logits an answer token)"}
-LEFT, ABOVE, STEP, WIDE, GAP = 120, 92, 24, 230, 34
+BARS = {"taken": "silenced (logits)", "suppressing": "newly suppressing (logits)"}
+LEFT, ABOVE, STEP, WIDE, GAP = 140, 92, 24, 230, 34
 #: Hatching of what lies outside the found neurons: told apart in print too.
 HATCH = (
     f'<defs><pattern id="others" width="6" height="6" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
@@ -45,7 +45,7 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "full") -> str:
     left = LEFT + 2 * (WIDE + GAP)
     most = max(p["moved"][f"shift {c}"] for points in rows.values() for p in points for c in ("forget", "retain"))
     at = scale(0, _round(most), left, left + WIDE)
-    parts += _axis(left, bottom, "shift of what a neuron writes (RMS)", at, _round(most))
+    parts += _axis(left, bottom, "shift of what is written (RMS)", at, _round(most))
     for i, points in enumerate(rows.values()):
         for corpus, marker, high in (("retain", "square", 16), ("forget", "circle", 8)):
             mean, half = _mean([p["moved"][f"shift {corpus}"] for p in points])
@@ -64,7 +64,7 @@ def _legend() -> list[str]:
     for words, marker in (("on forget", "circle"), ("on retain", "square")):
         parts += [mark(x + 10, 18, marker, INK, 3.5, hollow=marker == "square"), text(x + 20, 22, words, size=12)]
         x += 100
-    note = "whiskers: 95% over seeds; gold: the model that never knew"
+    note = "logits: per answer token, summed over neurons; whiskers: 95% over seeds; gold: the model that never knew"
     return [*parts, text(LEFT, 44, note, size=11, fill=FAINT)]
 
 

@@ -82,7 +82,7 @@ def test_the_sweep_s_tables_and_figure_show_the_figures(swept: dict[str, Any]) -
     assert len(svg) < 100_000 and "script" not in svg and "href" not in svg
     marks = [node for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("circle")]
     across = [float(node.get("cy") or 0) for node in marks[1:3]]  # the first is the legend's
-    shares = [swept[f"{name}|found"]["full"]["unseen"]["exact_match"] for name in ("ascent|0", "retain|8")]
+    shares = [swept[f"{name}|found"]["full"]["retain"]["exact_match"] for name in ("ascent|0", "retain|8")]
     assert across == pytest.approx([figure.HIGH * (1 - share) for share in shares], abs=0.06)
     failed = json.loads(json.dumps(swept)) | {"refusal|8|random": {"failed": "it diverged"}}
     assert "- refusal|8|random: it diverged" in sweep.tables([failed, swept])
