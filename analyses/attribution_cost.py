@@ -1,9 +1,9 @@
 """How does the cost of attribution grow with the model and with the corpus? As a multiple of a training step's pass.
 
-Random Llamas of three sizes (words as tokens) and corpora of three sizes. The measure is a forward and full backward pass
-over the same batches, made in turns with each score, so that a slower machine slows both: what is shown is the ratio,
-the middle one of the turns, and its range. `exact` ablates a sixteenth of each layer's neurons, and is shown sixteen
-times as dear, of all.
+Random Llamas of three sizes (words as tokens), and corpora of three sizes. The measure is a forward and full backward
+pass over the same batches, made in turns with each score, so that a slower machine slows both: what is shown is the
+ratio, the middle one of the turns, and its range. `exact` ablates a sixteenth of each layer's neurons, and is shown
+sixteen times as dear, as of all.
 
 python analyses/attribution_cost.py --out cost               # some five minutes on one core; a killed run goes on
 python analyses/attribution_cost.py --out cost --turns 9
