@@ -7,7 +7,7 @@ mean square over tokens, on forget and on retain; a silenced write vector moves 
 split into the found neurons and all others. Each edit as made, and tuned as in `ga_rt_sweep.py`.
 
 python analyses/activation_shift.py --out shift            # three grafted testbeds; a killed run goes on where it was
-python analyses/activation_shift.py --out shift --seeds 0  # one of them, some two minutes on one core
+python analyses/activation_shift.py --out shift --seeds 0  # one of them, a minute on one core
 python analyses/activation_shift.py --out shift --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from erase_tables import cell, folded, table
+from erase_tables import cell, folded, table, verdict
 from shift_figure import picture
 from sources import Source, asking, chosen_point, sources
 from where_knowledge_lives import keep
@@ -170,6 +170,7 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
             rows.append([*row, *(_shown(made, column) for column in COLUMNS)])
         head = ["method", "seeds", "forget unseen", "retain", *COLUMNS]
         parts.append(f"## {words.capitalize()} ({len(seeds)} seeds)\n\n" + table(head, rows))
+    parts.append("## Beside the gold twin, and in activations alone (as made)\n\n" + _beside(seeds))
     listed = [
         [name, kind, f"{layer}.{neuron}", f"{before:.2f}", f"{after:.2f}", "yes" if mine else ""]
         for name, arm in seeds[0].items()
@@ -178,6 +179,28 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     ]
     head = ["method", "", "layer.neuron", "before", "after", "found"]
     return "\n\n".join([*parts, folded(table(head, listed), "The strongest neurons of the first seed, as made")]) + "\n"
+
+
+def _beside(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Less the gold twin, paired over seeds; shares of the last layer; how far the activations themselves moved."""
+    rows = []
+    for name in seeds[0]:
+        if not all("moved" in seed.get(name, {}).get("full", {}) for seed in seeds):
+            continue
+        made = [seed[name]["full"] for seed in seeds]
+        twin = [seed["gold"]["full"]["moved"] for seed in seeds] if "gold" in seeds[0] else None
+        row = [name, cell([m["unseen"]["kl_gold"] for m in made]) if "kl_gold" in made[0].get("unseen", {}) else ""]
+        for key in ("taken", "suppressing", "taken, in found"):
+            less = [m["moved"][key] - g[key] for m, g in zip(made, twin, strict=True)] if twin else []
+            row.append("" if not less else f"**{cell(less)}**" if verdict(less) != "not told apart" else cell(less))
+        row += [cell([m["moved"][f"{key}, by layer"][-1] / (m["moved"][key] or 1.0) for m in made])
+                for key in ("taken", "suppressing")]  # fmt: skip
+        shifts = {"activation forget": 3, "activation forget, in found": 2, "activation retain": 3}
+        row += [cell([m["moved"][key] for m in made], digits) for key, digits in shifts.items()]
+        rows.append(row)
+    less = [f"{key}, less gold" for key in ("taken", "suppressing", "taken, in found")]
+    last = [f"{key}, last layer" for key in ("taken", "suppressing")]
+    return table(["method", "KL unseen", *less, *last, "activations, forget", "in found", "activations, retain"], rows)
 
 
 def _shown(made: Sequence[Mapping[str, Any]], column: str) -> str:
