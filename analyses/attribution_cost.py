@@ -2,8 +2,8 @@
 
 Random Llamas of three sizes (words as tokens), and corpora of three sizes. The measure is a forward and full backward
 pass over the same batches, made in turns with each score, so that a slower machine slows both: what is shown is the
-ratio, the middle one of the turns, and its range. `exact` ablates a sixteenth of each layer's neurons, and is shown
-sixteen times as dear, as of all.
+ratio, the middle one of the turns, and its range. `exact` (everywhere, and at one position) ablates a sixteenth of each
+layer's neurons, and is shown sixteen times as dear, as of all.
 
 python analyses/attribution_cost.py --out cost               # some five minutes on one core; a killed run goes on
 python analyses/attribution_cost.py --out cost --turns 9
@@ -46,10 +46,11 @@ BATCH, PART = 16, 16  # examples of a batch; of so many neurons `exact` takes on
 def scores_of(lm: nf.LM) -> dict[str, tuple[Callable[..., Any], float]]:
     """Return score -> the function that is timed, and what its time is multiplied by to be that of all neurons."""
     some = [(site.layer, j) for site in lm.sites for j in range(0, lm.shape[1], PART)]
-    exact = partial(nf.scores.exact, neurons=_rows(lm, some))
+    exact = {name: partial(nf.scores.exact, neurons=_rows(lm, some), position=position)
+             for name, position in (("exact, one position", -1), ("exact", None))}  # fmt: skip
     plain = ("grad_x_act", "relp", "gradient_drop", "value_fisher", "integrated")
     found = {name: (getattr(nf.scores, name), 1.0) for name in plain}
-    return {**found, "exact, one position": (partial(nf.scores.exact, position=-1), 1.0), "exact": (exact, float(PART))}
+    return {**found, **{name: (function, float(PART)) for name, function in exact.items()}}
 
 
 def _rows(lm: nf.LM, members: Sequence[tuple[int, int]]) -> nf.Neurons:

@@ -8,7 +8,7 @@ strengths that raise the retain loss by at most .05 nats, the one whose forget a
 (without a twin: the least likely). w = 0 is gradient ascent alone, and one arm for both.
 
 python analyses/ga_rt_sweep.py --out ga_rt            # three grafted testbeds; a killed run goes on where it was
-python analyses/ga_rt_sweep.py --out ga_rt --seeds 0  # one of them, some two minutes on one core
+python analyses/ga_rt_sweep.py --out ga_rt --seeds 0  # one of them, a minute and a half on one core
 python analyses/ga_rt_sweep.py --out ga_rt --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
