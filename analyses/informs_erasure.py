@@ -127,10 +127,14 @@ def fitted(rows: Sequence[Row], target: str, factors: Sequence[str]) -> tuple[di
     names, x = design(rows, factors)
     y = np.array([row[target] for row in rows], dtype=float)
     beta = np.linalg.lstsq(x, y, rcond=None)[0]
-    found = dict(zip(names, beta.tolist(), strict=True))
-    for factor in (f for f in factors if f != "count"):
-        levels = list(dict.fromkeys(row[factor] for row in rows))
-        found[f"{factor} {levels[-1]}"] = -sum(found[f"{factor} {level}"] for level in levels[:-1])
+    made, found = dict(zip(names, beta.tolist(), strict=True)), {"mean": float(beta[0])}
+    for factor in factors:
+        if factor == "count":
+            found["each doubling of the count"] = made["each doubling of the count"]
+            continue
+        levels = [f"{factor} {level}" for level in dict.fromkeys(row[factor] for row in rows)]
+        found |= {level: made[level] for level in levels[:-1]}
+        found[levels[-1]] = -sum(made[level] for level in levels[:-1])
     total = float(((y - y.mean()) ** 2).sum())
     return found, 1 - float(((y - x @ beta) ** 2).sum()) / total if total > 0 else 0.0
 
