@@ -2,10 +2,10 @@
 
 Random Llamas of three sizes (words as tokens), and corpora of three sizes. The measure is a forward and full backward
 pass over the same batches, made in turns with each score, so that a slower machine slows both: what is shown is the
-ratio, the middle one of the turns, and its range. `exact` (everywhere, and at one position) ablates a sixteenth of each
-layer's neurons, and is shown sixteen times as dear, as of all.
+ratio, the middle one of the turns, and its range. `exact` ablates a quarter of each layer's neurons, and is shown four
+times as dear, as of all (at one position, where much is shared, that would not do).
 
-python analyses/attribution_cost.py --out cost               # some five minutes on one core; a killed run goes on
+python analyses/attribution_cost.py --out cost  # ten minutes on one core, most of them `exact`; goes on
 python analyses/attribution_cost.py --out cost --turns 9
 python analyses/attribution_cost.py --out cost --model CHECKPOINT --forget forget.jsonl
 """
@@ -40,17 +40,16 @@ from neuronforget.likelihood import answer_nll  # noqa: E402
 MODELS = {"2x256": (2, 64, 256), "4x512": (4, 128, 512), "6x1024": (6, 256, 1024)}
 MIDDLE, VOCAB, PROMPT, ANSWER = "4x512", 2000, 8, 4
 SIZES, EXAMPLES = (16, 64, 256), 32  # of corpora; of the one that models of each size are given
-BATCH, PART = 16, 16  # examples of a batch; of so many neurons `exact` takes one
+BATCH, PART = 16, 4  # examples of a batch; of so many neurons `exact` takes one
 
 
 def scores_of(lm: nf.LM) -> dict[str, tuple[Callable[..., Any], float]]:
     """Return score -> the function that is timed, and what its time is multiplied by to be that of all neurons."""
     some = [(site.layer, j) for site in lm.sites for j in range(0, lm.shape[1], PART)]
-    exact = {name: partial(nf.scores.exact, neurons=_rows(lm, some), position=position)
-             for name, position in (("exact, one position", -1), ("exact", None))}  # fmt: skip
+    exact = partial(nf.scores.exact, neurons=_rows(lm, some))
     plain = ("grad_x_act", "relp", "gradient_drop", "value_fisher", "integrated")
     found = {name: (getattr(nf.scores, name), 1.0) for name in plain}
-    return {**found, **{name: (function, float(PART)) for name, function in exact.items()}}
+    return {**found, "exact": (exact, float(PART))}
 
 
 def _rows(lm: nf.LM, members: Sequence[tuple[int, int]]) -> nf.Neurons:
@@ -114,10 +113,14 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         lines = []
         for score in dict.fromkeys(row["score"] for row in mine):
             found = {row["name"]: row for row in mine if row["score"] == score}
-            cells = [f"{r['ratio']:.3g} [{r['lowest']:.3g}, {r['highest']:.3g}]" for r in found.values()]
+            cells = [_shown(found[name]) if name in found else "" for name in names]
             lines.append([score, *cells, *([f"{slope(list(found.values()), along):.2f}"] if len(found) > 1 else [""])])
         parts.append(f"## By {what}\n\n" + table(["score", *names, f"exponent in {along}"], lines))
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(row: dict[str, Any]) -> str:
+    return f"{row['ratio']:.3g} [{row['lowest']:.3g}, {row['highest']:.3g}]"
 
 
 def slope(rows: Sequence[dict[str, Any]], along: str) -> float:
