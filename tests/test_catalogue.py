@@ -38,6 +38,26 @@ def test_every_operator_of_the_package_stands_in_the_table_under_its_own_name() 
     assert all(operator.__name__ == name for name, operator in OPERATORS.items())
 
 
+@pytest.mark.parametrize("name", [*OPERATORS, "learn_adapter", "make"])
+def test_nothing_is_made_of_a_model_with_a_guard_on_it_or_without_numbers(
+    name: str, lm: LM, halves: tuple[Corpus, Corpus], untyped: None
+) -> None:
+    def begin() -> None:
+        if name == "make":
+            make(lambda lm, forget: pytest.fail("called"), lm, *halves)
+        {**OPERATORS, "learn_adapter": erase.learn_adapter}[name](lm)  # refused before anything else is asked for
+
+    with (
+        erase.guards.repe(lm, halves[0].head(1), halves[0]).on(lm),
+        pytest.raises(InputError, match="the guard repe is on this model"),
+    ):
+        begin()
+    with torch.no_grad():
+        lm.parameters[lm.sites[1].write.name][0, 0] = math.nan
+    with pytest.raises(InputError, match=r"1 values of .* are NaN or infinite"):
+        begin()
+
+
 def test_an_operator_is_given_what_its_parameters_name_and_nothing_else(
     lm: LM, halves: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:

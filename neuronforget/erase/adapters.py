@@ -26,6 +26,7 @@ from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import Curvature, Objective, adam, check_solver, twice_differentiable
 from neuronforget.erase.finetune import Preferred, default_lr, preferred_answers
 from neuronforget.erase.influence import check_precision, parts_of, undone
@@ -93,6 +94,7 @@ class Adapter:
         return finished(lm, None, _merged(lm, deltas), method="adapter")
 
 
+@operator
 def learn_adapter(
     lm: LM,
     corpus: Corpus,
@@ -143,6 +145,7 @@ def _put_aside(found: Adapters, taken: Mapping[str, Tensor]) -> None:
         a.copy_(wide - wide @ q @ q.T)
 
 
+@operator
 def llm_eraser(
     lm: LM,
     forget: Corpus,

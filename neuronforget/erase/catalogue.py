@@ -22,6 +22,7 @@ from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate, ablate_mean
 from neuronforget.erase.adapters import llm_eraser
 from neuronforget.erase.arithmetic import task_vector
+from neuronforget.erase.beginning import check_ready
 from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
@@ -88,9 +89,10 @@ def make(
     """Return the edit that `operator` makes of what its parameters name, with its own `settings`.
 
     `moments` are recordings made before, as "forget" and "retain"; what is missing is recorded through `tap`.
-    Raises InputError, before any work, as `check_call` does.
+    Raises InputError, before any work, as `check_call` and `beginning.check_ready` do.
     """
     check_call(operator, neurons, settings)
+    check_ready(lm)
     corpora = {"forget": forget, "retain": retain}
     given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
     for name, corpus in corpora.items():

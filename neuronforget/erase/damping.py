@@ -12,6 +12,7 @@ from torch import Tensor
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
+from neuronforget.erase.beginning import operator
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -22,6 +23,7 @@ from neuronforget.scores.scores import check_same
 Factors = Float[Tensor, "layer neuron"]
 
 
+@operator
 def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
     """Multiply the write weights of `neurons` by `factor`: one number, or one for each neuron of the model.
 
@@ -33,6 +35,7 @@ def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
     return _dampened(lm, neurons, factors, "dampen")
 
 
+@operator
 def ssd(
     lm: LM,
     forget_moments: Moments,
@@ -57,6 +60,7 @@ def ssd(
     return _by_rule(lm, neurons, factors, "ssd", alpha=alpha, dampening=dampening)
 
 
+@operator
 def aura(
     lm: LM,
     forget_peaks: Moments | PeakCounts,

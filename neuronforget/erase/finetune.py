@@ -17,6 +17,7 @@ from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
 from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
 from neuronforget.erase.sharded import check_sharded
@@ -25,7 +26,7 @@ from neuronforget.erase.trained import Choice, Trained
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
 from neuronforget.lowrank import LoRA
-from neuronforget.models import LM, check_whole, frozen
+from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
 from neuronforget.ranks import Ranks, launched
 from neuronforget.scores.blocks import checkpointed
@@ -35,6 +36,7 @@ from neuronforget.train import Plan, draw, fit
 Preferred = Corpus | Sequence[str] | None
 
 
+@operator
 def finetune(
     lm: LM,
     forget: Corpus,
@@ -79,7 +81,6 @@ def finetune(
     Raises InputError if nothing changed, and before any work where the memory that it needs is not free or a process
     holds a part of the model alone: `sharded` spreads a whole one.
     """
-    check_whole(lm)
     if retain is not None:
         check_disjoint(forget, retain)
     if neurons is not None:

@@ -14,6 +14,7 @@ import torch
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import all_of, check_neurons, finished
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.facts import Aim, check_reach, output_changes, solve_layers
 from neuronforget.erase.least_change import least_change
 from neuronforget.erase.second_moments import second_moments
@@ -22,6 +23,7 @@ from neuronforget.models import LM, activations_only
 from neuronforget.neurons import Neurons
 
 
+@operator
 def rank_one(
     lm: LM,
     forget: Corpus,

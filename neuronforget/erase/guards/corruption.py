@@ -17,6 +17,7 @@ from torch import Tensor
 
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.classifier import Classifier, fitted, held_out
 from neuronforget.erase.guards.reading import check_layers, corpus_means, prompt_means
 from neuronforget.errors import InputError
@@ -26,6 +27,7 @@ from neuronforget.models import LM
 _PIECE = 64  # places whose noise is drawn together, so that it does not depend on a row's length
 
 
+@operator
 def eco(
     lm: LM,
     forget: Corpus,
