@@ -47,10 +47,8 @@ def test_nothing_is_made_of_a_model_with_a_guard_on_it_or_without_numbers(
             make(lambda lm, forget: pytest.fail("called"), lm, *halves)
         {**OPERATORS, "learn_adapter": erase.learn_adapter}[name](lm)  # refused before anything else is asked for
 
-    with (
-        erase.guards.repe(lm, halves[0].head(1), halves[0]).on(lm),
-        pytest.raises(InputError, match="the guard repe is on this model"),
-    ):
+    guard = erase.guards.repe(lm, halves[0].head(1), Corpus(halves[0].examples[1:], "retain"))
+    with guard.on(lm), pytest.raises(InputError, match="the guard repe is on this model"):
         begin()
     with torch.no_grad():
         lm.parameters[lm.sites[1].write.name][0, 0] = math.nan
