@@ -32,6 +32,7 @@ from neuronforget.erase.finetune import Preferred, default_lr, preferred_answers
 from neuronforget.erase.influence import check_precision, parts_of, undone
 from neuronforget.errors import InputError, reading
 from neuronforget.losses import Loss, learn
+from neuronforget.losses.outputs import valued
 from neuronforget.lowrank import Adapters, LoRA, adapted
 from neuronforget.models import LM, frozen
 from neuronforget.runs import whole_folder
@@ -128,7 +129,7 @@ def learn_adapter(
 
         def at(step: int) -> Tensor:
             _put_aside(found, taken)
-            return loss(work.outputs(step))
+            return valued(loss, work.outputs(step))
 
         fit(values, at, plan, memory=work.memory, desc="adapter", progress=progress)
         _put_aside(found, taken)

@@ -25,6 +25,7 @@ from neuronforget.erase.sharded import sharded as spread_out
 from neuronforget.erase.trained import Choice, Trained
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
+from neuronforget.losses.outputs import valued
 from neuronforget.lowrank import LoRA
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
@@ -153,7 +154,7 @@ class _Run:
             trained.put()
             for place in range(self.ranks.rank * self.accumulate, (self.ranks.rank + 1) * self.accumulate):
                 outputs, share = self.work.part(number, place, self.parts)
-                yield self.loss(outputs) * share
+                yield valued(self.loss, outputs) * share
 
         return step
 

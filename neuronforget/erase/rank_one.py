@@ -7,6 +7,7 @@ write weights get the smallest change that makes it (`erase.least_change`). One 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -75,5 +76,5 @@ def rank_one(
 def check_facts(forget: Corpus, retain: Corpus, preserve: float | None) -> None:
     """Raise InputError for corpora that share examples, and for a negative lambda."""
     check_disjoint(forget, retain)
-    if preserve is not None and not preserve >= 0:
-        raise InputError(f"preserve is lambda, the weight of retain text: at least 0, found {preserve}")
+    if preserve is not None and not 0 <= preserve < math.inf:
+        raise InputError(f"preserve is lambda, the weight of retain text: a number from 0 up, found {preserve}")
