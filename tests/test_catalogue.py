@@ -151,6 +151,9 @@ def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
     for wrong in (("sigma",), ("=2",), ("a b=2",), ("x=1", "x=2")):
         with pytest.raises(InputError, match="NAME=VALUE"):
             assigned(wrong)
+    assert assigned(("steps=5",), lr=0.1, seed=None) == {"steps": 5, "lr": 0.1}
+    with pytest.raises(InputError, match="both give steps"):
+        assigned(("steps=5",), steps=2)
     assert named("ablate", OPERATORS) is erase.ablate
     with pytest.raises(InputError, match="known: ablate"):
         named("abate", OPERATORS)
