@@ -70,9 +70,12 @@ def aura(
 ) -> Edit:
     """Dampen experts of the forget corpus by `1 - 2 (AUROC - 1/2)` where AUROC > 1/2 (AurA, Suau et al. 2024).
 
-    AUROC is that of `scores.expert`: how well the neuron's peak tells a forget example from a retain example (arXiv:
-    2407.12824). A perfect expert is put at zero, an AUROC of 1/2 or less leaves a neuron as it is. Takes recordings
-    with the per-example table, or peak counts. `neurons` keeps the rule to a set.
+    AUROC is that of `scores.expert`: how well the neuron's peak tells a forget example from a retain example
+    (arXiv:2407.12824). Not the paper's response: that is the maximum over tokens, this the activation of greatest
+    magnitude with its sign, which a recording holds. They agree in every example whose peak is above 0, and part where
+    a neuron's deepest activation is larger than its highest, as in gated MLPs. A perfect expert is put at zero, an
+    AUROC of 1/2 or less leaves a neuron as it is. Takes recordings with the per-example table, or peak counts.
+    `neurons` keeps the rule to a set.
     """
     auroc = expert(forget_peaks, retain_peaks).values
     return _by_rule(lm, neurons, torch.where(auroc > 0.5, 1 - 2 * (auroc - 0.5), 1.0), "aura")
