@@ -170,8 +170,11 @@ def _most_active(lm: LM, corpus: Corpus, chosen: Sequence[tuple[int, int]]) -> l
             acts = TorchHooks(lm)(batch.inputs).acts
             for own, (layer, j) in zip(found, chosen, strict=True):
                 own += _peaks(by_example(acts[layer], batch.inputs)[..., j].float().cpu(), batch)
-    best = [sorted(own, key=lambda peak: -abs(peak[0]))[:EXAMPLES] for own in found]
-    return [tuple((_up_to(lm, rows[i].ids, t), value) for value, i, t in own) for own in best]
+    best: list[dict[str, float]] = [{} for _ in chosen]
+    for texts, own in zip(best, found, strict=True):
+        for value, i, place in sorted(own, key=lambda peak: -abs(peak[0])):
+            texts.setdefault(_up_to(lm, rows[i].ids, place), value)  # texts with one beginning count once
+    return [tuple(texts.items())[:EXAMPLES] for texts in best]
 
 
 def _peaks(act: Float[Tensor, "example token"], batch: Batch) -> list[tuple[float, int, int]]:

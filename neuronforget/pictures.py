@@ -28,6 +28,7 @@ FRONTIERS = {
     ),
     "exact_match": ("Frontier in accuracy", "Lower and further right is better."),
 }
+LAST = 24  # tokens of a text that are drawn
 CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 
 
@@ -190,8 +191,9 @@ def closeup_pictures(found: Closeups, neurons: Neurons | None, layers: Sequence[
         Picture(
             "Where the selection acts",
             "Forget examples token by token: how much the answer's loss (nats a token) would rise, to first order, if "
-            "the selected neurons were silent there. Red: they hold the answer up; blue: they speak against it.",
-            figures.tokens([(text.tokens, text.values) for text in found.texts], "nats"),
+            "the selected neurons were silent there. Red: they hold the answer up; blue: they speak against it. "
+            f"Of long texts the last {LAST} tokens are drawn.",
+            figures.tokens([(text.tokens[-LAST:], text.values[-LAST:]) for text in found.texts], "nats"),
             Table("By token", ("example", "tokens"), texts),
         )
     )
