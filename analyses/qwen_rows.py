@@ -53,12 +53,13 @@ class Rows:
     members: nf.Corpus
     others: nf.Corpus
     known: nf.Corpus  # the probes of levels 1 and 2, as a model can be taught them
-    kept: nf.Corpus  # neighbours, and other targets
+    near: nf.Corpus  # the probes of neighbours
+    fame: nf.Corpus  # those of other targets
     local: dict[str, Path]
 
     @classmethod
     def of(cls, data: Path, target: str | None, size: Size, out: Path, seed: int = 0) -> Rows:
-        """Read all of it; samples of TriviaQA and BBH are written to OUT. None: the first target with training pairs."""
+        """Read it all; samples of TriviaQA and BBH go to OUT. Target None: the first that has training pairs."""
         rwku = data / "rwku"
         pairs = rows_of(rwku, "train_pair", fields=("subject", "prompt", "positive", "negative"))
         names = list(dict.fromkeys(row["subject"] for row in pairs))
@@ -71,7 +72,7 @@ class Rows:
         retain = [e for name in kept for e in _pairs(pairs, name, max(size.pairs // size.others, 1), words)]
         asked = ("forget 1", "forget 2"), ("neighbor 1", "neighbor 2")
         known, near = (nf.Corpus(tuple(_questions(rwku, levels, {target})), levels[0]) for levels in asked)
-        fame = tuple(e for e in _questions(rwku, asked[0], set(kept)))
+        fame = tuple(_questions(rwku, asked[0], set(kept)))
         texts = {
             side: nf.Corpus(tuple(_texts(rows_of(rwku, file, fields=("text", "subject")), target, size.words)), side)
             for side, file in MEMBERS.items()
@@ -81,8 +82,8 @@ class Rows:
         trivia = rows_of(data / "triviaqa", "triviaqa", fields=("question", "answers"))
         _write(local["triviaqa"], draw.sample(trivia, min(size.trivia, len(trivia))))
         _write(local["bbh"], _each_task(rows_of(data / "bbh", "bbh", fields=("task", "input", "target")), size, draw))
-        return cls(data, target, size, forget, nf.Corpus(tuple(retain), "retain"), texts["members"],
-                   texts["non-members"], known, replace(near, examples=near.examples + fame, name="kept"), local)  # fmt: skip
+        corpora = forget, nf.Corpus(tuple(retain), "retain"), texts["members"], texts["non-members"]
+        return cls(data, target, size, *corpora, known, near, nf.Corpus(fame, "fame"), local)
 
     def about(self) -> dict[str, Any]:
         """Return what the numbers depend on: kept with them, so that they are not continued with others."""
@@ -142,8 +143,8 @@ def tiny(rows: Rows, shape: Shape = TINY, seed: int = 0) -> tuple[nf.LM, nf.LM]:
 
     The twin is trained alike without anything of the target. Neither sees RM, attacks, TriviaQA or BBH. Cached.
     """
-    derived = replace(rows.known, examples=rows.known.examples + rows.members.examples, name="target")
-    retain = replace(rows.kept, examples=rows.kept.examples + rows.retain.examples, name="others")
+    derived = replace(rows.known, examples=(*rows.known, *rows.members), name="target")
+    retain = replace(rows.near, examples=(*rows.near, *rows.fame, *rows.retain), name="others")
     bed = nf.testbed.from_rows(rows.forget, retain, derived=derived, seed=seed, shape=shape, progress=False)
     for lm in (bed.lm, bed.gold):
         lm.model.config.max_position_embeddings = HOLDS  # positions are rotary: no weight belongs to one
@@ -154,7 +155,7 @@ def shaped(rows: Rows, shape: str, device: str, seed: int = 0) -> nf.LM:
     """Return a model of a shape with random weights in bfloat16, and a small tokenizer: for time and memory alone."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    texts = ["".join(join(e.prompt, e.answer)) for corpus in (rows.forget, rows.retain, rows.kept) for e in corpus]
+    texts = ["".join(join(e.prompt, e.answer)) for corpus in (rows.forget, rows.retain, rows.near) for e in corpus]
     tokenizer = make_tokenizer(texts, min(2500, SHAPES[shape]["vocab_size"]))
     config = Qwen2Config(**SHAPES[shape], max_position_embeddings=HOLDS, pad_token_id=tokenizer.pad_token_id,
                          bos_token_id=None, eos_token_id=tokenizer.eos_token_id)  # fmt: skip
