@@ -96,7 +96,7 @@ class Study:
         return nf.erase.ablate(lm, neurons)
 
     def arm(self, name: str, neurons: nf.Neurons | None) -> dict[str, Any]:
-        """Return an edit's dial, its tuned point and what is measured there; of trainings of all weights in full too."""
+        """Return an edit's dial and what is measured where it is tuned; trainings of all weights in full too."""
         try:
             edit = self.edit(name, neurons)
             start = {"strength": 0.0, **self.done["arms"]["untouched"]["losses"]}
@@ -104,7 +104,7 @@ class Study:
                 dial = [self.point(edit, strength) for strength in STRENGTHS]
             allowed = [start, *(point for point in dial if point["retain"] <= start["retain"] + DAMAGE)]
             tuned = max(allowed, key=lambda point: point["forget"])
-            found = {"dial": dial, "tuned": tuned, "values": edit.summary()["values"]}
+            found = {"dial": dial, "tuned": tuned, "weights": edit.summary()["values"]}
             if tuned is not start:
                 found |= self.measured(self.lm, edit.scaled(tuned["strength"]))
             if neurons is None:

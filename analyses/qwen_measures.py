@@ -134,7 +134,7 @@ def _run_on(lm: nf.LM, rows: Rows, batch: int, seed: int) -> Results:
 
 
 def shift(lm: nf.LM, edit: nf.Edit | None, corpus: nf.Corpus, seed: int) -> Value:
-    """Return the root of the mean square of `a_after - a_before` over layers, neurons and tokens, examples resampled."""
+    """Return the RMS of `a_after - a_before` over layers, neurons and tokens; examples are resampled."""
     if edit is None:
         return {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0.0, "nan": 0.0}
     shown = [replace(corpus, examples=(example,)) for example in corpus.examples[:SHOWN]]
