@@ -30,6 +30,7 @@ from neuronforget.measuring import measure
 from neuronforget.metrics import nll
 
 STRENGTHS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+HALVINGS = 4  # between the last strength that is allowed and the next
 DAMAGE = 0.05  # rise of the retain loss, nats per token
 #: Trainings of the whole model, as RWKU runs them: without retain texts.
 WHOLE = {"ga": nf.losses.ga, "dpo": partial(nf.losses.dpo, alpha=0.0)}
@@ -101,7 +102,7 @@ class Study:
             edit = self.edit(name, neurons)
             start = {"strength": 0.0, **self.done["arms"]["untouched"]["losses"]}
             with self.costs.of("dial"):
-                dial = [self.point(edit, strength) for strength in STRENGTHS]
+                dial = self.dial(edit, start["retain"] + DAMAGE)
             allowed = [start, *(point for point in dial if point["retain"] <= start["retain"] + DAMAGE)]
             tuned = max(allowed, key=lambda point: point["forget"])
             found = {"dial": dial, "tuned": tuned, "weights": edit.summary()["values"]}
@@ -112,6 +113,18 @@ class Study:
         except nf.InputError as error:  # a training that diverges, a model that returns NaN: a finding
             return {"failed": str(error)}
         return found
+
+    def dial(self, edit: nf.Edit, allowed: float) -> list[dict[str, float]]:
+        """Measure an edit at all strengths, and at some more around the last that keeps within the allowed loss."""
+        points = [self.point(edit, strength) for strength in STRENGTHS]
+        for _ in range(HALVINGS):
+            within = [i for i, point in enumerate(points) if point["retain"] <= allowed]
+            at = within[-1] if within else -1
+            if at + 1 == len(points):
+                break
+            low, high = points[at]["strength"] if within else 0.0, points[at + 1]["strength"]
+            points.insert(at + 1, self.point(edit, (low + high) / 2))
+        return points
 
     def point(self, edit: nf.Edit, strength: float) -> dict[str, float]:
         with edit.scaled(strength).on(self.lm):
