@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from test_analyses import analysis
 
 import neuronforget as nf
+from neuronforget.suites.rwku import rwku
 from neuronforget.testbed import Shape
 
 DATA = Path(os.environ.get("NEURONFORGET_SHARED", "../shared")) / "data"
@@ -31,18 +34,20 @@ def options(out: Path, *more: str) -> Namespace:
 
 @pytest.fixture(scope="module")
 def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A study of a model of two layers, killed after three arms and taken up again."""
+    """A study of a model of two layers, killed after its references and taken up again."""
     patch = pytest.MonkeyPatch()
     case, out = analysis("qwen_case_study"), tmp_path_factory.mktemp("case") / "out"
     patch.setattr(case, "TINY", Shape(layers=2, d_model=16, d_mlp=32, heads=2, vocab=600, steps=2, batch=4))
     patch.setattr(case, "OPERATORS", ("ablate",))
+    patch.setattr(case, "WHOLE", {"dpo": case.WHOLE["dpo"]})
+    patch.setattr(sys.modules["qwen_measures"], "rwku", partial(rwku, max_new_tokens=4))
     patch.setenv("NEURONFORGET_CACHE", str(out.parent / "cache"))
     first = case.study_of(options(out))
     told = []
     for name in first.run():
         case.keep(first.path, **first.done)
         told.append(name)
-        if name == "ga":
+        if name == "gold":
             break
     second = case.study_of(options(out))
     again = []
@@ -55,7 +60,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_a_killed_run_goes_on_and_another_study_is_refused(studied: dict[str, Any]) -> None:
-    assert studied["runs"] == (["untouched", "gold", "ga"], ["dpo", "ablate@found", "ablate@random 0"], [])
+    assert studied["runs"] == (["untouched", "gold"], ["dpo", "ablate@found", "ablate@random 0"], [])
     study, case = studied["study"], studied["case"]
     done = json.loads(study.path.read_text())
     with pytest.raises(SystemExit, match="another study"):
@@ -65,25 +70,25 @@ def test_a_killed_run_goes_on_and_another_study_is_refused(studied: dict[str, An
 def test_the_untouched_model_is_measured_as_the_edited_ones_are(studied: dict[str, Any]) -> None:
     study, arms = studied["study"], studied["done"]["arms"]
     before = arms["untouched"]["values"]
-    for name in ("gold", "ga", "dpo"):
+    for name in ("gold", "dpo"):
         full = arms[name].get("full", arms[name])
         assert full["values"].keys() == before.keys() and "failed" not in arms[name]
     assert {f"forget {i}, rouge_l" for i in (1, 2, 3)} | {"AUC, loss", "mink++ k=100%, FM", "bbh, option"} <= set(
         before
     )
     assert before["bbh, option"]["n"] == 27 and before["triviaqa, exact"]["n"] == 2
-    assert before["shift, forget"]["value"] == 0 < arms["ga"]["full"]["values"]["shift, forget"]["value"]
+    assert before["shift, forget"]["value"] == 0 < arms["dpo"]["full"]["values"]["shift, forget"]["value"]
     # the published "loss" is the mean log-likelihood of the texts
     nlls = nf.measuring.measure(study.lm, study.rows.members, [nf.metrics.nll])["nll"]
     assert before["log-likelihood, FM"]["value"] == pytest.approx(-nlls.mean(), abs=1e-4)
     tables = analysis("qwen_tables").tables(studied["done"])
-    assert tables.count("| ga, in full | 1 |") == 6 and "mink++ 100% FM" in tables
+    assert tables.count("| dpo, in full | 1 |") == 6 and "mink++ 100% FM" in tables
 
 
 def test_arms_are_tuned_within_the_damage(studied: dict[str, Any]) -> None:
     arms = studied["done"]["arms"]
     start = arms["untouched"]["losses"]
-    for name in ("ga", "dpo", "ablate@found", "ablate@random 0"):
+    for name in ("dpo", "ablate@found", "ablate@random 0"):
         allowed = [p for p in arms[name]["dial"] if p["retain"] <= start["retain"] + studied["case"].DAMAGE]
         assert arms[name]["tuned"]["forget"] == max([start["forget"], *(p["forget"] for p in allowed)])
 
@@ -122,11 +127,13 @@ def test_random_weights_of_a_shape_give_time_and_memory(
     case = analysis("qwen_case_study")
     monkeypatch.setattr(case, "OPERATORS", ("rank_one",))
     monkeypatch.setattr(case, "WHOLE", {})
-    monkeypatch.setattr("sys.argv", ["x", "--data", str(DATA), "--out", str(tmp_path), *FEW.split(), "--shape", "tiny"])
+    monkeypatch.setattr(sys.modules["qwen_measures"], "rwku", partial(rwku, max_new_tokens=4))
+    asked = ["--data", str(DATA), "--out", str(tmp_path), *FEW.split(), "--shape", "tiny", "--draws", "0"]
+    monkeypatch.setattr(sys, "argv", ["x", *asked])
     case.main()
     text = (tmp_path / "tables.md").read_text()
-    assert "| rank_one on neurons | 2 |" in text and "| RWKU probes | 3 |" in text
-    config = case.study_of(options(tmp_path, "--shape", "tiny")).lm.model.config
+    assert "| rank_one on neurons | 1 |" in text and "| RWKU probes |" in text
+    config = case.study_of(options(tmp_path, "--shape", "tiny", "--draws", "0")).lm.model.config
     assert (config.hidden_size, config.num_hidden_layers) == (32, 2)
     large = analysis("qwen_rows").SHAPES["1.8B"]
     assert (large["hidden_size"], large["intermediate_size"], large["num_hidden_layers"]) == (2048, 5504, 24)
