@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qwen_measures import Costs, constants, state
+from qwen_measures import Costs, constants, shift, state
 from qwen_rows import SHAPES, TINY, Rows, Size, shaped, tiny
 from qwen_tables import cost_table, tables
 from where_knowledge_lives import keep
@@ -62,9 +62,12 @@ class Study:
 
     def losses(self) -> dict[str, float]:
         """Return the loss of the texts that erasures are shown, nats per token, as the model is now."""
-        corpora = (self.rows.forget, self.rows.retain)
-        found = (measure(self.lm, corpus, [nll], batch_size=self.options.batch)["nll"] for corpus in corpora)
-        return {corpus.name: float(values.mean()) for corpus, values in zip(corpora, found, strict=True)}
+        found = (measure(self.lm, corpus, [nll], batch_size=self.options.batch)["nll"] for corpus in self.shown())
+        return {corpus.name: float(values.mean()) for corpus, values in zip(self.shown(), found, strict=True)}
+
+    def shown(self) -> tuple[nf.Corpus, nf.Corpus]:
+        """Return what erasures are shown: forget, retain."""
+        return self.rows.forget, self.rows.retain
 
     def neurons(self) -> nf.Neurons:
         """Return what `grad_x_act` finds, the same share of each layer."""
@@ -139,6 +142,8 @@ class Study:
             yield "untouched"
         if self.gold is not None and "gold" not in arms:
             arms["gold"] = self.measured(self.gold)
+            moved = {f"shift, {c.name}": shift(self.lm, self.gold, c, self.options.seed) for c in self.shown()}
+            arms["gold"]["values"] |= moved
             yield "gold"
         found = self.neurons()
         places = {"found": found}

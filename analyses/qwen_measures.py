@@ -133,7 +133,7 @@ def _run_on(lm: nf.LM, rows: Rows, batch: int, seed: int) -> Results:
     return answer(lm, questions, batch_size=batch, seed=seed, progress=False)
 
 
-def shift(lm: nf.LM, edit: nf.Edit | None, corpus: nf.Corpus, seed: int) -> Value:
+def shift(lm: nf.LM, edit: nf.Edit | nf.LM | None, corpus: nf.Corpus, seed: int) -> Value:
     """Return the RMS of `a_after - a_before` over layers, neurons and tokens; examples are resampled."""
     if edit is None:
         return {"value": 0.0, "low": 0.0, "high": 0.0, "n": 0.0, "nan": 0.0}

@@ -76,7 +76,8 @@ def columns(shown: Sequence[tuple[str, str, State]], wanted: Mapping[str, str], 
     """Return a row of every model, and under it how many questions or texts each column is of."""
     rows = [[name, strength, *(cell(state["values"].get(key), digits) for key in wanted.values())]
             for name, strength, state in shown]  # fmt: skip
-    counts = [str(int(shown[0][2]["values"].get(key, {}).get("n", 0))) for key in wanted.values()]
+    last = shown[-1][2]["values"]
+    counts = [str(int(last.get(key, {}).get("n", 0))) for key in wanted.values()]
     return table(["model", "strength", *wanted], [*rows, ["*n*", "", *counts]])
 
 
