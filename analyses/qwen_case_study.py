@@ -1,6 +1,6 @@
 """The Qwen1.5-1.8B case study with a before and an after: one RWKU target, GA, DPO and operators on found neurons.
 
-Each edit is measured where it is tuned: of the strengths that raise the loss of retain texts by at most .05 nats, the
+Each edit is measured where it is tuned: of the strengths that raise the loss of retain texts by at most .05 nats (`--damage`), the
 one at which the forget texts are least likely; random neurons, as many in each layer, are tuned alike. GA and DPO, run
 as RWKU runs them (without retain texts), are measured at full strength too: that is what was published.
 
@@ -31,7 +31,6 @@ from neuronforget.metrics import nll
 
 STRENGTHS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 HALVINGS = 4  # between the last strength that is allowed and the next
-DAMAGE = 0.05  # rise of the retain loss, nats per token
 #: Trainings of the whole model, as RWKU runs them: without retain texts.
 WHOLE = {"ga": nf.losses.ga, "dpo": partial(nf.losses.dpo, alpha=0.0)}
 OPERATORS = ("ablate", "npo", "rank_one")
@@ -53,7 +52,9 @@ class Study:
         self.costs = Costs(self.lm.device, self.done.setdefault("costs", {}))
         self.done.setdefault("arms", {})
         about = {**self.rows.about(), "model": self.lm.digest(), "gold": self.gold and self.gold.digest()}
-        about |= {key: getattr(self.options, key) for key in ("steps", "share", "draws", "seed", "batch", "shape")}
+        about |= {
+            key: getattr(self.options, key) for key in ("steps", "share", "damage", "draws", "seed", "batch", "shape")
+        }
         if json.loads(json.dumps(about)) != self.done.setdefault("about", json.loads(json.dumps(about))):
             raise SystemExit(f"{self.path} holds another study (model, target or settings): give another --out")
 
@@ -105,8 +106,8 @@ class Study:
             edit = self.edit(name, neurons)
             start = {"strength": 0.0, **self.done["arms"]["untouched"]["losses"]}
             with self.costs.of("dial"):
-                dial = self.dial(edit, start["retain"] + DAMAGE)
-            allowed = [start, *(point for point in dial if point["retain"] <= start["retain"] + DAMAGE)]
+                dial = self.dial(edit, start["retain"] + self.options.damage)
+            allowed = [start, *(point for point in dial if point["retain"] <= start["retain"] + self.options.damage)]
             tuned = max(allowed, key=lambda point: point["forget"])
             found = {"dial": dial, "tuned": tuned, "weights": edit.summary()["values"]}
             if tuned is not start:
@@ -189,6 +190,7 @@ def parser() -> argparse.ArgumentParser:
                           "trivia": size.trivia, "tasks": size.tasks}.items():  # fmt: skip
         found.add_argument(f"--{name}", type=int, default=default, help=SIZES[name])
     found.add_argument("--steps", type=int, default=30, help="of each training")
+    found.add_argument("--damage", type=float, default=0.05, help="allowed rise of the retain loss, nats per token")
     found.add_argument("--share", type=float, default=0.05, help="of each layer's neurons that are found")
     found.add_argument("--draws", type=int, default=2, help="random sets of neurons")
     found.add_argument("--batch", type=int, default=32)

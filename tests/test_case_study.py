@@ -91,7 +91,7 @@ def test_arms_are_tuned_within_the_damage(studied: dict[str, Any]) -> None:
     arms = studied["done"]["arms"]
     start = arms["untouched"]["losses"]
     for name in ("dpo", "ablate@found", "ablate@random 0"):
-        allowed = [p for p in arms[name]["dial"] if p["retain"] <= start["retain"] + studied["case"].DAMAGE]
+        allowed = [p for p in arms[name]["dial"] if p["retain"] <= start["retain"] + studied["study"].options.damage]
         assert arms[name]["tuned"]["forget"] == max([start["forget"], *(p["forget"] for p in allowed)])
 
 
