@@ -1,10 +1,10 @@
 """The Qwen1.5-1.8B case study with a before and an after: one RWKU target, GA, DPO and operators on found neurons.
 
-Each edit is measured where it is tuned: of the strengths that raise the loss of retain texts by at most .05 nats (`--damage`), the
-one at which the forget texts are least likely; random neurons, as many in each layer, are tuned alike. GA and DPO, run
-as RWKU runs them (without retain texts), are measured at full strength too: that is what was published.
+Each edit is measured where it is tuned: of the strengths that raise the loss of retain texts by no more than
+`--damage`, the one at which the forget texts are least likely; random neurons, as many in each layer, are tuned alike.
+GA and DPO, run as RWKU runs them (without retain texts), are measured at full strength too: that is what was published.
 
-python analyses/qwen_case_study.py --out qwen                     # a tiny model, made here: 10 minutes on one core
+python analyses/qwen_case_study.py --out qwen                     # a tiny model, made here: 4 minutes of one core
 python analyses/qwen_case_study.py --out qwen --model CHECKPOINT  # a local folder or hub id; a killed run goes on
 python analyses/qwen_case_study.py --out cost --shape 1.8B --device cuda  # random weights: time and memory alone
 """
@@ -33,6 +33,7 @@ STRENGTHS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
 HALVINGS = 4  # between the last strength that is allowed and the next
 #: Trainings of the whole model, as RWKU runs them: without retain texts.
 WHOLE = {"ga": nf.losses.ga, "dpo": partial(nf.losses.dpo, alpha=0.0)}
+SETTINGS = ("steps", "share", "damage", "draws", "seed", "batch", "shape")
 OPERATORS = ("ablate", "npo", "rank_one")
 
 
