@@ -38,6 +38,7 @@ def tables(done: Mapping[str, Any]) -> str:
     parts = {
         "RWKU probes": columns(shown, PROBES),
         "What changed": changes(shown),
+        "Loss of the texts that erasures are shown": losses(done["arms"]),
         "Membership": columns(shown, MEMBERS),
         "The published columns": columns(shown, PUBLISHED, digits=3),
         "Scorers": columns(shown, SCORERS) + "\n\n" + _constants(done["arms"]["untouched"]["constants"]),
@@ -62,6 +63,18 @@ def entries(arms: Mapping[str, Any]) -> Iterator[tuple[str, str, State]]:
     for name, arm in there.items():
         strength = arm["tuned"]["strength"]
         yield name, f"{strength:.2g}", arm if strength else {**arms["untouched"], **arm}
+
+
+def losses(arms: Mapping[str, Any]) -> str:
+    """Return the loss of forget and retain texts, nats a token, before, in full and where each edit is tuned."""
+    there = {name: arm for name, arm in arms.items() if "tuned" in arm}
+    full = {f"{name}, in full": point for name, arm in there.items() if "full" in arm
+            for point in arm["dial"] if point["strength"] == 1}  # fmt: skip
+    points = {"untouched": {"strength": 0.0, **arms["untouched"]["losses"]}, **full}
+    points |= {name: arm["tuned"] for name, arm in there.items()}
+    rows = [[name, f"{point['strength']:.2g}", f"{point['forget']:.2f}", f"{point['retain']:.2f}"]
+            for name, point in points.items()]  # fmt: skip
+    return table(["model", "strength", "forget texts", "retain texts"], rows)
 
 
 def cell(found: Mapping[str, float] | None, digits: int = 2) -> str:

@@ -84,7 +84,7 @@ def test_the_untouched_model_is_measured_as_the_edited_ones_are(studied: dict[st
     nlls = nf.measuring.measure(study.lm, study.rows.members, [nf.metrics.nll])["nll"]
     assert before["log-likelihood, FM"]["value"] == pytest.approx(-nlls.mean(), abs=1e-4)
     tables = analysis("qwen_tables").tables(studied["done"])
-    assert tables.count("| dpo, in full | 1 |") == 6 and "mink++ 100% FM" in tables
+    assert tables.count("| dpo, in full | 1 |") == 7 and "mink++ 100% FM" in tables
 
 
 def test_arms_are_tuned_within_the_damage(studied: dict[str, Any]) -> None:
