@@ -187,9 +187,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--gold", help="a model of the same training without the target, where there is one")
     found.add_argument("--shape", choices=list(SHAPES), help="random weights of this shape: time and memory alone")
     found.add_argument("--device", default="cpu")
-    for name, default in {"pairs": size.pairs, "words": size.words, "others": size.others, "n": size.n,
-                          "trivia": size.trivia, "tasks": size.tasks}.items():  # fmt: skip
-        found.add_argument(f"--{name}", type=int, default=default, help=SIZES[name])
+    found.add_argument("--pairs", type=int, default=size.pairs, help="training texts of the target, and of others")
+    found.add_argument("--words", type=int, default=size.words, help="of a passage; half as many of a training text")
+    found.add_argument("--others", type=int, default=size.others, help="targets that are kept")
+    found.add_argument("--n", type=int, default=size.n, help="RWKU questions of each level and attack; default: all")
+    found.add_argument("--trivia", type=int, default=size.trivia, help="TriviaQA questions")
+    found.add_argument("--tasks", type=int, default=size.tasks, help="questions of each BBH task")
     found.add_argument("--steps", type=int, default=30, help="of each training")
     found.add_argument("--damage", type=float, default=0.05, help="allowed rise of the retain loss, nats per token")
     found.add_argument("--share", type=float, default=0.05, help="of each layer's neurons that are found")
@@ -197,16 +200,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--batch", type=int, default=32)
     found.add_argument("--seed", type=int, default=0)
     return found
-
-
-SIZES = {
-    "pairs": "training texts of the target, and as many of others",
-    "words": "words that are read of a passage; half as many of a training text",
-    "others": "targets that are kept",
-    "n": "RWKU questions of each level and attack; default: all",
-    "trivia": "TriviaQA questions",
-    "tasks": "questions of each BBH task",
-}
 
 
 def main() -> None:
