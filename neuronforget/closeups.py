@@ -58,7 +58,7 @@ class Card:
 
 @dataclass(frozen=True, eq=False)
 class Closeups:
-    """By corpus the mean |a g| of every neuron, by edit and corpus every neuron's shift, texts, and neuron cards."""
+    """By corpus the mean `|a g|` of every neuron, by edit and corpus every neuron's shift, texts, and neuron cards."""
 
     recorded: dict[str, ByNeuron]
     shifts: dict[str, dict[str, ByNeuron]]
