@@ -7,7 +7,8 @@ from pathlib import Path
 from neuronforget import figures
 from neuronforget.auditing import Audit, Check
 from neuronforget.auditing.relearning import EVERY
-from neuronforget.reporting import Picture, page
+from neuronforget.pictures import Picture
+from neuronforget.reporting import page
 from neuronforget.tables import Table
 
 #: Curve -> title, caption, axes.

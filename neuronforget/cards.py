@@ -91,7 +91,7 @@ def _told(entry: Mapping[str, Any]) -> dict[str, Any]:
             entry.get("state", "applied"),
             _cell(entry["method"]),
             entry["info"].get("seed", ""),
-            entry["values"],
+            {**entry["info"], **stored}.get("values_changed", entry["values"]),
             entry["parameters"],
             f"{entry['relative']:.3g}",
             "yes" if (entry.get("certificate") or {}).get("holds") else "NO",

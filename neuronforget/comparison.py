@@ -18,6 +18,7 @@ from neuronforget import select
 from neuronforget.arms import methods, random_controls
 from neuronforget.attribution import attribute
 from neuronforget.auditing import Audit, audit
+from neuronforget.closeups import Closeups, closeups
 from neuronforget.corpora import Corpus, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.catalogue import Operator, further, takes
@@ -35,6 +36,8 @@ from neuronforget.runs import content_key, whole_file, whole_folder
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
 
+#: Edits of which a report shows what they did to single neurons.
+CLOSE = ("ablate", "npo@neurons", "npo")
 #: What a saved comparison holds.
 FILES = frozenset({"results", "scores.safetensors", "neurons.json", "edits", "audits", "report.html"})
 
@@ -49,6 +52,7 @@ class Comparison:
     truth: Neurons | None
     controls: tuple[Neurons, ...]
     shifts: dict[str, dict[str, list[float]]]
+    closeups: Closeups = field(repr=False)
     edits: dict[str, Edit] = field(repr=False)
     audits: dict[str, Audit] = field(repr=False)
     findings: tuple[str, ...] = field(repr=False)
@@ -77,6 +81,7 @@ class Comparison:
                 truth=self.truth,
                 controls=self.controls,
                 shifts=self.shifts,
+                closeups=self.closeups,
                 layers=self.scores.layers,
                 findings=self.findings,
                 audits=self.audits,
@@ -159,6 +164,8 @@ def compare(
         for name, edit in edits.items()
         if edit.info["scope"] != "control" or name.endswith(" 0")
     }
+    near = {name: edits[name] for name in CLOSE if name in edits}
+    near_by = closeups(lm, forget, sample, recorded, scores, neurons, near, batch_size=batch_size)
     asked = {name: edits[name] for name in audited if name in edits}
     audits, refused = _audit(
         lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress
@@ -166,7 +173,7 @@ def compare(
     results = replace(results, info={**results.info, "not audited": refused})
     drawn = tuple(others.values())
     findings = tuple(describe(results, neurons, truth, drawn, audits))
-    return Comparison(results, scores, neurons, truth, drawn, shifts, edits, audits, findings)
+    return Comparison(results, scores, neurons, truth, drawn, shifts, near_by, edits, audits, findings)
 
 
 def sampled(corpus: Corpus, n: int, seed: int) -> Corpus:

@@ -24,7 +24,7 @@ from neuronforget.checkpoints import check_holds, checkpoint
 from neuronforget.errors import InputError, reading
 from neuronforget.guarding import Guard
 from neuronforget.models import LM
-from neuronforget.precision import Rounding, rounding
+from neuronforget.precision import Rounding, rounded, rounding, rounding_of
 from neuronforget.runs import environment, whole_file
 
 
@@ -50,9 +50,7 @@ class Edit:
         dtype = torch.float32
         for change in wanted:
             dtype = (change.after if change.before is None else lm.parameters[change.name]).dtype
-            after = change.after.detach().to(dtype)
-            if not torch.isfinite(after).all():
-                raise InputError(f"{method}: the new values of {change.name} are NaN or infinite")
+            after = rounded(change.after.detach(), dtype, f"{method}: the new values of {change.name}")
             kept += rounding(change.before, change.after, dtype)
             changes.append(replace(change, after=after.clone()))
         if not kept.asked:
@@ -115,7 +113,7 @@ class Edit:
     def scaled(self, strength: float) -> Edit:
         """Return the edit at another strength: `before + strength (after - before)`. 1 is this edit, 0 none of it.
 
-        Raises InputError for a strength between them of a guard that is on or off.
+        Raises InputError for a strength that makes values infinite, and one between 0 and 1 of a guard without a dial.
         """
         if not math.isfinite(strength):
             raise InputError(f"strength must be a finite number, found {strength}")
@@ -127,9 +125,10 @@ class Edit:
         for change in self.changes:
             before = change.before if change.before is not None else torch.zeros_like(change.after)
             mixed = before.double() + strength * (change.after.double() - before.double())
-            kept += rounding(before, mixed, change.after.dtype)
+            after = rounded(mixed, change.after.dtype, f"at strength {strength:g} the values of {change.name}")
+            kept += rounding(before, mixed, after.dtype)
             law: Law | None = "add" if change.law == "add" else None  # half of "set it to 0" depends on what it was
-            changes.append(replace(change, after=mixed.to(change.after.dtype), law=law))
+            changes.append(replace(change, after=after, law=law))
         guard = None if self.guard is None else self.guard.scaled(strength)
         lost = {} if guard is not None else kept.info
         return replace(self, changes=tuple(changes), info={**self.info, **lost, "strength": scaled_by}, guard=guard)
@@ -177,15 +176,17 @@ class Edit:
         """Write the edited model as an ordinary checkpoint folder that plain transformers loads, with its model card.
 
         `dtype` stores the whole checkpoint in another precision, `measured` are rows of `Results` for the card.
-        Raises InputError, and writes nothing, for a guard, where the architecture cannot hold an added bias (plain
-        transformers would drop it), where nothing of the edit is left in `dtype`, and where the stored values
-        differ from the edit's.
+        Raises InputError, and writes nothing, for a guard, for an edit that changes nothing (of strength 0), where the
+        architecture cannot hold an added bias (plain transformers would drop it), where nothing of the edit is left
+        in `dtype`, and where the stored values differ from the edit's.
         """
         if self.guard is not None:
             raise InputError(
                 f"{self.info.get('method', 'a guard')} changes no weight: an exported checkpoint would be the "
                 "untouched model, with all that it knows; use on() or apply(), or an edit of the weights"
             )
+        if not rounding_of(self.changes, None).asked:
+            raise InputError("this edit changes nothing: no value differs from before (is it at strength 0?)")
         check_holds(lm, self.changes)
         entry, start = self.entry(lm, request), lm.digest()
         with self.on(lm), checkpoint(lm, folder, [entry], held=self.changes, edits={0: self.changes}, dtype=dtype,

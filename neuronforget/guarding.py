@@ -139,6 +139,14 @@ def guard_on(lm: LM) -> str | None:
     return None if on is None else on.key
 
 
+def check_unguarded(lm: LM) -> None:
+    """Raise InputError where a guard is on the model."""
+    if (on := vars(lm.model).get(_HOLDER)) is not None:
+        raise InputError(
+            f"the guard {on.kind} is on this model, and would be part of all that is done: take it off first"
+        )
+
+
 @contextmanager
 def asked(lm: LM, batch: Batch) -> Iterator[None]:
     """Within the block a guard that is on takes the batch's prompts for prompts, and does not read the answers.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neuronforget.changes import Change
+from neuronforget.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,14 @@ class Rounding:
             f"{self.lost} of {self.asked} changed values round away in the stored dtype, {_name(dtype)} "
             f"({self.share:.2g} of the change's L2; with rounding it is off by {self.error:.2g})"
         )
+
+
+def rounded(values: Tensor, dtype: torch.dtype, what: str) -> Tensor:
+    """Return values as `dtype` stores them. Raises InputError, which says `what`, where they are NaN or infinite."""
+    found = values.to(dtype)
+    if not torch.isfinite(found).all():
+        raise InputError(f"{what} are NaN or infinite, as {_name(dtype)} stores them")
+    return found
 
 
 def rounding(before: Tensor | None, wanted: Tensor, dtype: torch.dtype) -> Rounding:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from neuronforget.closeups import Card
 from neuronforget.figures.style import METRIC_LABELS, scopes_of, shown
 from neuronforget.results import MATCHED, Results
 
@@ -96,3 +97,19 @@ def flat(info: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         name = f"{prefix}{key}".replace("_", " ")
         rows += flat(value, f"{name}: ") if isinstance(value, Mapping) else [(name, str(value))]
     return rows
+
+
+def cards_table(cards: Sequence[Card], score: str) -> Table:
+    """Return a neuron card a row: score and rank, its words, where it is most active, what each edit did to it."""
+    edits = list(cards[0].changes) if cards else []
+    columns = ("neuron", score, "rank", "promotes", "suppresses", "most active at (activation)")
+    rows = [
+        (
+            f"layer {c.layer}, {c.neuron}", f"{c.score:.4g}", str(c.rank), " ".join(map(repr, c.promoted)),
+            " ".join(map(repr, c.suppressed)), " | ".join(f"{text} ({value:.3g})" for text, value in c.examples),
+            *(f"{c.changes[name][0]:.0%}; {c.changes[name][1]:.3g}" for name in edits),
+        )
+        for c in cards
+    ]  # fmt: skip
+    caption = "By edit: relative change of what the neuron writes; RMS change of its activation on forget."
+    return Table(caption, (*columns, *edits), tuple(rows))

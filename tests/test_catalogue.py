@@ -38,6 +38,24 @@ def test_every_operator_of_the_package_stands_in_the_table_under_its_own_name() 
     assert all(operator.__name__ == name for name, operator in OPERATORS.items())
 
 
+@pytest.mark.parametrize("name", [*OPERATORS, "learn_adapter", "make"])
+def test_nothing_is_made_of_a_model_with_a_guard_on_it_or_without_numbers(
+    name: str, lm: LM, halves: tuple[Corpus, Corpus], untyped: None
+) -> None:
+    def begin() -> None:
+        if name == "make":
+            make(lambda lm, forget: pytest.fail("called"), lm, *halves)
+        {**OPERATORS, "learn_adapter": erase.learn_adapter}[name](lm)  # refused before anything else is asked for
+
+    guard = erase.guards.repe(lm, halves[0].head(1), Corpus(halves[0].examples[1:], "retain"))
+    with guard.on(lm), pytest.raises(InputError, match="the guard repe is on this model"):
+        begin()
+    with torch.no_grad():
+        lm.parameters[lm.sites[1].write.name][0, 0] = math.nan
+    with pytest.raises(InputError, match=r"1 values of .* are NaN or infinite"):
+        begin()
+
+
 def test_an_operator_is_given_what_its_parameters_name_and_nothing_else(
     lm: LM, halves: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,13 +85,22 @@ def test_making_by_name_is_calling_the_function(lm: LM, halves: tuple[Corpus, Co
     [
         ("ablate", False, {}, "ablate edits chosen neurons"),
         ("ablate", True, {"mod": "mean"}, "no setting 'mod'; it has mode, moments, units"),
-        ("rank_one", False, {"steps": "many"}, "steps is a number"),
+        ("rank_one", False, {"steps": "many"}, "steps is a whole number"),
         ("rank_one", False, {"preserve": "much"}, "preserve is a number"),
         ("memit", False, {"layers": 3}, "layers is a list of numbers"),
         ("memit", False, {"layers": ["a"]}, "layers is a list of numbers"),
         ("alpha_edit", False, {"target": 3}, r"target is str \| None"),
         ("finetune", False, {"checkpointing": "maybe"}, "checkpointing is bool"),
         ("finetune", False, {"lr": "fast"}, "lr is Rates"),
+        ("finetune", False, {"accumulate": 1.5}, "accumulate is a whole number"),
+        ("finetune", False, {"batch_size": True}, "batch_size is a whole number"),
+        ("finetune", False, {"lora": True}, r"lora is int \| LoRA \| None"),
+        ("finetune", False, {"lora": 2.5}, r"lora is int \| LoRA \| None"),
+        ("finetune", False, {"weight_decay": -1.0, "progress": False}, "weight_decay is 0 or a number above"),
+        ("finetune", False, {"weight_decay": math.nan, "progress": False}, "weight_decay is 0 or a number above"),
+        ("revs", True, {"most": 2.5}, "most is a whole number"),
+        ("rank_one", False, {"preserve": math.inf}, "preserve is lambda"),
+        ("memit", False, {"layers": [True]}, "layers is a list of numbers"),
     ],
 )
 def test_a_wrong_call_is_refused_in_words(
@@ -81,6 +108,25 @@ def test_a_wrong_call_is_refused_in_words(
 ) -> None:
     with pytest.raises(InputError, match=message):
         make(OPERATORS[method], lm, *halves, neurons=some(lm) if chosen else None, **settings)
+
+
+def test_an_operator_that_returns_no_edit_is_named(lm: LM, halves: tuple[Corpus, Corpus]) -> None:
+    def forgetful(lm: LM) -> Any:
+        return None
+
+    with pytest.raises(InputError, match="an operator returns an Edit, forgetful returned NoneType"):
+        make(forgetful, lm, *halves)
+
+
+@pytest.mark.parametrize("value", [None, 1.0, torch.zeros(()), "each example's"])
+def test_a_loss_that_is_no_number_to_train_on_is_named(
+    value: Any, lm: LM, halves: tuple[Corpus, Corpus], untyped: None
+) -> None:
+    def loss(outputs: Any) -> Any:
+        return outputs.forget.nlls if value == "each example's" else value
+
+    with pytest.raises(InputError, match="a loss returns one number as a tensor"):
+        erase.finetune(lm, *halves, loss=loss, progress=False)
 
 
 def test_a_losss_own_settings_are_handed_to_it() -> None:
@@ -92,6 +138,8 @@ def test_a_losss_own_settings_are_handed_to_it() -> None:
     assert addressed(finetune, {"steps": 3}) == {"steps": 3} == addressed(OPERATORS["rank_one"], {"steps": 3})
     with pytest.raises(InputError, match="npo: beta is a number"):
         addressed(finetune, {"loss": losses.npo, "beta": "x"})
+    with pytest.raises(InputError, match="--loss NAME"):
+        addressed(finetune, {"loss": "npo"})
 
 
 def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
@@ -103,6 +151,9 @@ def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
     for wrong in (("sigma",), ("=2",), ("a b=2",), ("x=1", "x=2")):
         with pytest.raises(InputError, match="NAME=VALUE"):
             assigned(wrong)
+    assert assigned(("steps=5",), lr=0.1, seed=None) == {"steps": 5, "lr": 0.1}
+    with pytest.raises(InputError, match="both give steps"):
+        assigned(("steps=5",), steps=2)
     assert named("ablate", OPERATORS) is erase.ablate
     with pytest.raises(InputError, match="known: ablate"):
         named("abate", OPERATORS)

@@ -127,6 +127,9 @@ def test_corpora_that_share_an_example_are_refused() -> None:
     with pytest.raises(InputError, match="share 1 examples"):
         check_disjoint(one, two)
     check_disjoint(one, Corpus((Example("b", "z"),)))
+    for same in (Example("b", " y"), Example("b ", "y"), Example("", "b y\n")):
+        with pytest.raises(InputError, match="share 1 examples"):
+            check_disjoint(one, Corpus((same,)))
 
 
 def test_prompt_and_answer_are_joined_by_one_space_unless_there_is_one(tokenizer: Any) -> None:

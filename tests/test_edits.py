@@ -366,6 +366,27 @@ def test_a_strength_is_a_finite_number(strength: float) -> None:
         nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])).scaled(strength)
 
 
+def test_a_strength_whose_values_the_dtype_cannot_hold_is_refused() -> None:
+    lm = LM(build("llama"))
+    edit = nf.erase.dampen(lm, some(lm), factor=2.0)
+    assert edit.scaled(1e30).info["strength"] == 1e30
+    with pytest.raises(InputError, match=r"at strength 1e\+42 the values of .* are NaN or infinite, as float32"):
+        edit.scaled(1e42)
+
+
+def test_an_edit_that_changes_nothing_is_not_exported_and_the_card_counts_what_changed(tmp_path: Path) -> None:
+    lm = LM(build("llama"))
+    with torch.no_grad():  # one of the values that are put to zero is zero already
+        lm.parameters[lm.sites[0].write.name][0, 1] = 0.0
+    edit = nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1]))
+    with pytest.raises(InputError, match="changes nothing"):
+        edit.scaled(0.0).export(lm, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+    edit.export(lm, tmp_path / "out")
+    width = edit.summary()["values"]
+    assert f"| {width - 1} | 1 |" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("family", ["gpt2", "qwen2", "opt", "bloom", "gpt_neox"])  # the last renames what it saves
 def test_an_edit_of_the_whole_model_is_exported_tied_and_renamed_weights_included(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM

@@ -208,6 +208,16 @@ def test_kept_values_are_of_this_model_this_metric_and_this_corpus_alone(
     assert (measured(twice(1.0)) == first).all() and len(list(tmp_path.iterdir())) == 4
 
 
+def test_of_equally_likely_tokens_the_first_is_written(lm: LM, corpus: nf.Corpus) -> None:
+    (batch,) = nf.corpora.batches(nf.corpora.encode(corpus, lm.tokenizer), 64, lm.pad_id)
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randint(3, (*batch.input_ids.shape, 9), generator=draw).float()  # many ties
+    logits = torch.cat([logits, torch.full((*batch.input_ids.shape, lm.model.config.vocab_size - 9), -5.0)], -1)
+    found = nf.metrics.Prediction(logits, replace(batch, input_ids=batch.input_ids % 9)).hits
+    wanted = (logits.argmax(-1)[:, :-1] == (batch.input_ids % 9)[:, 1:]) & batch.answer_mask[:, 1:]
+    assert torch.equal(found, wanted) and 0 < int(wanted.sum()) < int(batch.answer_mask.sum())
+
+
 @pytest.mark.parametrize(
     ("gives", "reason"),
     [

@@ -95,6 +95,8 @@ def test_bad_input_is_refused_and_the_model_left_as_it_was(lm: LM, taught: Corpu
         (lambda: ensemble.forget(lm, stranger), "no shard was trained on 'Who is it"),
         (lambda: ensemble.forget(lm, ensemble.shards[0]), "nothing would be left of shard 0"),
         (lambda: retrained(lm, ensemble, narrow, 0), "neurons alone"),
+        (lambda: retrained(lm, ensemble, narrow, 7), "shard is a number from 0 to"),
+        (lambda: retrained(lm, ensemble, narrow, -1), "shard is a number from 0 to"),
     ):
         with pytest.raises(InputError, match=message):
             call()

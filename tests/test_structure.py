@@ -16,7 +16,8 @@ ORDER = [
     "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding", "kept",
     "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
     "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed", "readings",
-    "findings", "figures", "tables", "reporting", "audit_page", "arms", "comparison", "commands", "cli",
+    "findings", "closeups", "figures", "tables", "pictures", "reporting", "audit_page", "arms",
+    "comparison", "commands", "cli",
 ]  # fmt: skip
 
 

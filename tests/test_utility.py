@@ -94,6 +94,17 @@ def test_bad_tasks_are_refused(roomy: LM, tmp_path: Path, monkeypatch: pytest.Mo
         utility(roomy, ["triviaqa"])
 
 
+def test_rows_of_ones_own_do_not_wait_for_the_tasks_of_the_hub(
+    roomy: LM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm_tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval is not installed")
+    asked, manager = [], lm_tasks.TaskManager
+    monkeypatch.setattr(lm_tasks, "TaskManager", lambda **given: asked.append(given) or manager(**given))
+    rows = written(tmp_path / "t.jsonl", [{"question": "Who?", "answers": ["Oslo"]}])
+    assert utility(roomy, local={"triviaqa": rows}).value("model", "triviaqa", "exact") in (0, 1)
+    assert asked == [{"include_defaults": False}]
+
+
 def test_perplexity_is_that_of_a_loop(lm: LM, corpus: Corpus) -> None:
     nats, tokens, said = 0.0, 0, 0
     for row in encode(corpus, lm.tokenizer):

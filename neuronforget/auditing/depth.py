@@ -63,9 +63,10 @@ def patching(case: Case, metric: Metric) -> Iterator[Reading]:
     """Put each subject's states into the untouched model; the share of what gold's take away that is still there.
 
     By block, at the positions that predict the answer, once the whole stream and once the neurons' activations alone.
-    An example's blocks are those that carry the knowledge (`CARRIES`), weighed by how much. Where a subject's states
-    take away more than gold's, over all examples, the block counts as gone and makes up for no other; of one example
-    more is not cut off: cut there, any second model that never knew would seem to hold something.
+    An example's blocks are those that carry the knowledge (`CARRIES`). Blocks and examples are weighed by how much: the
+    mean over examples is nats still there over nats that gold's states take away. Where a subject's states take away
+    more than gold's, over all examples, the block counts as gone and makes up for no other; of one example more is not
+    cut off: cut there, any second model that never knew would seem to hold something.
     """
     if case.gold is None:
         raise NotTested("it measures against what a gold twin's states take away: give gold=")
@@ -79,7 +80,7 @@ def patching(case: Case, metric: Metric) -> Iterator[Reading]:
             for name, drop in lost.items():
                 short = np.where(carries, lost[GOLD] - drop, 0)
                 short[short.mean(1) < 0] = 0
-                left = short.sum(0) / np.where(carries, lost[GOLD], 0).sum(0)
+                left = short.sum(0) / np.where(carries, lost[GOLD], 0).sum(0).mean()
                 case.curves.setdefault(f"patching, {kind}", {})[name] = drop.mean(1).tolist()
                 yield Reading(f"patching, {kind}", name, "forget", "share still there", left, subjects_of(case.forget),
                               least=ONE_SIDED)  # fmt: skip

@@ -124,7 +124,7 @@ def moved(case: Case) -> Moved:
         neuron_shift(before.lm, other, corpus, batch_size=case.batch_size).numpy()
         for corpus in (case.forget, case.retain)
     )
-    return Moved(found[UNTOUCHED], found[EDITED], forget, retain, _written(before, after))
+    return Moved(found[UNTOUCHED], found[EDITED], forget, retain, written(before, after))
 
 
 def units(case: Case) -> dict[str, str]:
@@ -136,8 +136,8 @@ def units(case: Case) -> dict[str, str]:
     return found
 
 
-def _written(before: Subject, after: Subject) -> ByNeuron:
-    """Length of each write vector's change, over its length before."""
+def written(before: Subject, after: Subject) -> ByNeuron:
+    """Return the length of each write vector's change, over its length before."""
     vectors = []
     for subject in (before, after):
         with subject.on() as lm:

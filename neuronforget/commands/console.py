@@ -78,8 +78,11 @@ def named(name: str, table: Any) -> Callable[..., Any]:
     return found if listed else _called(found, table)
 
 
-def assigned(words: tuple[str, ...]) -> dict[str, Any]:
-    """Return settings from words NAME=VALUE; a value is a Python literal (0.1, [3,4], True), else text."""
+def assigned(words: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """Return settings from words NAME=VALUE; a value is a Python literal (0.1, [3,4], True), else text.
+
+    `options` are settings that have an option of their own (None: not given). Raises InputError for one given twice.
+    """
     found: dict[str, Any] = {}
     for word in words:
         name, sign, text = word.partition("=")
@@ -89,7 +92,10 @@ def assigned(words: tuple[str, ...]) -> dict[str, Any]:
             found[name] = float(text) if text.lstrip("+-") in ("nan", "inf") else ast.literal_eval(text)
         except (ValueError, SyntaxError):
             found[name] = text
-    return found
+    own = {name: value for name, value in options.items() if value is not None}
+    if twice := found.keys() & own.keys():
+        raise InputError(f"--set and an option of its own both give {min(twice)}: leave one of them out")
+    return found | own
 
 
 def _defined(value: Any, module: Any) -> bool:

@@ -104,16 +104,11 @@ def erase(
         check_new(export)
     operator = named(method, OPERATORS)
     chosen = Neurons.load(neurons) if neurons else None
-    asked: dict[str, Any] = {
-        "loss": named(loss, losses) if loss else None,
-        "steps": steps,
-        "lr": lr,
-        "seed": seed,
-        "resume": resume,
-    }
-    asked |= {"preferred": lines(refusals) if refusals else None}
-    asked |= {"reinforced": Edit.load(reinforced) if reinforced else None}
-    given = addressed(operator, {**assigned(set), **{k: value for k, value in asked.items() if value is not None}})
+    asked = assigned(
+        set, steps=steps, lr=lr, seed=seed, resume=resume, loss=named(loss, losses) if loss else None,
+        preferred=lines(refusals) if refusals else None, reinforced=Edit.load(reinforced) if reinforced else None,
+    )  # fmt: skip
+    given = addressed(operator, asked)
     check_call(operator, chosen, given)
     lm, forget, retain = data.open()
     if kept:

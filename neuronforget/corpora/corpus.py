@@ -163,6 +163,11 @@ def check_template(template: str | None) -> None:
         raise InputError(f"template is 'chat' or a format string with {{prompt}}, not {template!r}")
 
 
+def text_of(example: Example) -> str:
+    """Return prompt and answer as one text, in which any white space is one space: what tells examples apart."""
+    return " ".join(f"{example.prompt} {example.answer}".split())
+
+
 def check_count(n: int | None) -> None:
     """Raise InputError unless `n`, the number of rows to read, is at least 1 or None (all)."""
     if n is not None and n < 1:
@@ -170,11 +175,9 @@ def check_count(n: int | None) -> None:
 
 
 def check_disjoint(forget: Corpus, retain: Corpus) -> None:
-    """Raise InputError if an example stands in both corpora: no edit can forget and keep it."""
-    shared = {(e.prompt, e.answer) for e in forget} & {(e.prompt, e.answer) for e in retain}
-    if shared:
-        prompt, answer = min(shared)
+    """Raise InputError if an example stands in both corpora, as text: no edit can forget and keep it."""
+    if shared := set(map(text_of, forget)) & set(map(text_of, retain)):
         raise InputError(
-            f"{forget.name!r} and {retain.name!r} share {len(shared)} examples (first: {(prompt or answer)[:60]!r}); "
+            f"{forget.name!r} and {retain.name!r} share {len(shared)} examples (first: {min(shared)[:60]!r}); "
             "remove them from one of the two"
         )

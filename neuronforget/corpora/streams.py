@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +18,7 @@ from neuronforget.corpora.corpus import (
     check_disjoint,
     check_template,
     examples,
+    text_of,
 )  # fmt: skip
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.corpora.from_jsonl import file_name, read_rows
@@ -137,7 +137,7 @@ def disjoint(forget: Source, retain: Source) -> tuple[Source, Source]:
 
 
 def _key(example: Example) -> bytes:
-    return blake2b(json.dumps([example.prompt, example.answer]).encode(), digest_size=16).digest()
+    return blake2b(text_of(example).encode(), digest_size=16).digest()
 
 
 def _apart(source: Stream, others: set[bytes], whose: str) -> Stream:

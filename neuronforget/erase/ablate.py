@@ -15,6 +15,7 @@ import torch
 
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import count_units, units_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -23,6 +24,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.sites import Part
 
 
+@operator
 def ablate(
     lm: LM,
     neurons: Neurons,
@@ -50,6 +52,7 @@ def ablate(
     return finished(lm, neurons, changes, method=f"ablate:{mode}")
 
 
+@operator
 def ablate_mean(
     lm: LM, neurons: Neurons, retain_moments: Moments, *, units: Literal["sleeping", "dead"] = "sleeping"
 ) -> Edit:

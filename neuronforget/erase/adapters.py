@@ -26,11 +26,13 @@ from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import Curvature, Objective, adam, check_solver, twice_differentiable
 from neuronforget.erase.finetune import Preferred, default_lr, preferred_answers
 from neuronforget.erase.influence import check_precision, parts_of, undone
 from neuronforget.errors import InputError, reading
 from neuronforget.losses import Loss, learn
+from neuronforget.losses.outputs import valued
 from neuronforget.lowrank import Adapters, LoRA, adapted
 from neuronforget.models import LM, frozen
 from neuronforget.runs import whole_folder
@@ -93,6 +95,7 @@ class Adapter:
         return finished(lm, None, _merged(lm, deltas), method="adapter")
 
 
+@operator
 def learn_adapter(
     lm: LM,
     corpus: Corpus,
@@ -126,7 +129,7 @@ def learn_adapter(
 
         def at(step: int) -> Tensor:
             _put_aside(found, taken)
-            return loss(work.outputs(step))
+            return valued(loss, work.outputs(step))
 
         fit(values, at, plan, memory=work.memory, desc="adapter", progress=progress)
         _put_aside(found, taken)
@@ -143,6 +146,7 @@ def _put_aside(found: Adapters, taken: Mapping[str, Tensor]) -> None:
         a.copy_(wide - wide @ q @ q.T)
 
 
+@operator
 def llm_eraser(
     lm: LM,
     forget: Corpus,

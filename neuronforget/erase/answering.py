@@ -72,7 +72,8 @@ class Answering:
         """Return one of `count` parts of a step's batch, and the share of the step's forget examples that it has.
 
         Its loss times that share has the gradient and the value that add up, over the parts, to those of the whole
-        batch, where the loss is a sum of means over examples (the value, where `Answered` takes them). Raises InputError where a part of some batch would be empty.
+        batch, where the loss is a sum of means over examples (the value: of means that `Answered` takes). Raises
+        InputError where a part of some batch would be empty.
         """
         forget, share = self._drawn("forget", self.seed, step, place, count)
         retain, of_retain = self._drawn("retain", self.seed + 1, step, place, count)

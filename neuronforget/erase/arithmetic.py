@@ -7,6 +7,7 @@ from pathlib import Path
 
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.finetune import finetune
 from neuronforget.errors import InputError
 from neuronforget.losses import learn
@@ -14,6 +15,7 @@ from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 
 
+@operator
 def task_vector(
     lm: LM,
     forget: Corpus,

@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, get_type_hints
 
 from typeguard import TypeCheckError, check_type
@@ -22,6 +22,7 @@ from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate, ablate_mean
 from neuronforget.erase.adapters import llm_eraser
 from neuronforget.erase.arithmetic import task_vector
+from neuronforget.erase.beginning import check_ready
 from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
@@ -88,9 +89,10 @@ def make(
     """Return the edit that `operator` makes of what its parameters name, with its own `settings`.
 
     `moments` are recordings made before, as "forget" and "retain"; what is missing is recorded through `tap`.
-    Raises InputError, before any work, as `check_call` does.
+    Raises InputError, before any work, as `check_call` and `beginning.check_ready` do, and for what is no edit.
     """
     check_call(operator, neurons, settings)
+    check_ready(lm)
     corpora = {"forget": forget, "retain": retain}
     given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
     for name, corpus in corpora.items():
@@ -100,14 +102,22 @@ def make(
                 if found is None or (table and not found.table):
                     found = record(lm, corpus, tap=tap, per_example=table, progress=progress)
                 given[f"{name}_{kind}"] = found
-    return operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
+    made = operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
+    if not isinstance(made, Edit):
+        raise InputError(f"an operator returns an Edit, {name_of(operator)} returned {type(made).__name__}")
+    return made
 
 
 def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Hand those settings to the loss that are its own and not the operator's: `beta` of `npo`, given to `finetune`."""
+    """Hand those settings to the loss that are its own and not the operator's: `beta` of `npo`, given to `finetune`.
+
+    Raises InputError for a loss that is no function.
+    """
     if not takes(operator, "loss"):
         return dict(settings)
     loss = settings.get("loss", inspect.signature(operator).parameters["loss"].default)
+    if not callable(loss):
+        raise InputError(f"{name_of(operator)}: loss is a function (on the command line --loss NAME), found {loss!r}")
     mine = list(inspect.signature(loss).parameters)[1:]  # the first is what it is computed from
     own = {key: value for key, value in settings.items() if key in mine and not takes(operator, key)}
     _check_kinds(loss, own)
@@ -146,18 +156,27 @@ def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:
     kinds = set(re.findall(r"\w+", str(parameter.annotation)))
     if value is None and "None" in kinds:
         return None
-    if kinds and kinds <= {"int", "float", "None"}:
-        return None if isinstance(value, Real) else "a number"
     if kinds <= {"Sequence", "int", "None"} and "Sequence" in kinds:
-        listed = isinstance(value, list | tuple) and all(isinstance(x, int) for x in value)
+        listed = isinstance(value, list | tuple) and all(_is_number(x, whole=True) for x in value)
         return None if listed else "a list of numbers"
-    if hint is None or callable(value) or (isinstance(value, Real) and kinds & {"int", "float"}):
+    if number := kinds & {"int", "float"}:
+        if _is_number(value, whole="float" not in number):
+            return None
+        if kinds <= {"int", "float", "None"}:
+            return "a number" if "float" in number else "a whole number"
+        if isinstance(value, bool) and "bool" not in kinds:
+            return str(parameter.annotation)
+    if hint is None or callable(value):
         return None
     try:
         check_type(value, hint)
     except TypeCheckError:
         return str(parameter.annotation)
     return None
+
+
+def _is_number(value: Any, *, whole: bool) -> bool:
+    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:

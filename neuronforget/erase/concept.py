@@ -18,6 +18,7 @@ from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import all_of, check_neurons, finished, slice_of
+from neuronforget.erase.beginning import operator
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
@@ -25,6 +26,7 @@ from neuronforget.sites import Site
 from neuronforget.taps import TorchHooks
 
 
+@operator
 def leace(
     lm: LM,
     forget: Corpus,

@@ -12,6 +12,7 @@ from torch import Tensor
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
+from neuronforget.erase.beginning import operator
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -22,6 +23,7 @@ from neuronforget.scores.scores import check_same
 Factors = Float[Tensor, "layer neuron"]
 
 
+@operator
 def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
     """Multiply the write weights of `neurons` by `factor`: one number, or one for each neuron of the model.
 
@@ -33,6 +35,7 @@ def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
     return _dampened(lm, neurons, factors, "dampen")
 
 
+@operator
 def ssd(
     lm: LM,
     forget_moments: Moments,
@@ -57,6 +60,7 @@ def ssd(
     return _by_rule(lm, neurons, factors, "ssd", alpha=alpha, dampening=dampening)
 
 
+@operator
 def aura(
     lm: LM,
     forget_peaks: Moments | PeakCounts,
@@ -66,9 +70,12 @@ def aura(
 ) -> Edit:
     """Dampen experts of the forget corpus by `1 - 2 (AUROC - 1/2)` where AUROC > 1/2 (AurA, Suau et al. 2024).
 
-    AUROC is that of `scores.expert`: how well the neuron's peak tells a forget example from a retain example (arXiv:
-    2407.12824). A perfect expert is put at zero, an AUROC of 1/2 or less leaves a neuron as it is. Takes recordings
-    with the per-example table, or peak counts. `neurons` keeps the rule to a set.
+    AUROC is that of `scores.expert`: how well the neuron's peak tells a forget example from a retain example
+    (arXiv:2407.12824). Not the paper's response: that is the maximum over tokens, this the activation of greatest
+    magnitude with its sign, which a recording holds. They agree in every example whose peak is above 0, and part where
+    a neuron's deepest activation is larger than its highest, as in gated MLPs. A perfect expert is put at zero, an
+    AUROC of 1/2 or less leaves a neuron as it is. Takes recordings with the per-example table, or peak counts.
+    `neurons` keeps the rule to a set.
     """
     auroc = expert(forget_peaks, retain_peaks).values
     return _by_rule(lm, neurons, torch.where(auroc > 0.5, 1 - 2 * (auroc - 0.5), 1.0), "aura")

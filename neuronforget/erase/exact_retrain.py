@@ -90,8 +90,11 @@ def sisa(lm: LM, corpus: Corpus, *, shards: int = 4, train: Train | None = None)
 def retrained(lm: LM, before: Sisa, after: Sisa, shard: int) -> Edit:
     """Return the edit from a shard's model `before` to the one `after` forgetting: it goes on `before.edits[shard]`.
 
-    Raises InputError for a shard that was not trained anew, and for shards trained on a part of the parameters' values.
+    Raises InputError for a shard that is not there or was not trained anew, and for shards trained on a part of the
+    parameters' values.
     """
+    if not 0 <= shard < min(len(before.edits), len(after.edits)):
+        raise InputError(f"shard is a number from 0 to {min(len(before.edits), len(after.edits)) - 1}, found {shard}")
     old, new = (ensemble.edits[shard] for ensemble in (before, after))
     if old is new:
         raise InputError(f"shard {shard} held nothing of the forget corpus: its model is as it was")

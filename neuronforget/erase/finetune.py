@@ -17,6 +17,7 @@ from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.answering import Answering
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
 from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
 from neuronforget.erase.sharded import check_sharded
@@ -24,8 +25,9 @@ from neuronforget.erase.sharded import sharded as spread_out
 from neuronforget.erase.trained import Choice, Trained
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
+from neuronforget.losses.outputs import valued
 from neuronforget.lowrank import LoRA
-from neuronforget.models import LM, check_whole, frozen
+from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
 from neuronforget.ranks import Ranks, launched
 from neuronforget.scores.blocks import checkpointed
@@ -35,6 +37,7 @@ from neuronforget.train import Plan, draw, fit
 Preferred = Corpus | Sequence[str] | None
 
 
+@operator
 def finetune(
     lm: LM,
     forget: Corpus,
@@ -79,7 +82,6 @@ def finetune(
     Raises InputError if nothing changed, and before any work where the memory that it needs is not free or a process
     holds a part of the model alone: `sharded` spreads a whole one.
     """
-    check_whole(lm)
     if retain is not None:
         check_disjoint(forget, retain)
     if neurons is not None:
@@ -152,7 +154,7 @@ class _Run:
             trained.put()
             for place in range(self.ranks.rank * self.accumulate, (self.ranks.rank + 1) * self.accumulate):
                 outputs, share = self.work.part(number, place, self.parts)
-                yield self.loss(outputs) * share
+                yield valued(self.loss, outputs) * share
 
         return step
 

@@ -22,6 +22,7 @@ from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import (
     Curvature,
     Objective,
@@ -37,6 +38,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.slices import Slices
 
 
+@operator
 def first_order_update(
     lm: LM,
     forget: Corpus,
@@ -60,6 +62,7 @@ def first_order_update(
     return finished(lm, neurons, changes, **info, **_about(step, preferred))
 
 
+@operator
 def second_order_update(
     lm: LM,
     forget: Corpus,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import all_of, check_neurons, finished
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.facts import Aim, check_reach, moved, output_changes, solve_layers
 from neuronforget.erase.least_change import least_change, null_change
 from neuronforget.erase.rank_one import check_facts
@@ -29,6 +30,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.scores.rows import blocks_of
 
 
+@operator
 def memit(
     lm: LM,
     forget: Corpus,
@@ -61,6 +63,7 @@ def memit(
     return _spread(lm, forget, retain, chosen, aim, solve, batch_size, cache, info)
 
 
+@operator
 def alpha_edit(
     lm: LM,
     forget: Corpus,

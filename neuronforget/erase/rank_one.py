@@ -7,6 +7,7 @@ write weights get the smallest change that makes it (`erase.least_change`). One 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ import torch
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import all_of, check_neurons, finished
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.facts import Aim, check_reach, output_changes, solve_layers
 from neuronforget.erase.least_change import least_change
 from neuronforget.erase.second_moments import second_moments
@@ -22,6 +24,7 @@ from neuronforget.models import LM, activations_only
 from neuronforget.neurons import Neurons
 
 
+@operator
 def rank_one(
     lm: LM,
     forget: Corpus,
@@ -73,5 +76,5 @@ def rank_one(
 def check_facts(forget: Corpus, retain: Corpus, preserve: float | None) -> None:
     """Raise InputError for corpora that share examples, and for a negative lambda."""
     check_disjoint(forget, retain)
-    if preserve is not None and not preserve >= 0:
-        raise InputError(f"preserve is lambda, the weight of retain text: at least 0, found {preserve}")
+    if preserve is not None and not 0 <= preserve < math.inf:
+        raise InputError(f"preserve is lambda, the weight of retain text: a number from 0 up, found {preserve}")

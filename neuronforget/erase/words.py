@@ -18,6 +18,7 @@ from neuronforget.corpora import Corpus, encode
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.drawn import check_sigma
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -29,6 +30,7 @@ from neuronforget.sites import Site
 Tokens = Corpus | Sequence[int | str]
 
 
+@operator
 def concept_vector(
     lm: LM,
     neurons: Neurons,
@@ -69,6 +71,7 @@ def concept_vector(
     return finished(lm, neurons, _rewritten(lm, neurons, changed), **info)
 
 
+@operator
 def revs(lm: LM, neurons: Neurons, forget: Tokens, *, most: int | None = None, rank: int | None = None) -> Edit:
     """Lower the tokens of `forget` in each neuron's vocabulary until at least `rank` other tokens stand above each.
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -237,3 +237,14 @@ def new_memory() -> Float[Tensor, ""]:
 
 
 Loss = Callable[[Outputs], Tensor]
+
+
+def valued(loss: Loss, outputs: Outputs) -> Float[Tensor, ""]:
+    """Return what `loss` makes of the outputs. Raises InputError unless that is a number which can be trained on."""
+    value: Any = loss(outputs)
+    if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
+        found = f"a tensor {list(value.shape)} without gradient" if isinstance(value, Tensor) else repr(value)[:60]
+        raise InputError(
+            f"a loss returns one number as a tensor that depends on the weights in training, found {found}"
+        )
+    return value.reshape(())

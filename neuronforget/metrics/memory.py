@@ -34,8 +34,14 @@ class Prediction:
 
     @cached_property
     def hits(self) -> Tensor:
-        """Answer tokens that are the most likely one, [example, token - 1]."""
-        return self._placed(self._answered[0].argmax(-1) == self._answered[1])
+        """Answer tokens that are the most likely one, [example, token - 1]; of equally likely ones the first is."""
+        logits, targets = (x.detach() for x in self._answered)
+        top = logits.amax(-1, keepdim=True)
+        hit = (logits.gather(-1, targets[:, None]) == top)[:, 0]
+        tied = hit & (_count(torch.eq, logits, top) > 1)
+        if tied.any():  # argmax takes ten times as long as amax on CPU
+            hit[tied] = logits[tied].argmax(-1) == targets[tied]
+        return self._placed(hit)
 
     @cached_property
     def nll(self) -> Tensor:
@@ -47,10 +53,7 @@ class Prediction:
     def ranks(self) -> Tensor:
         """How many tokens are likelier than the answer token, [example, token - 1]; 0 elsewhere."""
         logits, targets = (x.detach() for x in self._answered)
-        above = torch.gt(
-            logits, logits.gather(-1, targets[:, None]), out=torch.empty_like(logits)
-        )  # fp32 adds up faster
-        return self._placed(above.sum(-1).long())
+        return self._placed(_count(torch.gt, logits, logits.gather(-1, targets[:, None])).long())
 
     @cached_property
     def logp(self) -> Tensor:
@@ -86,6 +89,11 @@ class Prediction:
         """Put a value of each answer token where it stands; 0 elsewhere."""
         found = torch.zeros(self.mask.shape, dtype=values.dtype, device=values.device)
         return found.masked_scatter(self.mask.to(values.device), values)
+
+
+def _count(compare: Callable[..., Tensor], logits: Tensor, other: Tensor) -> Tensor:
+    """In how many places of each row does the comparison hold? (fp32 adds up faster than what is true or false.)"""
+    return compare(logits, other, out=torch.empty_like(logits)).sum(-1)
 
 
 Metric = Callable[[Prediction], Float[Tensor, "example"]]

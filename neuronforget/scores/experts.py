@@ -1,9 +1,11 @@
 """Experts: neurons whose response to an example tells the forget corpus from the retain corpus.
 
 A neuron is read as a detector: its response to an example is `peak`, the activation of greatest magnitude over
-the example's tokens, with its sign. AUROC is the chance that a forget example's response exceeds a retain
-example's, ties counting half (Suau et al. 2024, arXiv:2407.12824); AP is the average precision of the ranking
-(Suau et al. 2022, arXiv:2110.02802), whose chance level is the share of forget examples.
+the example's tokens, with its sign (the papers take the maximum over tokens, which is the peak where that is above
+0, and another number where a neuron's deepest activation is larger than its highest). AUROC is the chance that a
+forget example's response exceeds a retain example's, ties counting half (Suau et al. 2024, arXiv:2407.12824); AP is
+the average precision of the ranking (Suau et al. 2022, arXiv:2110.02802), whose chance level is the share of forget
+examples.
 """
 
 from __future__ import annotations

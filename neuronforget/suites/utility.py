@@ -51,6 +51,7 @@ def utility(
     try:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(f"utility tasks need lm-eval ({error}): pip install 'neuronforget[eval]'") from None
     made = [_task(kind, path) for kind, path in (local or {}).items()]
@@ -65,6 +66,8 @@ def utility(
                 wrapped, tasks=[*tasks, *made], limit=limit, bootstrap_iters=0, log_samples=True, random_seed=seed,
                 numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed, use_cache=cache,
                 verbosity="ERROR",
+                # its own tasks are some ten thousand files: they are looked through where one of them is asked alone
+                task_manager=TaskManager(include_defaults=bool(tasks)),
             )  # fmt: skip
     except InputError:
         raise

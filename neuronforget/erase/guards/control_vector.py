@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.reading import check_layers, corpus_means
 from neuronforget.errors import InputError
 from neuronforget.guarding import Guard, mechanism
@@ -21,6 +22,7 @@ from neuronforget.models import LM
 from neuronforget.scores.blocks import blocks_of
 
 
+@operator
 def repe(
     lm: LM,
     forget: Corpus,

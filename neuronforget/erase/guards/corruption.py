@@ -9,6 +9,7 @@ tunes sigma by a retrained surrogate; here the model reads its own prompts, in a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.classifier import Classifier, fitted, held_out
 from neuronforget.erase.guards.reading import check_layers, corpus_means, prompt_means
 from neuronforget.errors import InputError
@@ -26,6 +28,7 @@ from neuronforget.models import LM
 _PIECE = 64  # places whose noise is drawn together, so that it does not depend on a row's length
 
 
+@operator
 def eco(
     lm: LM,
     forget: Corpus,
@@ -45,8 +48,8 @@ def eco(
     forget prompt is flagged.
     """
     check_disjoint(forget, retain)
-    if not sigma > 0 or not ridge > 0:
-        raise InputError(f"eco needs sigma > 0 and ridge > 0; found {sigma}, {ridge}")
+    if not (0 < sigma < math.inf and 0 < ridge < math.inf):
+        raise InputError(f"eco needs sigma > 0 and ridge > 0, both finite; found {sigma}, {ridge}")
     layers = check_layers(lm, None if layer is None else [layer])
     forgotten, kept = (corpus_means(lm, corpus, layers, batch_size)[:, 0].double() for corpus in (forget, retain))
     classifier = fitted(forgotten, kept, ridge)

@@ -20,6 +20,7 @@ from torch import Tensor
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.adapters import learn_adapter
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.finetune import Preferred
 from neuronforget.erase.guards.classifier import Classifier, fitted
 from neuronforget.erase.guards.gate import Gate, opened_by
@@ -34,6 +35,7 @@ RIDGE = 1e-2
 FORGETTING: Loss = partial(npo, alpha=0.0)
 
 
+@operator
 def o3(
     lm: LM,
     forget: Corpus,

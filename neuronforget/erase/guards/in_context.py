@@ -17,6 +17,7 @@ from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
+from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.reading import check_prompts, positions
 from neuronforget.errors import InputError
 from neuronforget.guarding import Given, Guard, accepts, before_pass, cache_of, mechanism
@@ -24,6 +25,7 @@ from neuronforget.models import LM
 from neuronforget.train import draw
 
 
+@operator
 def icu(
     lm: LM,
     forget: Corpus,

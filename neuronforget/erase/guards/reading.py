@@ -20,10 +20,10 @@ from neuronforget.scores.blocks import blocks_of
 def check_layers(lm: LM, layers: Sequence[int] | None) -> list[int]:
     """Return the blocks asked for; without any the one half-way up. Raises InputError for one that is not there."""
     depth = len(blocks_of(lm))
-    layers = [(depth - 1) // 2] if layers is None else sorted(set(layers))
-    if not layers or not all(0 <= layer < depth for layer in layers):
-        raise InputError(f"layers are blocks from 0 to {depth - 1}, at least one; found {layers}")
-    return list(layers)
+    found = [(depth - 1) // 2] if layers is None else sorted(layers)
+    if not found or len(set(found)) < len(found) or not all(0 <= layer < depth for layer in found):
+        raise InputError(f"layers are blocks from 0 to {depth - 1}, at least one, each once; found {found}")
+    return found
 
 
 def check_prompts(corpus: Corpus) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons
+from neuronforget.erase.beginning import operator
 from neuronforget.errors import InputError
 from neuronforget.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.models import LM, frozen
@@ -25,6 +26,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.taps import TorchHooks
 
 
+@operator
 def resample(
     lm: LM, neurons: Neurons, retain: Corpus, *, tokens: int = 256, batch_size: int = 32, seed: int = 0
 ) -> Edit:

@@ -1,0 +1,205 @@
+"""The pictures of a report: a figure each, with its title, what it shows in words, and its numbers as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import plotly.graph_objects as go
+
+from neuronforget import figures
+from neuronforget.closeups import Closeups
+from neuronforget.neurons import Neurons
+from neuronforget.results import Results
+from neuronforget.scores import Scores
+from neuronforget.tables import Table, interval, results_table
+
+#: What forgetting is drawn against -> title, how to read it.
+FRONTIERS = {
+    "nll": (
+        "Frontier: forgetting against damage",
+        "Lower and further left is better: less is answered, for a smaller rise of the retain loss (at the left end: "
+        "none, or a fall).",
+    ),
+    "kl_untouched": (
+        "Frontier: forgetting against change",
+        "Lower and further left is better: less is answered, for a smaller KL from the untouched model on retain.",
+    ),
+    "exact_match": ("Frontier in accuracy", "Lower and further right is better."),
+}
+LAST = 24  # tokens of a text that are drawn
+CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its title, what it shows in words, and its numbers as a table."""
+
+    title: str
+    caption: str
+    figure: go.Figure
+    table: Table
+
+    @property
+    def html(self) -> str:
+        """The figure's own mark-up, without plotly.js; equal for equal figures."""
+        name = "figure-" + "".join(c if c.isalnum() else "-" for c in self.title.lower())
+        return self.figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name)
+
+
+def measured(results: Results) -> set[str]:
+    """Return the names of all metrics in the results."""
+    return {row["metric"] for row in results.rows}
+
+
+def comparison_pictures(results: Results) -> list[Picture]:
+    """Return the frontiers, and every edit at full strength."""
+    accuracy = results_table(results, "full", ("exact_match",))
+    sweep = [
+        (r["edit"], f"{r['strength']:.2f}", r["corpus"], interval(r))
+        for r in results.rows
+        if r["metric"] == "exact_match" and r["corpus"] in ("forget", "retain")
+    ]
+    about = (
+        "Each line leads from the untouched model to an edit's full strength (large marker, 95% interval). "
+        "Solid: on neurons; dashed: whole model; dash-dotted: guards, which change no weight; grey: controls. "
+        "Dotted line: the gold twin, where there is one. "
+    )
+    columns = ("edit", "strength", "corpus", "accuracy")
+    sweep_table = Table("Accuracy over strengths", columns, tuple(sweep))
+    return [
+        *(
+            Picture(title, about + words, figures.frontier(results, retain_metric=metric), sweep_table)
+            for metric, (title, words) in FRONTIERS.items()
+            if metric in measured(results)
+        ),
+        Picture(
+            "Every edit at full strength",
+            "Accuracy with 95% bootstrap intervals over examples; unseen: phrasings that the erasure did not see. "
+            "Dotted line: the gold twin.",
+            figures.dots(results),
+            accuracy,
+        ),
+    ]
+
+
+def map_pictures(
+    scores: Scores, neurons: Neurons | None, truth: Neurons | None, controls: Sequence[Neurons]
+) -> list[Picture]:
+    """Return the map of the scores, their rank profile, and the selection by layer."""
+    top = scores.ranked.flatten().sort(descending=True, stable=True).indices[:40].tolist()
+    width = scores.values.shape[1]
+    best = [(scores.layers[i // width], i % width) for i in top]
+    rows = [
+        (str(layer), str(j), f"{scores.values[scores.layers.index(layer), j]:.4g}",
+         _mark(neurons, (layer, j)), _mark(truth, (layer, j)))
+        for layer, j in best
+    ]  # fmt: skip
+    table = Table(
+        "The forty scores that have most to do with forget",
+        ("layer", "neuron", scores.name, "selected", "true"),
+        tuple(rows),
+    )
+    found = [
+        Picture("Map of the neurons", _map_caption(scores), figures.attribution_map(scores, neurons, truth), table),
+        Picture(
+            "Rank profile",
+            "Scores in falling order, one line a layer; a steep start means that few neurons carry most of it. "
+            "Crosses are true neurons, where they are known.",
+            figures.rank_profile(scores, truth),
+            table,
+        ),
+    ]
+    if neurons is not None:
+        counts = [
+            (
+                str(layer),
+                *(str(int(s.mask()[i].sum())) for s in (neurons, *((truth, neurons & truth) if truth else ()))),
+            )
+            for i, layer in enumerate(neurons.layers)
+        ]
+        columns = ("layer", "selected", *(("true", "selected and true") if truth else ()))
+        caption = "Neurons selected in each layer, and how many of them are right where that is known."
+        found.append(
+            Picture(
+                "The selection by layer",
+                caption,
+                figures.layer_share(neurons, controls, truth),
+                Table("Neurons by layer", columns, tuple(counts)),
+            )
+        )
+    return found
+
+
+def _map_caption(scores: Scores) -> str:
+    limit = float(np.quantile(scores.values.abs().numpy(), figures.QUANTILE))
+    sign = scores.sign[0].upper() + scores.sign[1:]
+    return f"{sign}. Colours end at ±{limit:.3g}, the {figures.QUANTILE:.1%} quantile of the magnitudes."
+
+
+def shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[int]) -> Picture:
+    """Return where each edit moved the activations, by layer."""
+    rows = [
+        (name, kind, *(f"{value:.3g}" for value in values))
+        for name, shift in shifts.items()
+        for kind, values in shift.items()
+    ]
+    return Picture(
+        "Where the activations moved",
+        "Root mean square change of the neurons' activations, by layer. An edit about the forget corpus moves forget "
+        "and hardly moves retain.",
+        figures.activation_shift(shifts, layers),
+        Table("RMS change", ("edit", "corpus", *(f"layer {layer}" for layer in layers)), tuple(rows)),
+    )
+
+
+def _mark(neurons: Neurons | None, neuron: tuple[int, int]) -> str:
+    return "" if neurons is None else "yes" if neuron in neurons else "no"
+
+
+def closeup_pictures(found: Closeups, neurons: Neurons | None, layers: Sequence[int]) -> list[Picture]:
+    """Return forget against retain, how far each neuron moved under some edits, and where in texts the set acts."""
+    forget, retain = found.recorded["forget"], found.recorded["retain"]
+    shares = [("neurons", f"{forget.size:,}"), ("more on forget than on retain", f"{(forget > retain).mean():.1%}")]
+    if neurons is not None:
+        mask = neurons.mask().numpy()
+        shares.append(("of the selected ones", f"{(forget > retain)[mask].mean():.1%}"))
+    made = [
+        Picture(
+            "Forget against retain",
+            "Every neuron by its mean |a g| (activation times gradient) on either corpus. Under the dashed line a "
+            "neuron has more to do with forget; circles are selected.",
+            figures.density(forget, retain, "mean |a g|", neurons),
+            Table("Neurons under the line", ("what", "share"), tuple(shares)),
+        )
+    ]
+    for name, shift in found.shifts.items():
+        rows = tuple(
+            (f"layer {layer}", *(f"{value:.3g}" for kind in shift for value in _quartiles(shift[kind][i])))
+            for i, layer in enumerate(layers)
+        )
+        columns = ("layer", *(f"{kind}, {what}" for kind in shift for what in ("still", "median", "largest")))
+        words = "Root mean square change of each neuron's activation; neurons that stayed still are in the table alone."
+        picture = figures.ridgelines(shift, layers)
+        made.append(Picture(f"How far each neuron moved: {name}", words, picture, Table("RMS change", columns, rows)))
+    texts = tuple(
+        (str(i), " ".join(f"{word!r} {value:+.3f}" for word, value in zip(text.tokens, text.values, strict=True)))
+        for i, text in enumerate(found.texts)
+    )
+    made.append(
+        Picture(
+            "Where the selection acts",
+            "Forget examples token by token: how much the answer's loss (nats a token) would rise, to first order, if "
+            "the selected neurons were silent there. Red: they hold the answer up; blue: they speak against it. "
+            f"Of long texts the last {LAST} tokens are drawn.",
+            figures.tokens([(text.tokens[-LAST:], text.values[-LAST:]) for text in found.texts], "nats"),
+            Table("By token", ("example", "tokens"), texts),
+        )
+    )
+    return made
+
+
+def _quartiles(values: np.ndarray) -> tuple[float, float, float]:
+    """How many neurons did not move, and the median and the largest shift."""
+    return float((values == 0).sum()), float(np.median(values)), float(values.max())

@@ -1,0 +1,135 @@
+"""Close-ups: cards, highlights and their pictures hold the numbers of a plain computation."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+import torch
+from beds import bed
+
+import neuronforget as nf
+from neuronforget import figures
+from neuronforget.closeups import CARDS, Closeups, closeups, highlights, neuron_cards
+from neuronforget.corpora import encode
+from neuronforget.errors import InputError
+from neuronforget.metrics import neuron_shift
+from neuronforget.pictures import closeup_pictures
+from neuronforget.tables import cards_table
+from neuronforget.taps import TorchHooks
+
+
+@pytest.fixture(scope="module")
+def found() -> tuple[Closeups, nf.Scores, nf.Neurons, dict[str, nf.Edit]]:
+    made = bed()
+    retain = made.retain.head(30)
+    moments = {
+        "forget": nf.record(made.lm, made.forget, progress=False),
+        "retain": nf.record(made.lm, retain, progress=False),
+    }
+    scores = nf.scores.grad_x_act(*moments.values())
+    neurons = nf.select.per_layer(scores, 0.05)
+    edits = {"ablate": nf.erase.ablate(made.lm, neurons), "one": nf.erase.ablate(made.lm, next_best(scores, neurons))}
+    return closeups(made.lm, made.forget, retain, moments, scores, neurons, edits), scores, neurons, edits
+
+
+def next_best(scores: nf.Scores, neurons: nf.Neurons) -> nf.Neurons:
+    """The selected neuron that scores highest, alone."""
+    best = max(neurons, key=lambda n: float(scores.ranked[scores.layers.index(n[0]), n[1]]))
+    return nf.Neurons(frozenset({best}), neurons.layers, neurons.width)
+
+
+def test_a_highlight_is_the_slope_of_the_loss_as_the_neurons_fade(found: Any) -> None:
+    """By finite differences: the neurons' activations at one token are made a little less and a little more.
+
+    The norms of this model compute in float32, so that a smaller step would measure rounding.
+    """
+    _, _, neurons, _ = found
+    lm = nf.LM(copy.deepcopy(bed().lm.model).double(), bed().lm.tokenizer)
+    corpus = bed().forget.head(2)
+    for row, light in zip(encode(corpus, lm.tokenizer), highlights(lm, corpus, neurons), strict=True):
+        (batch,) = nf.corpora.batches([row], 1, lm.pad_id)
+        assert light.tokens == tuple(lm.tokenizer.decode([token]) for token in row.ids)
+
+        def loss(place: int, size: float, batch: Any = batch) -> float:
+            def faded(act: torch.Tensor, layer: int) -> torch.Tensor:
+                act = act.clone()
+                act[:, place, neurons.by_layer().get(layer, torch.zeros(0, dtype=torch.long))] *= 1 - size
+                return act
+
+            edits = {site.layer: partial(faded, layer=site.layer) for site in lm.sites}
+            logits = TorchHooks(lm)(batch.inputs, edits).logits.detach().log_softmax(-1)
+            mask = batch.answer_mask[:, 1:]
+            return -float(logits[:, :-1][mask].gather(-1, batch.input_ids[:, 1:][mask][:, None]).mean())
+
+        for place in range(len(row.ids) - 1):
+            slope = (loss(place, 1e-2) - loss(place, -1e-2)) / 2e-2
+            assert light.values[place] == pytest.approx(slope, rel=3e-3, abs=1e-4)
+        assert light.values[-1] == 0  # nothing comes after the last token
+
+
+def test_a_card_says_what_its_neuron_does_and_what_was_done_to_it(found: Any) -> None:
+    near, scores, neurons, edits = found
+    made = bed()
+    assert len(near.cards) == min(CARDS, len(neurons))
+    assert [card.rank for card in near.cards] == sorted(card.rank for card in near.cards)
+    first = near.cards[0]
+    shift = {name: neuron_shift(made.lm, edit, made.forget) for name, edit in edits.items()}
+    acts: dict[tuple[int, int], list[float]] = {}
+    for card in near.cards:
+        at = scores.layers.index(card.layer), card.neuron
+        assert (card.layer, card.neuron) in neurons and card.score == float(scores.values[at])
+        assert card.rank == 1 + int((scores.ranked > scores.ranked[at]).sum())
+        (words,) = nf.scores.lens(made.lm, [(card.layer, card.neuron)], k=6)
+        assert card.promoted == tuple(token for token, _ in words.promoted)
+        assert card.changes["ablate"] == (pytest.approx(1.0), pytest.approx(float(shift["ablate"][at]), rel=1e-6))
+        assert card.changes["one"][0] == (pytest.approx(1.0) if card == first else 0.0)
+        acts[card.layer, card.neuron] = [value for _, value in card.examples]
+    moments = nf.record(made.lm, made.forget, progress=False)
+    for (layer, j), values in acts.items():
+        at = scores.layers.index(layer), j
+        most = max(abs(float(moments["min"][at])), abs(float(moments["max"][at])))
+        assert abs(values[0]) == pytest.approx(most, rel=1e-4) and sorted(map(abs, values), reverse=True) == list(
+            map(abs, values)
+        )
+    text, _ = first.examples[0]
+    assert text.endswith("]") and "[" in text
+
+
+def test_the_pictures_hold_the_numbers(found: Any) -> None:
+    near, scores, neurons, _ = found
+    made = closeup_pictures(near, neurons, scores.layers)
+    assert [p.title for p in made] == [
+        "Forget against retain", "How far each neuron moved: ablate", "How far each neuron moved: one",
+        "Where the selection acts",
+    ]  # fmt: skip
+    heat = made[0].figure.data[0]
+    assert int(np.nansum(heat.customdata)) == scores.values.numel()
+    assert len(made[0].figure.data[2].x) == len(neurons)
+    ridge = made[2].figure
+    assert [t for t in ridge.layout.yaxis.ticktext] == [str(layer) for layer in scores.layers]
+    still = int((near.shifts["one"]["forget"] == 0).sum(1)[0])
+    assert f"{still} neurons did not move" in ridge.data[1].hovertemplate
+    assert made[3].figure.data[0].z.shape[0] == len(near.texts)
+    table = cards_table(near.cards, "grad_x_act")
+    assert table.columns[-2:] == ("ablate", "one") and len(table.rows) == len(near.cards)
+    assert table.rows[0][-1].startswith("100%")
+    big = np.abs(np.random.default_rng(0).normal(size=(32, 14336)))
+    assert len(figures.density(big, big, "x").to_json()) < 300_000
+    assert len(figures.ridgelines({"forget": big, "retain": big}, range(32)).to_json()) < 300_000
+
+
+def test_nothing_moved_and_nothing_selected(found: Any) -> None:
+    near, scores, _, _ = found
+    still = np.zeros((2, 5))
+    assert isinstance(figures.ridgelines({"forget": still}, (0, 1)), go.Figure)
+    assert isinstance(figures.density(still, still, "x"), go.Figure) and isinstance(figures.tokens([], "x"), go.Figure)
+    none = nf.Neurons(frozenset(), scores.layers, scores.values.shape[1])
+    with pytest.raises(InputError, match="no neuron is selected"):
+        closeups(bed().lm, bed().forget, bed().retain, {}, scores, none, {})
+    assert neuron_cards(bed().lm, bed().forget, scores, none, {}, {}) == ()
+    assert near.recorded["forget"].shape == scores.values.shape
