@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 from neuronforget.corpora import Batch
 from neuronforget.guarding import guard_on
+from neuronforget.losses.naming import identity
 from neuronforget.models import LM
 from neuronforget.runs import content_key, environment, writing
 
@@ -27,7 +30,7 @@ class Kept:
     def of(cls, folder: str | Path | None, kind: str, lm: LM, rows: Sequence[Any], **work: Any) -> Kept:
         """Name the file by the model, a guard on it, the examples' `rows`, versions and the work.
 
-        Models among the work count as the first does. Without a folder nothing is hashed or kept.
+        Without a folder nothing is hashed or kept.
         """
         if folder is None:
             return cls(None, len(rows))
@@ -67,9 +70,16 @@ class Kept:
 
 
 def work_key(lm: LM, **work: Any) -> str:
-    """Return the name of work on a model as it is now, by its content."""
-    work = {"versions": environment(), "model": lm, **work}
-    return content_key(**{k: (v.digest(), guard_on(v)) if isinstance(v, LM) else v for k, v in work.items()})
+    """Return the name of work on a model as it is now, by its content: models by weights, functions by their code."""
+    return content_key(**{k: _content(v) for k, v in {"versions": environment(), "model": lm, **work}.items()})
+
+
+def _content(value: Any) -> Any:
+    if isinstance(value, LM):
+        return value.digest(), guard_on(value)
+    if isinstance(value, FunctionType | partial):
+        return identity(value)
+    return [_content(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _whole_lines(content: bytes) -> Iterator[tuple[int, Any]]:

@@ -17,7 +17,6 @@ from neuronforget.errors import InputError
 from neuronforget.guarding import accepts, asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_logp, answer_nll
-from neuronforget.losses.naming import identity
 from neuronforget.metrics import Metric, Prediction, exact_match, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
 
@@ -72,7 +71,7 @@ def measure(
     metrics = list(metrics)
     rows = encode(corpus, lm.tokenizer, lm.max_length)
     work: dict[str, Any] = {"gold": gold, "before": before and before.digest, "batch_size": batch_size}
-    store = Kept.of(kept, "values", lm, rows, metrics=[identity(metric) for metric in metrics], **work)
+    store = Kept.of(kept, "values", lm, rows, metrics=metrics, **work)
 
     def values(batch: Batch) -> list[list[float]]:
         logits, cut = predicted(lm, batch)

@@ -23,7 +23,6 @@ from neuronforget.corpora import Batch, Encoded, batches, encode
 from neuronforget.guarding import asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
-from neuronforget.losses.naming import identity
 from neuronforget.measuring import subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
@@ -92,9 +91,7 @@ def drops(case: Case, subject: Subject, patch: Patch) -> Float[np.ndarray, "laye
     rows = encode(case.forget, base.tokenizer, base.max_length)
     untouched = base.digest() if case.kept else ""
     with subject.on() as lm:
-        store = Kept.of(
-            case.kept, "patching", lm, rows, base=untouched, patch=identity(patch), batch_size=case.batch_size
-        )
+        store = Kept.of(case.kept, "patching", lm, rows, base=untouched, patch=patch, batch_size=case.batch_size)
 
     def values(batch: Batch) -> list[list[float]]:
         with subject.on() as lm:

@@ -22,7 +22,6 @@ from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
-from neuronforget.losses.naming import identity
 from neuronforget.measuring import measure, subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
@@ -43,7 +42,7 @@ def curve(
     rate = default_lr(lm, None) if lr is None else lr
     asked = {name: encode(corpus, lm.tokenizer, lm.max_length) for name, corpus in looked_at.items()}
     plan = Plan(count, rate, seed=seed)
-    work = {"plan": plan, "batch_size": batch_size, "metric": identity(metric), "every": every}
+    work = {"plan": plan, "batch_size": batch_size, "metric": metric, "every": every}
     store = Kept.of(kept, "relearning", lm, [(rows, asked)], **work)
     if known := store.read():
         return {name: np.array(values) for name, values in known[0].items()}
