@@ -30,9 +30,9 @@ def name_of(loss: Callable[..., Any]) -> str:
 def identity(loss: Callable[..., Any]) -> str:
     """Return a text that differs where functions do: code, defaults, bound arguments, closures, helpers.
 
-    Helpers are functions and plain values of the same package, or of neuronforget, that the code names. Work is
-    continued, and what was kept is used, only under the identity it began with. State in lists, dictionaries or objects
-    that a closure or a module holds is no part of it.
+    Helpers are functions of the same package, or of neuronforget, and constants (plain values in capitals) that the
+    code names. Work is continued, and what was kept is used, only under the identity it began with. State in lists,
+    dictionaries or objects that a closure or a module holds is no part of it.
     """
     return repr(_identity(loss, set()))
 
@@ -50,16 +50,17 @@ def _identity(function: Callable[..., Any], seen: set[int]) -> Any:
     cells = [cell.cell_contents for cell in getattr(function, "__closure__", None) or ()]
     known = getattr(function, "__globals__", {})
     named = {name: known[name] for name in sorted(_names(code)) if name in known} if code else {}
-    helpers = [(name, _held(value, seen)) for name, value in named.items() if _near(value, where[0])]
+    helpers = [(name, _held(value, seen)) for name, value in named.items() if _counts(name, value, where[0])]
     held = [_held(value, seen) for value in (*cells, *vars(function).values())]
     defaults = getattr(function, "__defaults__", None), getattr(function, "__kwdefaults__", None)
     return where, _body(code) if code else (), _settings(defaults, seen), held, helpers, _settings(bound, seen)
 
 
-def _near(value: Any, module: str) -> bool:
-    """Is a global a plain value, or a function of the same package or of this one, whose code may change?"""
-    home = (getattr(value, "__module__", None) or "").split(".")[0]
-    return not callable(value) or home in (module.split(".")[0], "neuronforget")
+def _counts(name: str, value: Any, module: str) -> bool:
+    """Is a global a constant, or a function of the same package or of this one, whose code may change?"""
+    if not callable(value):
+        return name.isupper()  # others are state: a process' rank, a counter
+    return (getattr(value, "__module__", None) or "").split(".")[0] in (module.split(".")[0], "neuronforget")
 
 
 def _held(value: Any, seen: set[int]) -> Any:
