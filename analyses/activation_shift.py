@@ -13,7 +13,6 @@ python analyses/activation_shift.py --out shift --model CHECKPOINT --forget forg
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,8 +21,7 @@ import numpy as np
 import torch
 from erase_tables import cell, folded, table, verdict
 from shift_figure import picture
-from sources import Source, asking, chosen_point, sources
-from where_knowledge_lives import keep
+from sources import Source, chosen_point, studied
 
 import neuronforget as nf
 from neuronforget.auditing.cases import EDITED, UNTOUCHED, Case, Subject
@@ -215,19 +213,7 @@ def _shown(made: Sequence[Mapping[str, Any]], column: str) -> str:
 
 def main() -> None:
     """Edit every seed's model, write `shift.json` (as the work goes on), `tables.md` and `shift.svg`."""
-    options = asking(__doc__.splitlines()[0]).parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "shift.json"
-    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
-    for source in sources(options):
-        for name in run(source, seeds.setdefault(str(source.seed), {})):
-            keep(path, seeds=seeds)
-            print(f"seed {source.seed}: {name}", flush=True)
-    chosen = [seeds[str(seed)] for seed in options.seeds]
-    text = tables(chosen)
-    (options.out / "tables.md").write_text(text)
-    (options.out / "shift.svg").write_text(picture(chosen))
-    print(text)
+    studied(__doc__.splitlines()[0], "shift.json", run, tables, picture, "shift.svg")
 
 
 if __name__ == "__main__":

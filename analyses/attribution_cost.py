@@ -5,7 +5,7 @@ pass over the same batches, made in turns with each score, so that a slower mach
 ratio, the middle one of the turns, and its range. `exact` ablates a quarter of each layer's neurons, and is shown four
 times as dear, as of all (at one position, where much is shared, that would not do).
 
-python analyses/attribution_cost.py --out cost  # ten minutes on one core, most of them `exact`; goes on
+python analyses/attribution_cost.py --out cost  # most of the time is `exact`; goes on where it was
 python analyses/attribution_cost.py --out cost --turns 9
 python analyses/attribution_cost.py --out cost --model CHECKPOINT --forget forget.jsonl
 """

@@ -14,7 +14,6 @@ python analyses/ga_rt_sweep.py --out ga_rt --model CHECKPOINT --forget forget.js
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,8 +22,7 @@ from typing import Any
 import numpy as np
 from erase_tables import cell, table, verdict
 from ga_rt_figure import picture
-from sources import DAMAGE, Source, asking, chosen_point, sources
-from where_knowledge_lives import keep
+from sources import DAMAGE, Source, chosen_point, studied
 
 import neuronforget as nf
 from neuronforget.measuring import measure
@@ -147,19 +145,7 @@ def _less(seeds: Sequence[Arms], key: str, other: str, name: str) -> str:
 
 def main() -> None:
     """Sweep on every seed, write `sweep.json` (as the work goes on), `tables.md` and `ga-rt.svg`."""
-    options = asking(__doc__.splitlines()[0]).parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "sweep.json"
-    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
-    for source in sources(options):
-        for name in run(source, seeds.setdefault(str(source.seed), {})):
-            keep(path, seeds=seeds)
-            print(f"seed {source.seed}: {name}", flush=True)
-    chosen = [seeds[str(seed)] for seed in options.seeds]
-    text = tables(chosen)
-    (options.out / "tables.md").write_text(text)
-    (options.out / "ga-rt.svg").write_text(picture(chosen, WEIGHTS))
-    print(text)
+    studied(__doc__.splitlines()[0], "sweep.json", run, tables, lambda chosen: picture(chosen, WEIGHTS), "ga-rt.svg")
 
 
 if __name__ == "__main__":

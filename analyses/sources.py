@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from erase_study import MEASURED, SHARE, Remembered
-from where_knowledge_lives import BEDS, PEOPLE, shortlist_exact
+from where_knowledge_lives import BEDS, PEOPLE, keep, shortlist_exact
 
 import neuronforget as nf
 from neuronforget.comparison import sampled
@@ -20,6 +21,30 @@ from neuronforget.metrics import exact_match, kl_gold, nll
 DAMAGE = 0.05  # rise of the retain loss, nats per answer token
 
 Values = dict[str, dict[str, float]]
+
+
+def studied(
+    about: str,
+    name: str,
+    run: Callable[[Source, dict[str, Any]], Iterator[str]],
+    tables: Callable[[Sequence[Any]], str],
+    picture: Callable[[Sequence[Any]], str],
+    drawn: str,
+) -> None:
+    """Run an analysis on every seed: OUT/NAME as the work goes on, then OUT/tables.md and the picture OUT/DRAWN."""
+    options = asking(about).parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / name
+    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
+    for source in sources(options):
+        for done in run(source, seeds.setdefault(str(source.seed), {})):
+            keep(path, seeds=seeds)
+            print(f"seed {source.seed}: {done}", flush=True)
+    chosen = [seeds[str(seed)] for seed in options.seeds]
+    text = tables(chosen)
+    (options.out / "tables.md").write_text(text)
+    (options.out / drawn).write_text(picture(chosen))
+    print(text)
 
 
 @dataclass(frozen=True, eq=False)

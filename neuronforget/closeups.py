@@ -16,7 +16,6 @@ from neuronforget.corpora import Batch, Corpus, batches, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
-from neuronforget.metrics import neuron_shift
 from neuronforget.models import LM, activations_only, frozen
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -69,35 +68,33 @@ class Closeups:
 def closeups(
     lm: LM,
     forget: Corpus,
-    retain: Corpus,
     moments: Mapping[str, Moments],
     scores: Scores,
     neurons: Neurons,
     edits: Mapping[str, Edit],
+    shifts: dict[str, dict[str, ByNeuron]],
     *,
     batch_size: int = 64,
 ) -> Closeups:
     """Look closely at the selected neurons that score highest, and at what some edits did to every neuron.
 
-    `moments` are of "forget" and "retain". Raises InputError for an empty selection.
+    `moments` are of "forget" and "retain", `shifts` of every edit on both (`metrics.neuron_shift`). Raises InputError
+    for an empty selection.
     """
     if not len(neurons):
         raise InputError("no neuron is selected: there is nothing to look at closely")
-    shifts = {
-        name: {kind: neuron_shift(lm, edit, corpus, batch_size=batch_size).numpy()
-               for kind, corpus in (("forget", forget), ("retain", retain))}
-        for name, edit in edits.items()
-    }  # fmt: skip
     recorded = {kind: (m["abs_ag"] / m.tokens).numpy() for kind, m in moments.items()}
     return Closeups(
         recorded,
         shifts,
-        highlights(lm, forget.head(TEXTS), neurons),
-        neuron_cards(lm, forget, scores, neurons, edits, {name: s["forget"] for name, s in shifts.items()}),
+        highlights(lm, forget.head(TEXTS), neurons, batch_size=batch_size),
+        neuron_cards(
+            lm, forget, scores, neurons, edits, {n: s["forget"] for n, s in shifts.items()}, batch_size=batch_size
+        ),
     )
 
 
-def highlights(lm: LM, corpus: Corpus, neurons: Neurons) -> tuple[Highlight, ...]:
+def highlights(lm: LM, corpus: Corpus, neurons: Neurons, *, batch_size: int = 64) -> tuple[Highlight, ...]:
     """Return, for each text, `-sum a g` over the neurons at every token: where they hold the answer up.
 
     g is the gradient of the answer's mean loss (nats a token) with respect to the activation.
@@ -105,7 +102,7 @@ def highlights(lm: LM, corpus: Corpus, neurons: Neurons) -> tuple[Highlight, ...
     rows = encode(corpus, lm.tokenizer, lm.max_length)
     found: dict[int, Highlight] = {}
     with activations_only(lm):
-        for batch in batches(rows, 16, lm.pad_id, lm.device):
+        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
             out = TorchHooks(lm)(batch.inputs)
             grads = out.grads(answer_nll(out.logits, batch).sum())
             total = torch.zeros(batch.input_ids.shape, dtype=torch.float64)
@@ -129,6 +126,7 @@ def neuron_cards(
     shifts: Mapping[str, ByNeuron],
     *,
     count: int = CARDS,
+    batch_size: int = 64,
 ) -> tuple[Card, ...]:
     """Return cards of the selected neurons that score highest; `shifts` are of the edits, on the corpus."""
     place = {layer: i for i, layer in enumerate(scores.layers)}
@@ -139,7 +137,7 @@ def neuron_cards(
     width = scores.values.shape[1]
     chosen = sorted(neurons, key=lambda n: int(rank[place[n[0]] * width + n[1]]))[:count]
     read = _in_words(lm, chosen)
-    active = _most_active(lm, corpus, chosen)
+    active = _most_active(lm, corpus, chosen, batch_size)
     changed = {name: written(Subject(name, lm), Subject(name, lm, edit)) for name, edit in edits.items()}
     return tuple(
         Card(
@@ -161,20 +159,23 @@ def _in_words(lm: LM, chosen: Sequence[tuple[int, int]]) -> list[tuple[tuple[str
 
 
 @torch.no_grad()
-def _most_active(lm: LM, corpus: Corpus, chosen: Sequence[tuple[int, int]]) -> list[tuple[tuple[str, float], ...]]:
+def _most_active(
+    lm: LM, corpus: Corpus, chosen: Sequence[tuple[int, int]], batch_size: int
+) -> list[tuple[tuple[str, float], ...]]:
     """Of each neuron the examples in which its activation is largest in magnitude, each by the token where it is."""
     rows = encode(corpus, lm.tokenizer, lm.max_length)
     found: list[list[tuple[float, int, int]]] = [[] for _ in chosen]
     with frozen(lm):
-        for batch in batches(rows, 64, lm.pad_id, lm.device):
+        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
             acts = TorchHooks(lm)(batch.inputs).acts
             for own, (layer, j) in zip(found, chosen, strict=True):
                 own += _peaks(by_example(acts[layer], batch.inputs)[..., j].float().cpu(), batch)
     best: list[dict[str, float]] = [{} for _ in chosen]
     for texts, own in zip(best, found, strict=True):
         for value, i, place in sorted(own, key=lambda peak: -abs(peak[0])):
-            texts.setdefault(_up_to(lm, rows[i].ids, place), value)  # texts with one beginning count once
-    return [tuple(texts.items())[:EXAMPLES] for texts in best]
+            if len(texts) < EXAMPLES:
+                texts.setdefault(_up_to(lm, rows[i].ids, place), value)  # texts with one beginning count once
+    return [tuple(texts.items()) for texts in best]
 
 
 def _peaks(act: Float[Tensor, "example token"], batch: Batch) -> list[tuple[float, int, int]]:

@@ -27,7 +27,8 @@ from neuronforget.evaluation import check_references, evaluate
 from neuronforget.findings import describe
 from neuronforget.guarding import guard_on
 from neuronforget.losses.naming import identity
-from neuronforget.metrics import activation_shift
+from neuronforget.metrics import neuron_shift
+from neuronforget.metrics.shift import by_layer
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
@@ -159,13 +160,15 @@ def compare(
     info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
     info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
     results = replace(results, info=info)
-    shifts = {
-        name: {kind: activation_shift(lm, edit, c) for kind, c in (("forget", forget), ("retain", sample))}
+    moved = {
+        name: {kind: neuron_shift(lm, edit, c).numpy() for kind, c in (("forget", forget), ("retain", sample))}
         for name, edit in edits.items()
         if edit.info["scope"] != "control" or name.endswith(" 0")
     }
     near = {name: edits[name] for name in CLOSE if name in edits}
-    near_by = closeups(lm, forget, sample, recorded, scores, neurons, near, batch_size=batch_size)
+    of_near = {name: moved[name] for name in near}
+    near_by = closeups(lm, forget, recorded, scores, neurons, near, of_near, batch_size=batch_size)
+    shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
     asked = {name: edits[name] for name in audited if name in edits}
     audits, refused = _audit(
         lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress

@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import Any
 
 from neuronforget.corpora import Batch
@@ -77,7 +75,7 @@ def work_key(lm: LM, **work: Any) -> str:
 def _content(value: Any) -> Any:
     if isinstance(value, LM):
         return value.digest(), guard_on(value)
-    if isinstance(value, FunctionType | partial):
+    if callable(value):
         return identity(value)
     return [_content(item) for item in value] if isinstance(value, list | tuple) else value
 

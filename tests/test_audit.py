@@ -241,6 +241,19 @@ def test_the_most_common_answer_of_the_others_is_guessed(answers: str, guessed: 
     assert constant(nf.Corpus.from_rows(rows)).tolist() == guessed
 
 
+def test_the_guess_is_that_of_leaving_each_example_out() -> None:
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        answers = draw.integers(draw.integers(1, 6), size=draw.integers(1, 9)).tolist()
+        wanted = []
+        for i, own in enumerate(answers):
+            others = answers[:i] + answers[i + 1 :]
+            top = {a for a in others if others.count(a) == max(map(others.count, others))}
+            wanted.append(float(own in top) / max(len(top), 1))
+        rows = [{"prompt": f"q{i}", "answer": str(a)} for i, a in enumerate(answers)]
+        assert constant(nf.Corpus.from_rows(rows)).tolist() == wanted
+
+
 def test_plain_asking_is_judged_as_sharply_however_many_probes_there_are() -> None:
     some = [1.0] * 5 + [0.0] * 15
     asked = readings(some, [1.0] * 20, [0.0] * 20, probe="asked")

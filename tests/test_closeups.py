@@ -34,7 +34,9 @@ def found() -> tuple[Closeups, nf.Scores, nf.Neurons, dict[str, nf.Edit]]:
     scores = nf.scores.grad_x_act(*moments.values())
     neurons = nf.select.per_layer(scores, 0.05)
     edits = {"ablate": nf.erase.ablate(made.lm, neurons), "one": nf.erase.ablate(made.lm, next_best(scores, neurons))}
-    return closeups(made.lm, made.forget, retain, moments, scores, neurons, edits), scores, neurons, edits
+    corpora = {"forget": made.forget, "retain": retain}
+    shifts = {n: {kind: neuron_shift(made.lm, e, c).numpy() for kind, c in corpora.items()} for n, e in edits.items()}
+    return closeups(made.lm, made.forget, moments, scores, neurons, edits, shifts), scores, neurons, edits
 
 
 def next_best(scores: nf.Scores, neurons: nf.Neurons) -> nf.Neurons:
@@ -130,6 +132,6 @@ def test_nothing_moved_and_nothing_selected(found: Any) -> None:
     assert isinstance(figures.density(still, still, "x"), go.Figure) and isinstance(figures.tokens([], "x"), go.Figure)
     none = nf.Neurons(frozenset(), scores.layers, scores.values.shape[1])
     with pytest.raises(InputError, match="no neuron is selected"):
-        closeups(bed().lm, bed().forget, bed().retain, {}, scores, none, {})
+        closeups(bed().lm, bed().forget, {}, scores, none, {}, {})
     assert neuron_cards(bed().lm, bed().forget, scores, none, {}, {}) == ()
     assert near.recorded["forget"].shape == scores.values.shape

@@ -162,6 +162,19 @@ def test_tasks_of_lm_eval_are_answered_once(lm: LM, passes: Passes, tmp_path: Pa
         assert passes.of(lambda: utility(lm, local=local, batch_size=1, kept=kept))[1] > 0
 
 
+def test_a_metric_that_is_an_object_is_kept_by_what_it_is(lm: LM, corpus: Corpus, tmp_path: Path) -> None:
+    class Times:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def __call__(self, p: nf.metrics.Prediction) -> Any:
+            return self.factor * p.nll
+
+    for factor, files in ((1.0, 1), (1.0, 1), (2.0, 2)):
+        nf.evaluation.measure(lm, corpus, [Times(factor)], kept=tmp_path)
+        assert len(list(tmp_path.iterdir())) == files
+
+
 def test_what_is_kept_is_read_back_to_the_last_bit(lm: LM, corpus: Corpus, tmp_path: Path) -> None:
     first, second = (nf.evaluation.measure(lm, corpus, [nf.metrics.nll], kept=tmp_path)["nll"] for _ in range(2))
     np.testing.assert_array_equal(first, second)

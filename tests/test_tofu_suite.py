@@ -195,7 +195,9 @@ def _ratio(block: dict[str, Any], row: str) -> float:
     return float(np.exp(sum(wrong) / len(wrong) - block["avg_paraphrased_loss"][row]))
 
 
-def test_other_rows_are_two_samples_and_no_log_is_refused(tmp_path: Path) -> None:
+def test_other_rows_are_two_samples_and_no_log_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     place, other = tmp_path / "model.json", tmp_path / "retain.json"
     place.write_text(json.dumps(published(0)))
     log = published(1)
@@ -204,6 +206,9 @@ def test_other_rows_are_two_samples_and_no_log_is_refused(tmp_path: Path) -> Non
     other.write_text(json.dumps(log))
     with pytest.warns(UserWarning, match=r"other rows of the forget set \(9 and 8; row '8'"):
         found = aggregates(read_log(place), read_log(other, ("forget",)))
+    assert run(monkeypatch, "evaluate", "tofu-logs", place, other, "--out", tmp_path / "out.json") == 0
+    assert "warning: the two models were asked other rows" in capsys.readouterr().err
+    assert len(json.loads((tmp_path / "out.json").read_text())["warnings"]) == 1
     here, there = (np.array([_ratio(own, row) for row in own["avg_gt_loss"]]) for own in (
         published(0)["eval_log_forget.json"], log["eval_log_forget.json"]))  # fmt: skip
     assert found["forget_quality_ks"] == pytest.approx(ks_2samp(here, there).statistic)

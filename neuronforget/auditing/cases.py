@@ -151,9 +151,12 @@ def constant(corpus: Corpus) -> np.ndarray:
     The own answer is left out: with it the only answer of a corpus of one would be guessed. Of answers that are equally
     common one is guessed by chance, so that the score is a share.
     """
-    answers, found = Counter(example.answer for example in corpus), []
+    counts = Counter(example.answer for example in corpus)
+    levels = Counter(counts.values())  # how many answers are given so often
+    most, *less = sorted(levels, reverse=True)
+    found = []
     for example in corpus:
-        others = answers - Counter([example.answer])
-        common = [answer for answer, count in others.items() if count == max(others.values())]
-        found.append(common.count(example.answer) / max(len(common), 1))
+        own = counts[example.answer] - 1
+        top = (less[0] if less else 0) if own + 1 == most and levels[most] == 1 else most
+        found.append(0.0 if own == 0 or own < top else 1.0 if own > top else 1 / (1 + levels[top]))
     return np.array(found)

@@ -7,7 +7,7 @@ edited one's do not, is still in them (unlearning depth score; Lee, Kim and Jo 2
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject
-from neuronforget.corpora import Batch, Encoded, batches, encode
+from neuronforget.corpora import Batch, batches, encode
 from neuronforget.guarding import asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
@@ -44,7 +44,7 @@ def lens(case: Case, metric: Metric) -> Iterator[Reading]:
         with subject.on() as lm, frozen(lm), torch.no_grad():
             rows = encode(case.forget, lm.tokenizer, lm.max_length)
             store = Kept.of(case.kept, "lens", lm, rows, batch_size=case.batch_size)
-            found = np.array(store.fill(_batches(case, lm, rows), partial(_read_off, lm))).T
+            found = np.array(store.fill(batches(rows, case.batch_size, lm.pad_id, lm.device), partial(_read_off, lm))).T
         case.curves.setdefault("lens", {})[subject.name] = found.mean(1).tolist()
         yield Reading("lens", subject.name, "forget", "probability at the best block", found.max(0),
                       subjects_of(case.forget), sign=int(case.gold is not None))  # fmt: skip
@@ -102,7 +102,8 @@ def drops(case: Case, subject: Subject, patch: Patch) -> Float[np.ndarray, "laye
         return torch.stack([answer_nll(put(base, here, places), batch) - before for put in there], 1).tolist()
 
     with frozen(base), frozen(subject.lm), torch.no_grad():
-        return np.array(store.fill(_batches(case, base, rows), values)).T
+        made = batches(rows, case.batch_size, base.pad_id, base.device)
+        return np.array(store.fill(made, values)).T
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +169,3 @@ def _neurons(lm: LM, batch: Batch) -> list[Callable[[LM, Outs, Tensor], Tensor]]
 
 def _give(out: Any, *_: Any, **__: Any) -> Any:
     return out
-
-
-def _batches(case: Case, lm: LM, rows: Sequence[Encoded]) -> Iterator[Batch]:
-    return batches(rows, case.batch_size, lm.pad_id, lm.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -39,4 +40,9 @@ def neuron_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 6
 
 def activation_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 64) -> list[float]:
     """Return, for each layer, `sqrt(mean (a_after - a_before)^2)` over tokens and neurons."""
-    return neuron_shift(lm, edit, corpus, batch_size=batch_size).square().mean(1).sqrt().tolist()
+    return by_layer(neuron_shift(lm, edit, corpus, batch_size=batch_size).numpy())
+
+
+def by_layer(shift: Float[np.ndarray, "layer neuron"]) -> list[float]:
+    """Return the root mean square over the neurons of each layer."""
+    return np.sqrt(np.square(shift).mean(1)).tolist()
