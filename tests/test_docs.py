@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import inspect
 import io
 import json
 import re
@@ -18,6 +19,7 @@ import pytest
 import neuronforget as nf
 from neuronforget import cli
 from neuronforget.commands.suites import SUITES
+from neuronforget.scores.scores import needs
 from neuronforget.testbed import Shape
 
 ROOT = Path(__file__).parent.parent
@@ -106,6 +108,19 @@ def given() -> dict[str, Any]:
         "corpus": nf.Corpus(forget.examples + retain.examples, "all"), "neurons": neurons, "edit": edit, "a": a, "b": b,
         "results": results,
     }  # fmt: skip
+
+
+def test_the_page_of_scores_has_every_score_and_its_default_contrast() -> None:
+    lines = (ROOT / "docs/scores.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+    shown = {row[0].strip("`"): row for row in rows if len(row) == 5 and row[0].startswith("`")}
+    marks = {"Scores", "TopTokens", "PeakCounts", "runs_model", "reads_examples"}
+    assert set(shown) == set(nf.scores.__all__) - marks
+    for name, row in shown.items():
+        settings = inspect.signature(getattr(nf.scores, name)).parameters
+        if "contrast" in settings and needs(getattr(nf.scores, name)) != "model":
+            assert row[2] == settings["contrast"].default, name
+        assert ("contrast" in settings) or row[2] not in ("difference", "ratio"), name
 
 
 CODED = [page for page in DOCS if "```python" in page.read_text(encoding="utf-8")]
