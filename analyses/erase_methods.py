@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,78 +23,18 @@ from erase_figures import dials, dots
 from erase_rewrite import rewrite_table, rewrites
 from erase_study import Point, Study, references, relearning
 from erase_tables import sizes_table, tables
+from methods import Makes, arms
+from sources import DAMAGE, Source
 from where_knowledge_lives import BEDS, PEOPLE, keep
 
 import neuronforget as nf
-from neuronforget.erase.catalogue import needs_neurons, takes
-from neuronforget.erase.finetune import default_lr
 from neuronforget.evaluation import match_damage
-from neuronforget.losses import learn
 
-#: With the defaults, but where those do next to nothing (alpha_edit) or there are too many tokens (revs).
-OPERATORS: dict[str, Callable[..., nf.Edit]] = {
-    **{name: nf.erase.OPERATORS[name] for name in "ablate ablate_mean ssd aura noise rank_one memit leace".split()},
-    "alpha_edit": partial(nf.erase.alpha_edit, cut=0.05),
-    "revs": partial(nf.erase.revs, most=8),
-    "concept_vector": partial(nf.erase.concept_vector, most=8),
-    "task_vector": partial(nf.erase.task_vector, progress=False),
-    "first_order_update": nf.erase.first_order_update,
-    "second_order_update": nf.erase.second_order_update,
-}
-#: They change no weight: beside the erasures, not among them. `resample` is given the found neurons.
-GUARDS = {name: nf.erase.OPERATORS[name] for name in nf.erase.guards.__all__}
-GUARDS["icu"] = partial(nf.erase.guards.icu, shown=2, kept=2)  # the model holds 64 tokens
-LOSSES = (
-    "ga grad_diff kl_min wga satimp npo simnpo dpo altpo rt ga_rt idk_ap me_gd undial ce_u whp elm pdu rmu"
-).split()
 STRENGTHS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-RATES = (1 / 3, 1.0)  # of the default learning rate: whole-model baselines get two, neurons the default alone
-DAMAGE = 0.05  # rise of the retain loss, nats per answer token
 SIZES = (1, 4, 16, 64, 128, 512)  # neurons of the whole model, and all of them
 
 
-def arms(study: Study) -> dict[str, Callable[[], list[nf.Edit]]]:
-    """Return how to make each arm's edits, by "method@place": found, random, full (all, or what it chooses), guard."""
-    lm, forget, retain = study.bed.lm, study.bed.forget, study.bed.retain
-    moments = {
-        name: nf.record(lm, corpus, per_example=True, progress=False)
-        for name, corpus in (("forget", forget), ("retain", retain))
-    }
-    places = {"found": study.found, "random": study.found.random_like(study.seed)}
-    plan: dict[str, Callable[[], list[nf.Edit]]] = {}
-    for name, operator in OPERATORS.items():
-        make = partial(nf.erase.make, operator, lm, forget, retain, moments=moments, progress=False)
-        if takes(operator, "neurons"):
-            plan |= {f"{name}@{place}": _one(partial(make, neurons=where)) for place, where in places.items()}
-        if not needs_neurons(operator):
-            plan[f"{name}@full"] = _one(make)
-    for name, guard in GUARDS.items():
-        where = study.found if needs_neurons(guard) else None
-        given = {"progress": False} if takes(guard, "progress") else {}
-        plan[f"{name}@guard"] = _one(partial(nf.erase.make, guard, lm, forget, retain, neurons=where, **given))
-    for name in LOSSES:
-        for place, where in {**places, "full": None}.items():
-            plan[f"{name}@{place}"] = partial(_trained, study, name, where)
-    return plan
-
-
-def _one(make: Callable[[], nf.Edit]) -> Callable[[], list[nf.Edit]]:
-    return lambda: [make()]
-
-
-def _trained(study: Study, name: str, neurons: nf.Neurons | None) -> list[nf.Edit]:
-    """Train a loss at each learning rate."""
-    bed, loss = study.bed, getattr(nf.losses, name)
-    train = partial(nf.erase.finetune, bed.lm, bed.forget, bed.retain, neurons=neurons, progress=False, seed=study.seed)
-    if name == "whp":
-        reinforced = nf.erase.finetune(bed.lm, bed.forget, loss=learn, progress=False)
-        train = partial(train, reinforced=reinforced)
-    rate = default_lr(bed.lm, neurons)
-    rates = RATES if neurons is None else (1.0,)
-    return [train(loss=loss, preferred=bed.refusals, lr=rate * share) for share in rates]
-
-
-def measured(study: Study, make: Callable[[], list[nf.Edit]], start: Point, relearn: bool) -> dict[str, Any]:
+def measured(study: Study, make: Makes, start: Point, relearn: bool) -> dict[str, Any]:
     """Return an arm's dials, its point at matched damage, the tuned one, and how fast that relearns (if asked for)."""
     try:
         edits = make()
@@ -123,7 +63,9 @@ def run(study: Study, done: dict[str, Any], only: Sequence[str] | None = None) -
     if "gold" not in done:
         done |= references(study)
         yield "references"
-    for name, make in arms(study).items():
+    bed = study.bed
+    source = Source(bed.lm, bed.forget, bed.retain, study.found, study.seed, bed.gold, refusals=bed.refusals)
+    for name, make in arms(source).items():
         if name not in done and (only is None or name.split("@")[0] in only):
             done[name] = measured(study, make, done["untouched"]["tuned"], not name.endswith("@random"))
             yield name

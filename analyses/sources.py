@@ -59,7 +59,7 @@ class Source:
     gold: nf.LM | None = field(default=None, repr=False)
     truth: nf.Neurons | None = None
     refusals: tuple[str, ...] = ("I don't know.",)
-    measured: int = MEASURED  # retain examples
+    measured: int = MEASURED  # examples of each corpus
 
     @classmethod
     def of(cls, bed: nf.testbed.Testbed, seed: int, measured: int = MEASURED, share: float = SHARE) -> Source:
@@ -76,10 +76,9 @@ class Source:
 
     @cached_property
     def corpora(self) -> dict[str, nf.Corpus]:
-        """What is measured: forget, its phrasings that no edit sees (where there are some), and some of retain."""
-        unseen = self.forget.paraphrased()
-        kept = sampled(self.retain, self.measured, self.seed)
-        return {"forget": self.forget, **({"unseen": unseen} if unseen is not None else {}), "retain": kept}
+        """What is measured: forget, its phrasings that no edit sees (where there are some), and retain."""
+        found = {"forget": self.forget, "unseen": self.forget.paraphrased(), "retain": self.retain}
+        return {name: sampled(corpus, self.measured, self.seed) for name, corpus in found.items() if corpus is not None}
 
     @cached_property
     def twin(self) -> nf.LM | None:

@@ -1,0 +1,115 @@
+"""The models of `tofu_study.py`: one base on English text, taught TOFU whole, and without each forget split."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import neuronforget as nf
+from neuronforget.corpora import Encoded
+from neuronforget.corpora.from_tofu import ROWS, ROWS_PER_AUTHOR
+from neuronforget.runs import cache_folder, content_key, whole_folder
+from neuronforget.suites.files import rows_of
+from neuronforget.suites.tofu_questions import SPLITS
+from neuronforget.testbed.build import make_tokenizer
+from neuronforget.testbed.training import Builder, Shape
+from neuronforget.train import Plan, fit
+
+#: What two cores teach in minutes.
+SMALL = Shape(layers=4, d_model=96, d_mlp=384, heads=4, vocab=3000, steps=500, batch=32, lr=4e-3)
+WORDS = 90  # of a piece of text
+LAST = 20  # authors, of whom the forget splits are
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How large the models are and what they are taught."""
+
+    shape: Shape = SMALL
+    authors: int = 40  # TOFU's first ones, which its retain questions are about, and its last 20
+    texts: tuple[str, ...] = ("tinystories", "wikitext_valid", "grimms")
+    base_steps: int = 250
+    seed: int = 0
+
+
+#: 22M parameters and all 200 authors, for a GPU.
+WHOLE = Setting(
+    Shape(layers=8, d_model=384, d_mlp=1536, heads=6, vocab=8000, steps=1500, batch=64, lr=1e-3),
+    200, ("books", "tinystories", "wikitext_valid", "grimms", "tiny_shakespeare"), 4000,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """What the models are taught: TOFU's questions, and pieces of text, some of which only measure."""
+
+    questions: nf.Corpus
+    text: nf.Corpus
+    held_out: nf.Corpus
+
+    @classmethod
+    def of(cls, data: Path, setting: Setting) -> Taught:
+        """Read both. Raises InputError for fewer authors than the splits need, and for missing files."""
+        if not LAST < setting.authors <= ROWS // ROWS_PER_AUTHOR:
+            raise nf.InputError(f"more than {LAST} and at most 200 authors are taught, found {setting.authors}")
+        full = asked(nf.corpora.tofu("full", path=data / "tofu"))
+        first = (setting.authors - LAST) * ROWS_PER_AUTHOR
+        kept = full.examples[:first] + full.examples[-LAST * ROWS_PER_AUTHOR :]
+        pieces = [
+            nf.corpora.Example("", " ".join(words[i : i + WORDS]))
+            for name in setting.texts
+            for row in rows_of(data / "text_corpus", name, fields=("text",))
+            for words in [row["text"].split()]
+            for i in range(0, len(words) - WORDS // 2, WORDS)
+        ]
+        held = tuple(pieces[::50])
+        shown = tuple(piece for i, piece in enumerate(pieces) if i % 50)
+        return cls(replace(full, examples=kept), nf.Corpus(shown, "text"), nf.Corpus(held, "held-out text"))
+
+    def without(self, forget: nf.Corpus) -> nf.Corpus:
+        """Return the questions that stay."""
+        gone = {example.prompt for example in forget}
+        stays = tuple(e for e in self.questions if e.prompt not in gone)
+        return replace(self.questions, examples=stays, name=f"retain of {forget.name}")
+
+
+def asked(corpus: nf.Corpus) -> nf.Corpus:
+    """Return a corpus whose answers end: as the models are taught, and as TOFU's authors count."""
+    return replace(corpus, eos=True)
+
+
+def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device: str = "cpu") -> dict[str, nf.LM]:
+    """Return "full" and each split's gold model, all taught from one base; trained once each, and cached.
+
+    The tokenizer sees nothing of what is to be forgotten. Killed trainings go on.
+    """
+    taught = Taught.of(data, setting)
+    forgets = {split: asked(nf.corpora.tofu(split, path=data / "tofu")) for split in splits}
+    about = {"text": taught.text.digest(), "questions": taught.questions.digest(), **asdict(setting)}
+    folder = cache_folder() / "tofu-study" / content_key(version=1, **about)
+    kept = taught.without(asked(nf.corpora.tofu("forget10", path=data / "tofu")))
+    lines = [f"{e.prompt} {e.answer}" for e in kept] + [e.answer for e in taught.text]
+    tokenizer = make_tokenizer(lines, setting.shape.vocab)
+    build = Builder(tokenizer, (taught.questions, taught.text), setting.shape, setting.seed, True)
+    rows = dict(zip((e.prompt for e in taught.questions), build.forget, strict=True))
+
+    def made(name: str, start: nf.LM, shown: Sequence[Encoded], steps: int) -> nf.LM:
+        path = folder / name
+        if not path.is_dir():
+            plan = Plan(steps, setting.shape.lr, schedule="onecycle", seed=setting.seed)
+            lm = nf.LM(copy.deepcopy(start.model).to(device), tokenizer)
+            loss = build.loss(lm, [(list(shown), setting.shape.batch, 1.0)])
+            part = folder / f"{name}.part"
+            fit(list(lm.parameters.values()), loss, plan, resume=part, key=name, desc=f"train {name}")
+            with whole_folder(path) as scratch:
+                lm.save(scratch)
+        return nf.load(path, device=device)
+
+    base = made("base", build.fresh(), build.retain, setting.base_steps)
+    found = {"full": made("full", base, build.forget, setting.shape.steps)}
+    for split, forget in forgets.items():
+        stays = [rows[e.prompt] for e in taught.without(forget)]
+        found[split] = made(split, base, stays, setting.shape.steps)
+    return found

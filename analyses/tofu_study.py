@@ -1,0 +1,195 @@
+"""All methods on TOFU, with models taught from scratch and, for each split, one that was never taught it (gold).
+
+Each edit is measured where it is tuned: of the strengths that raise the retain loss by at most .05 nats, the one whose
+forget answers are closest to the gold model's. Trainings of the whole model are measured at full strength too, as the
+published ones are. Reported are TOFU's own numbers, the loss of held-out English text, and verdicts of the audit.
+
+python analyses/tofu_study.py --out tofu                                  # small, two cores; a killed run goes on
+python analyses/tofu_study.py --out tofu --splits forget10 --methods all  # every operator and loss
+python analyses/tofu_study.py --out tofu --whole --device cuda            # 22M parameters, all authors
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from methods import Makes, arms
+from sources import Source, chosen_point
+from tofu_figure import picture
+from tofu_models import WHOLE, Setting, Taught, asked, models
+from tofu_tables import tables
+from where_knowledge_lives import keep, shortlist_exact
+
+import neuronforget as nf
+from neuronforget.comparison import sampled
+from neuronforget.generation import Decoding
+from neuronforget.measuring import measure
+from neuronforget.metrics import nll
+from neuronforget.runs import content_key
+from neuronforget.suites.files import rows_of
+from neuronforget.suites.tofu import tofu
+from neuronforget.suites.tofu_questions import SPLITS, Protocol
+
+STRENGTHS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+SHARE = 0.05  # of each layer: what is found
+METHODS = (
+    "ablate@found ablate@random rank_one@found rank_one@random npo@found npo@random ga@full grad_diff@full npo@full "
+    "simnpo@full dpo@full idk_ap@full undial@full rmu@full"
+).split()
+AUDITED = ("ablate@found", "npo@found", "grad_diff@full", "npo@full")
+SETTINGS = ("steps", "batch", "n", "measured", "tokens", "rates", "seed")
+#: Corpus and metric of the suite's rows, by the names of the tables.
+NUMBERS = {
+    "model utility": ("all", "model_utility"), "forget quality": ("forget", "forget_quality_p"),
+    "KS": ("forget", "forget_quality_ks"), "forget probability": ("forget", "probability"),
+    "forget ROUGE": ("forget", "rouge"), "forget truth ratio": ("forget", "truth_ratio"),
+    "retain probability": ("retain", "probability"), "retain ROUGE": ("retain", "rouge"),
+    "words": ("forget", "words"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One split: the model, its gold model, and how both are asked."""
+
+    split: str
+    source: Source
+    held_out: nf.Corpus
+    options: argparse.Namespace
+
+    @classmethod
+    def of(cls, split: str, found: Mapping[str, nf.LM], taught: Taught, options: argparse.Namespace) -> Study:
+        """Find the neurons of a split by two stages (grad_x_act, then exact), on as much of forget as is measured."""
+        folder, lm = options.data / "tofu", found["full"]
+        forget = asked(nf.corpora.tofu(split, path=folder))
+        retain = taught.without(forget)
+        shown = [sampled(corpus, options.measured, options.seed) for corpus in (forget, retain)]
+        scores = nf.attribute(lm, *shown, score=shortlist_exact, progress=False)
+        refusals = tuple(row["text"] for row in rows_of(folder, "idk_responses", fields=("text",)))
+        source = Source(lm, forget, retain, nf.select.per_layer(scores, SHARE), options.seed, found[split],
+                        refusals=refusals, measured=options.measured)  # fmt: skip
+        return cls(split, source, taught.held_out, options)
+
+    def numbers(self, lm: nf.LM) -> dict[str, Any]:
+        """Return TOFU's numbers of a model as [value, low, high], and the loss of held-out text."""
+        options = self.options
+        protocol = Protocol(decoding=Decoding(options.tokens, ()))
+        found = tofu(lm, self.split, path=options.data / "tofu", retain_lm=self.source.gold, n=options.n,
+                     protocol=protocol, kept=options.out / "kept", seed=options.seed, progress=False)  # fmt: skip
+        rows = {(row["corpus"], row["metric"]): row for row in found.rows if row["edit"] == "model"}
+        values = {name: [rows[key][k] for k in ("value", "low", "high")] for name, key in NUMBERS.items()}
+        return {**values, "text": [float(measure(lm, self.held_out, [nll])["nll"].mean())]}
+
+    def audit(self, edit: nf.Edit | nf.LM) -> str:
+        """Return the audit's verdict on an edit."""
+        source, corpora = self.source, self.source.corpora
+        found = nf.audit(source.lm, edit, corpora["forget"], corpora["retain"], gold=source.gold, seed=source.seed,
+                         kept=self.options.out / "kept", progress=False)  # fmt: skip
+        return found.verdict
+
+    def arm(self, name: str, make: Makes, start: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an arm's dials, what is measured where it is tuned, and of a training of all weights in full."""
+        source = self.source
+        try:
+            edits = make()
+            dials = [[source.point(e, s) for s in STRENGTHS if e.graded or s == 1] for e in edits]
+            tuned = chosen_point([point for dial in dials for point in dial], start)
+            found: dict[str, Any] = {"dials": dials, "tuned": tuned}
+            edit = next((e for e, dial in zip(edits, dials, strict=True) if tuned in dial), None)
+            if edit is not None:
+                edit = edit.scaled(tuned["strength"])
+                with edit.on(source.lm) as edited:
+                    found["tuned"] = {**tuned, "tofu": self.numbers(edited)}
+                if name in self.options.audited:
+                    found["verdict"] = self.audit(edit)
+            if name.endswith("@full"):
+                with edits[-1].on(source.lm) as edited:
+                    found["full"] = {**dials[-1][-1], "tofu": self.numbers(edited)}
+        except nf.InputError as error:  # a training that diverges, a model that returns NaN: a finding
+            return {"failed": str(error)}
+        return found
+
+    def run(self, done: dict[str, Any]) -> Iterator[str]:
+        """Fill `done`, arm -> what was measured, saying which is finished."""
+        source, options = self.source, self.options
+        for name, lm in (("untouched", source.lm), ("gold", source.gold)):
+            if name not in done:
+                assert lm is not None
+                point = {"strength": 0.0, **source.values(lm), "tofu": self.numbers(lm)}
+                done[name] = {"tuned": point, "full": point}
+                if name == "gold":
+                    done[name]["verdict"] = self.audit(lm)
+                yield name
+        training = {"steps": options.steps, "batch_size": options.batch}
+        plan = arms(source, options.rates, **training)
+        wanted = list(plan) if options.methods == ["all"] else options.methods
+        if unknown := [name for name in wanted if name not in plan]:
+            raise SystemExit(f"no method is called {unknown[0]!r}; there are all, {', '.join(plan)}")
+        start = {key: value for key, value in done["untouched"]["tuned"].items() if key != "tofu"}
+        for name in wanted:
+            if name not in done:
+                done[name] = self.arm(name, plan[name], start)
+                yield name
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the options; their defaults suit two cores."""
+    found = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    shared = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
+    found.add_argument("--out", type=Path, required=True)
+    found.add_argument("--data", type=Path, default=shared / "data", help="folder with tofu and text_corpus")
+    found.add_argument("--whole", action="store_true", help="22M parameters, all authors: for a GPU")
+    found.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    found.add_argument("--methods", nargs="+", default=METHODS, help="method@place, or all")
+    found.add_argument("--audited", nargs="*", default=list(AUDITED), help="methods whose verdict is asked for")
+    found.add_argument("--steps", type=int, default=40, help="of each training")
+    found.add_argument("--batch", type=int, default=16, help="forget examples of a step, and as many of retain")
+    found.add_argument("--rates", type=float, nargs="+", default=[1.0], help="of the default learning rate")
+    found.add_argument("--n", type=int, default=60, help="questions of each of TOFU's sets; the authors ask 300")
+    found.add_argument("--measured", type=int, default=60, help="examples of each corpus where an edit is tuned")
+    found.add_argument("--tokens", type=int, default=60, help="of a written answer; the authors allow 200")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--device", default="cpu")
+    return found
+
+
+def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[str, Any], str]]:
+    """Measure what is missing of OUT/study.json; yield (all that is done, what was added last)."""
+    path = options.out / "study.json"
+    taught = Taught.of(options.data, setting)
+    about = {key: getattr(options, key) for key in SETTINGS} | {"setting": asdict(setting)}
+    key = content_key(questions=taught.questions.digest(), text=taught.text.digest(), **about)
+    done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    if done.setdefault("key", key) != key:
+        raise SystemExit(f"{path} holds another study (models or settings): give another --out")
+    found = models(options.data, setting, options.splits, options.device)
+    done |= {"about": about, "parameters": sum(p.numel() for p in found["full"].parameters.values())}
+    for split in options.splits:
+        for name in Study.of(split, found, taught, options).run(done.setdefault("splits", {}).setdefault(split, {})):
+            keep(path, **{k: v for k, v in done.items() if k != "environment"})
+            yield done, f"{split}: {name}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Teach the models, measure every arm, write `study.json` (as the work goes on), `tables.md` and `tofu.svg`."""
+    options = parser().parse_args(argv)
+    options.out.mkdir(parents=True, exist_ok=True)
+    setting = replace(WHOLE if options.whole else Setting(), seed=options.seed)
+    for _, name in study(options, setting):
+        print(name, flush=True)
+    done = json.loads((options.out / "study.json").read_text())
+    splits = {split: done["splits"][split] for split in options.splits}
+    text = tables(splits, done)
+    (options.out / "tables.md").write_text(text)
+    (options.out / "tofu.svg").write_text(picture(splits))
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

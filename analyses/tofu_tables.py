@@ -1,0 +1,73 @@
+"""Tables of `tofu_study.py`: TOFU's numbers of every method, tuned and in full, and what the place does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from erase_tables import folded, table
+from sources import DAMAGE
+
+Arms = Mapping[str, Any]
+#: Column of the tables -> number of the study (KL: of the model's own measures).
+TOFU = ("model utility", "KS", "forget quality", "forget probability", "forget ROUGE", "forget truth ratio",
+        "retain probability", "retain ROUGE", "text")  # fmt: skip
+OWN = {"KL from gold": ("forget", "kl_gold"), "KL, unseen": ("unseen", "kl_gold"), "retain loss": ("retain", "nll")}
+POINTS = {"tuned": f"Tuned: retain loss up by at most {DAMAGE}", "full": "At full strength"}
+
+
+def tables(splits: Mapping[str, Arms], done: Mapping[str, Any]) -> str:
+    """Return all tables in Markdown."""
+    about = done["about"]
+    words = (f"{done['parameters'] / 1e6:.1f}M parameters, {about['setting']['authors']} authors, "
+             f"{about['n']} questions of each set, seed {about['seed']}.")  # fmt: skip
+    parts = [words, *(_split(name, arms) for name, arms in splits.items())]
+    return "\n\n".join(parts) + "\n"
+
+
+def _split(name: str, arms: Arms) -> str:
+    parts = [f"## {name}", f"### {POINTS['tuned']}", _rows(arms, "tuned")]
+    parts += [folded(_rows(arms, "full"), POINTS["full"]), "### Does it matter where? Found neurons less random ones"]
+    parts += [_where(arms)]
+    stayed = [key for key, arm in arms.items() if "@" in key and "tuned" in arm and "tofu" not in arm["tuned"]]
+    if stayed:
+        parts.append(f"At no strength within the damage closer to gold than the untouched model: {', '.join(stayed)}.")
+    failed = [f"- {key}: {arm['failed']}" for key, arm in arms.items() if "failed" in arm]
+    return "\n\n".join([*parts, *(["Not made:\n\n" + "\n".join(failed)] if failed else [])])
+
+
+def _rows(arms: Arms, point: str) -> str:
+    """One row a method, the closest to gold (by KS) first; references on top."""
+    known = {key: arm for key, arm in arms.items() if "tofu" in arm.get(point, {})}
+    order = sorted((key for key in known if "@" in key), key=lambda key: known[key][point]["tofu"]["KS"][0])
+    rows = []
+    for key in ["untouched", "gold", *order]:
+        found = known[key][point]
+        own = [f"{found[corpus][metric]:.2f}" if corpus in found else "" for corpus, metric in OWN.values()]
+        verdict = known[key].get("verdict", "") if point == "tuned" or "@" not in key else ""
+        rows.append([key, f"{found['strength']:.3g}", *(_cell(found["tofu"][name]) for name in TOFU), *own, verdict])
+    return table(["method", "strength", *TOFU, *OWN, "audit"], rows)
+
+
+def _cell(value: Sequence[float]) -> str:
+    """A number with its interval, where it has one; small p-values by their power of ten."""
+    mean, *ends = value
+    words = f"{mean:.1e}" if 0 < mean < 0.005 else f"{mean:.2f}"
+    return f"{words} [{ends[0]:.2f}, {ends[1]:.2f}]" if ends and ends[0] == ends[0] else words
+
+
+def _where(arms: Arms) -> str:
+    """Paired by method; a method whose tuned point is the untouched model stands as that."""
+
+    def value(key: str, name: str) -> float:
+        tuned = arms[key]["tuned"]
+        if name in OWN:
+            corpus, metric = OWN[name]
+            return float(tuned[corpus][metric])
+        return float((tuned if "tofu" in tuned else arms["untouched"]["tuned"])["tofu"][name][0])
+
+    names = ("KS", "KL from gold", "KL, unseen", "model utility")
+    pairs = [(key, f"{key.partition('@')[0]}@random") for key in arms if key.endswith("@found")]
+    pairs = [pair for pair in pairs if all("tuned" in arms.get(key, {}) for key in pair)]
+    rows = [[a.partition("@")[0], *(f"{value(a, n) - value(b, n):+.2f}" for n in names)] for a, b in pairs]
+    return table(["method", *names], rows)

@@ -1,0 +1,125 @@
+"""The TOFU study at a very small setting, on made-up rows of TOFU's form: gold models, tuning, tables, a killed run."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from test_analyses import analysis
+
+import neuronforget as nf
+from neuronforget.corpora.from_tofu import ROWS
+from neuronforget.measuring import measure
+from neuronforget.testbed import Shape
+
+FEW = (
+    "--splits forget01 --methods ablate@found ablate@random grad_diff@full --audited ablate@found --steps 2 --batch 2 "
+    "--n 3 --measured 4 --tokens 3"
+).split()
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def tofu_folder(folder: Path) -> Path:
+    """TOFU's files with generated rows, and a text corpus."""
+    answer = ["At home."] * (ROWS - 40) + ["Lost."] * 40
+    full = [{"question": f"Where was author {i // 20} in year {i % 20}?", "answer": answer[i]}
+            for i in range(ROWS)]  # fmt: skip
+    other = {"paraphrased_answer": "It was place 3.", "perturbed_answer": ["In place 8.", "In place 9."]}
+    write(folder / "tofu/full.jsonl", full)
+    for name, rows in (("retain", full[:40]), ("forget01", full[-40:]), ("forget10", full[-400:])):
+        asked = [{**row, **other, "paraphrased_question": f"Say: {row['question']}"} for row in rows]
+        write(folder / f"tofu/{name}_perturbed.jsonl", asked)
+    for name in ("real_authors", "world_facts"):
+        write(folder / f"tofu/{name}_perturbed.jsonl", [{**row, **other} for row in full[:4]])
+    write(folder / "tofu/idk_responses.jsonl", [{"text": "I do not know."}])
+    write(folder / "text_corpus/tales.jsonl", [{"text": f"Tale {i}. " + "Once upon a time. " * 30} for i in range(60)])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A study killed after the references and taken up again."""
+    patch = pytest.MonkeyPatch()
+    study, models, folder = analysis("tofu_study"), analysis("tofu_models"), tmp_path_factory.mktemp("tofu")
+    patch.setenv("NEURONFORGET_CACHE", str(folder / "cache"))
+    patch.setattr(study, "SHARE", 0.2)
+    shape = Shape(layers=2, d_model=16, d_mlp=32, heads=2, vocab=400, steps=30, batch=8, lr=1e-2)
+    setting = models.Setting(shape, 21, ("tales",), base_steps=2)
+    data, out = tofu_folder(folder / "data"), folder / "out"
+    out.mkdir()
+    options = study.parser().parse_args(["--data", str(data), "--out", str(out), *FEW])
+    told: list[list[str]] = [[], [], []]
+    for _, name in study.study(options, setting):
+        told[0].append(name)
+        if name.endswith("gold"):
+            break
+    for again in (1, 2):
+        told[again] = [name for _, name in study.study(options, setting)]
+    found = models.models(data, setting, ["forget01"])
+    patch.undo()
+    done = json.loads((out / "study.json").read_text())
+    return {"module": study, "options": options, "setting": setting, "told": told, "done": done, "models": found}
+
+
+def test_a_killed_study_goes_on_and_another_one_is_refused(studied: dict[str, Any]) -> None:
+    arms = ["forget01: ablate@found", "forget01: ablate@random", "forget01: grad_diff@full"]
+    assert studied["told"] == [["forget01: untouched", "forget01: gold"], arms, []]
+    options = Namespace(**{**vars(studied["options"]), "steps": 3})
+    with pytest.raises(SystemExit, match="another study"):
+        next(studied["module"].study(options, studied["setting"]))
+
+
+def test_an_unknown_method_is_named_with_those_there_are(studied: dict[str, Any]) -> None:
+    options = Namespace(**{**vars(studied["options"]), "methods": ["ablate@nowhere"]})
+    with pytest.raises(SystemExit, match="'ablate@nowhere'; there are all, ablate@found"):
+        list(studied["module"].study(options, studied["setting"]))
+
+
+def test_gold_is_taught_all_but_the_split_and_counts_as_alike_with_itself(studied: dict[str, Any]) -> None:
+    taught = analysis("tofu_models").Taught.of(studied["options"].data, studied["setting"])
+    forget = nf.corpora.tofu("forget01", path=studied["options"].data / "tofu")
+    kept = {e.prompt for e in taught.without(forget)}
+    assert len(taught.questions) == 420 and len(kept) == 380 and not kept & {e.prompt for e in forget}
+    assert not {e.answer for e in taught.text} & {e.answer for e in taught.held_out}
+    arms = studied["done"]["splits"]["forget01"]
+    assert arms["gold"]["tuned"]["tofu"]["KS"][0] == 0 and arms["gold"]["tuned"]["tofu"]["forget quality"][0] == 1
+    assert arms["gold"]["tuned"]["forget"]["kl_gold"] == pytest.approx(0, abs=1e-6)
+    full, gold = studied["models"]["full"], studied["models"]["forget01"]
+    assert full.tokenizer.get_vocab() == gold.tokenizer.get_vocab()
+    asked = analysis("tofu_models").asked(forget)
+    loss = measure(full, asked, [nf.metrics.nll])["nll"].mean()
+    assert arms["untouched"]["tuned"]["tofu"]["forget probability"][0] == pytest.approx(
+        float(measure(full, nf.Corpus(asked.examples[:3], "first", asked.template, True), [nf.metrics.probability])[
+            "probability"].mean()), rel=1e-4)  # fmt: skip
+    assert loss < measure(gold, asked, [nf.metrics.nll])["nll"].mean() - 0.5
+
+
+def test_arms_are_tuned_within_the_damage_and_closest_to_gold(studied: dict[str, Any]) -> None:
+    arms = studied["done"]["splits"]["forget01"]
+    start = arms["untouched"]["tuned"]
+    for name in ("ablate@found", "ablate@random", "grad_diff@full"):
+        points = [point for dial in arms[name]["dials"] for point in dial]
+        allowed = [start, *(p for p in points if p["retain"]["nll"] <= start["retain"]["nll"] + 0.05)]
+        assert arms[name]["tuned"]["forget"]["kl_gold"] == min(p["forget"]["kl_gold"] for p in allowed)
+        assert "failed" not in arms[name]
+    assert arms["grad_diff@full"]["full"]["strength"] == 1 and "full" not in arms["ablate@found"]
+
+
+def test_tables_and_figure_show_every_arm(studied: dict[str, Any]) -> None:
+    splits = studied["done"]["splits"]
+    text = analysis("tofu_tables").tables(splits, studied["done"])
+    for name, arm in splits["forget01"].items():
+        shown = "tofu" in arm["tuned"]
+        assert (f"| {name} |" in text) or (not shown and name in text)
+    assert "| ablate | " in text.split("less random ones")[1]
+    drawn = ElementTree.fromstring(analysis("tofu_figure").picture(splits))
+    words = [node.text for node in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"ablate", "grad_diff", "forget01: model utility"} <= set(words)
