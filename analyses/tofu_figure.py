@@ -9,7 +9,7 @@ from drawing import FAINT, INK, PLACES, legend, line, mark, scale, svg, text
 
 Splits = Mapping[str, Mapping[str, Any]]
 #: Number of the study -> its words and its end of the axis.
-SHOWN = {"KS": "KS from gold (0: alike)", "model utility": "model utility"}
+SHOWN = {"KS": "KS from gold (0: alike)", "retain utility": "retain utility"}
 LEFT, ABOVE, WIDE, GAP, ROW = 110, 84, 170, 26, 19
 OTHER = ("guard", "#6b6b6b", "", "square")
 
@@ -27,7 +27,7 @@ def picture(splits: Splits) -> str:
         for j, number in enumerate(SHOWN):
             left = LEFT + (i * len(SHOWN) + j) * (WIDE + GAP)
             parts += _panel(arms, rows, left, number, f"{split}: {SHOWN[number]}")
-    return svg(width, height, "TOFU: distance from the gold model and model utility of every method", parts)
+    return svg(width, height, "TOFU: distance from the gold model and utility of every method", parts)
 
 
 def _panel(arms: Mapping[str, Any], rows: Mapping[str, float], left: float, number: str, words: str) -> list[str]:

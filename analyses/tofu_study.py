@@ -19,7 +19,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from methods import Makes, arms
+from scipy.stats import hmean
 from sources import Source, chosen_point
 from tofu_figure import picture
 from tofu_models import WHOLE, Setting, Taught, asked, models
@@ -31,6 +33,8 @@ from neuronforget.comparison import sampled
 from neuronforget.generation import Decoding
 from neuronforget.measuring import measure
 from neuronforget.metrics import nll
+from neuronforget.metrics.tofu import SCORES
+from neuronforget.results import resampled
 from neuronforget.runs import content_key
 from neuronforget.suites.files import rows_of
 from neuronforget.suites.tofu import tofu
@@ -50,6 +54,7 @@ NUMBERS = {
     "KS": ("forget", "forget_quality_ks"), "forget probability": ("forget", "probability"),
     "forget ROUGE": ("forget", "rouge"), "forget truth ratio": ("forget", "truth_ratio"),
     "retain probability": ("retain", "probability"), "retain ROUGE": ("retain", "rouge"),
+    "retain truth ratio": ("retain", "truth_ratio"),
     "words": ("forget", "words"),
 }  # fmt: skip
 
@@ -84,6 +89,7 @@ class Study:
                      protocol=protocol, kept=options.out / "kept", seed=options.seed, progress=False)  # fmt: skip
         rows = {(row["corpus"], row["metric"]): row for row in found.rows if row["edit"] == "model"}
         values = {name: [rows[key][k] for k in ("value", "low", "high")] for name, key in NUMBERS.items()}
+        values["retain utility"] = retain_utility(found, options.seed)
         return {**values, "text": [float(measure(lm, self.held_out, [nll])["nll"].mean())]}
 
     def audit(self, edit: nf.Edit | nf.LM) -> str:
@@ -136,6 +142,18 @@ class Study:
             if name not in done:
                 done[name] = self.arm(name, plan[name], start)
                 yield name
+
+
+def retain_utility(found: nf.Results, seed: int) -> list[float]:
+    """Return the harmonic mean of retain's three numbers: utility without real facts, which no small model knows."""
+    means, drawn = [], []
+    for metric in SCORES:
+        wanted = ("model", "retain", metric)
+        rows = [row for row in found.examples if (row["edit"], row["corpus"], row["metric"]) == wanted]
+        values, units = (np.array([row[key] for row in rows]) for key in ("value", "unit"))
+        means.append(values.mean())
+        drawn.append(resampled(values, seed, units=units))
+    return [float(hmean(means)), *map(float, np.quantile(hmean(drawn), [0.025, 0.975]))]
 
 
 def parser() -> argparse.ArgumentParser:

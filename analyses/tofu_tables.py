@@ -10,8 +10,8 @@ from sources import DAMAGE
 
 Arms = Mapping[str, Any]
 #: Column of the tables -> number of the study (KL: of the model's own measures).
-TOFU = ("model utility", "KS", "forget quality", "forget probability", "forget ROUGE", "forget truth ratio",
-        "retain probability", "retain ROUGE", "text")  # fmt: skip
+TOFU = ("retain utility", "model utility", "KS", "forget quality", "forget probability", "forget ROUGE",
+        "forget truth ratio", "retain probability", "retain ROUGE", "text")  # fmt: skip
 OWN = {"KL from gold": ("forget", "kl_gold"), "KL, unseen": ("unseen", "kl_gold"), "retain loss": ("retain", "nll")}
 POINTS = {"tuned": f"Tuned: retain loss up by at most {DAMAGE}", "full": "At full strength"}
 
@@ -66,7 +66,7 @@ def _where(arms: Arms) -> str:
             return float(tuned[corpus][metric])
         return float((tuned if "tofu" in tuned else arms["untouched"]["tuned"])["tofu"][name][0])
 
-    names = ("KS", "KL from gold", "KL, unseen", "model utility")
+    names = ("KS", "KL from gold", "KL, unseen", "retain utility")
     pairs = [(key, f"{key.partition('@')[0]}@random") for key in arms if key.endswith("@found")]
     pairs = [pair for pair in pairs if all("tuned" in arms.get(key, {}) for key in pair)]
     rows = [[a.partition("@")[0], *(f"{value(a, n) - value(b, n):+.2f}" for n in names)] for a, b in pairs]

@@ -102,6 +102,14 @@ def test_gold_is_taught_all_but_the_split_and_counts_as_alike_with_itself(studie
     assert loss < measure(gold, asked, [nf.metrics.nll])["nll"].mean() - 0.5
 
 
+def test_the_retain_utility_is_a_harmonic_mean_whose_interval_draws_the_three_scores_together() -> None:
+    values = {"probability": (0.2, 0.4), "rouge": (0.5, 0.5), "truth_ratio": (1.0, 0.8)}
+    rows = [{"edit": "model", "corpus": "retain", "metric": metric, "value": value, "unit": unit}
+            for metric, pair in values.items() for unit, value in enumerate(pair)]  # fmt: skip
+    found = analysis("tofu_study").retain_utility(nf.Results((), tuple(rows), {}), seed=0)
+    assert found == pytest.approx([3 / (1 / 0.3 + 1 / 0.5 + 1 / 0.9), 3 / (5 + 2 + 1), 3 / (2.5 + 2 + 1.25)])
+
+
 def test_arms_are_tuned_within_the_damage_and_closest_to_gold(studied: dict[str, Any]) -> None:
     arms = studied["done"]["splits"]["forget01"]
     start = arms["untouched"]["tuned"]
@@ -122,4 +130,4 @@ def test_tables_and_figure_show_every_arm(studied: dict[str, Any]) -> None:
     assert "| ablate | " in text.split("less random ones")[1]
     drawn = ElementTree.fromstring(analysis("tofu_figure").picture(splits))
     words = [node.text for node in drawn.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"ablate", "grad_diff", "forget01: model utility"} <= set(words)
+    assert {"ablate", "grad_diff", "forget01: retain utility"} <= set(words)
