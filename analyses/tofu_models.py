@@ -18,7 +18,7 @@ from neuronforget.testbed.training import Builder, Shape
 from neuronforget.train import Plan, fit
 
 #: What two cores teach in minutes.
-SMALL = Shape(layers=4, d_model=96, d_mlp=384, heads=4, vocab=3000, steps=500, batch=32, lr=4e-3)
+SMALL = Shape(layers=4, d_model=96, d_mlp=384, heads=4, vocab=3000, steps=400, batch=32, lr=4e-3)
 WORDS = 90  # of a piece of text
 LAST = 20  # authors, of whom the forget splits are
 
@@ -30,7 +30,7 @@ class Setting:
     shape: Shape = SMALL
     authors: int = 40  # TOFU's first ones, which its retain questions are about, and its last 20
     texts: tuple[str, ...] = ("tinystories", "wikitext_valid", "grimms")
-    base_steps: int = 250
+    base_steps: int = 200
     seed: int = 0
 
 
