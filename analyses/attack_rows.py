@@ -2,7 +2,7 @@
 
 A level 3 row stays if its answer is also the answer of a plain question (levels 1 and 2) about the same target, with
 whose wording it is not identical: every attack is paired with such a question, and both have the same wrong answers,
-those of other targets to the same kind of attack, which the model learns and is to forget alike.
+those of other targets to be forgotten, to the same kind of attack where there are enough.
 """
 
 from __future__ import annotations
@@ -104,15 +104,29 @@ def _paired(found: Iterator[tuple[nf.Example, str]], plain: nf.Corpus, seed: int
     rows.sort(key=lambda row: row[1])
     asked, same, taught = [], [], []
     for i, (example, kind) in enumerate(rows):
-        pool = list(dict.fromkeys(e.answer for e, k in rows if k == kind and normalised(e.answer) != normalised(
-            example.answer) and e.subject != example.subject))  # fmt: skip
-        wrong = tuple(draw(pool, min(CHOICES, len(pool)), seed, i))
+        wrong = _wrong(example, kind, rows, random.Random(f"{seed} {i}"))
         (twin,) = draw([e for e in plain if _fact(e) == _fact(example)], 1, seed, i)
         asked.append(replace(example, wrong=wrong))
         same.append(replace(twin, answer=example.answer, wrong=wrong))
         taught.append(sum(k == kind for _, k in rows[:i]) % 2 == 0)
     kinds = tuple(kind for _, kind in rows)
     return Attacks(nf.Corpus(tuple(asked), "attacks"), nf.Corpus(tuple(same), "plain"), kinds, tuple(taught))
+
+
+def _wrong(
+    example: nf.Example, kind: str, rows: Sequence[tuple[nf.Example, str]], rng: random.Random
+) -> tuple[str, ...]:
+    """Other targets' answers, numbers to a number and words to words: to the same attack, else to others."""
+    found: dict[str, None] = {}
+    for near in (True, False):
+        pool = [e.answer for e, k in rows if (k == kind) == near and e.subject != example.subject
+                and _number(e.answer) == _number(example.answer) and _fact(e)[1] != _fact(example)[1]]  # fmt: skip
+        found |= dict.fromkeys(rng.sample(pool, len(pool)))
+    return tuple(found)[:CHOICES]
+
+
+def _number(answer: str) -> bool:
+    return any(letter.isdigit() for letter in answer)
 
 
 def tiny(rows: Rows, seed: int, shape: Shape = TINY) -> tuple[nf.LM, nf.LM]:

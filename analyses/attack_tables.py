@@ -96,7 +96,7 @@ class Answers:
         return over(np.unique(self.column("targets")[mine], return_inverse=True)[1])[0]
 
     def gap(self, side: str, measure: str, mine: np.ndarray) -> Range:
-        """Return untouched less gold, paired by question."""
+        """Return untouched less gold, paired by question: the attack is uninformative where `low` is not above 0."""
         gap = self.values("untouched", side, measure) - self.values("gold", side, measure)
         return Range(*bootstrap(gap[mine], 0, units=self.units(mine)))
 
