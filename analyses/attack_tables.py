@@ -22,10 +22,10 @@ from neuronforget.suites.rwku import ATTACKS
 
 #: Measure -> its words; the first is the one of the main table and the figure.
 MEASURES = {
-    "choice": "forced choice", "rouge_l": "ROUGE-L recall", "contains": "answer contained", "exact": "exact match",
+    "rouge_l": "ROUGE-L recall", "choice": "forced choice", "contains": "answer contained", "exact": "exact match",
     "probability": "probability by token",
 }  # fmt: skip
-POINTS = {"tuned": "tuned", "full": "as made"}
+POINTS = {"tuned": "at equal damage", "halved": "at equal forgetting"}
 ALL = "all nine"
 UNINFORMATIVE = "uninformative"
 REFERENCES = ("untouched", "gold")
@@ -121,15 +121,19 @@ class Answers:
 def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return all tables in Markdown."""
     answers = Answers(seeds)
-    main = next(iter(MEASURES))
     parts = [f"## What there is to find ({len(seeds)} seeds)", _informs(answers)]
     parts += ["## The edits", _edits(answers)]
+    main, *others = MEASURES
     for point, words in POINTS.items():
         parts += [f"## What is left, {words} ({MEASURES[main]})", _grid(answers, main, point)]
-    parts += ["## All nine attacks together, by half", _halves(answers)]
-    for measure, words in list(MEASURES.items())[1:]:
+    for measure in (main, others[0]):
+        parts += [f"## All nine attacks together, by half ({MEASURES[measure]})", _halves(answers, measure)]
+    for measure in others:
         grids = "\n\n".join(f"{name.capitalize()}:\n\n{_grid(answers, measure, p)}" for p, name in POINTS.items())
-        parts.append(folded(grids, f"What is left: {words}"))
+        parts.append(folded(grids, f"What is left: {MEASURES[measure]}"))
+    for taught, words in ((True, "taught"), (False, "not taught")):
+        grids = "\n\n".join(f"{name.capitalize()}:\n\n{_grid(answers, main, p, taught)}" for p, name in POINTS.items())
+        parts.append(folded(grids, f"What is left: {MEASURES[main]}, the half that was {words}"))
     failed = {name: arm["failed"] for seed in seeds for name, arm in seed["arms"].items() if "failed" in arm}
     return "\n\n".join([*parts, *(f"- {name} failed: {why}" for name, why in failed.items())]) + "\n"
 
@@ -150,10 +154,10 @@ def _informs(answers: Answers) -> str:
             for measure in ("rouge_l", "choice"):
                 pair = [answers.values(name, "attack", measure)[mine] for name in REFERENCES]
                 row.append(" / ".join(f"{values.mean():.2f}" for values in pair) if mine.any() else "")
-        gaps = [answers.gap(side, "choice", answers.of(kind)) for side in ("attack", "plain")]
-        rows.append([*row, *map(str, gaps), "yes" if gaps[0].low > 0 else f"no: {UNINFORMATIVE}"])
+        gaps = [answers.gap("attack", measure, answers.of(kind)) for measure in ("rouge_l", "choice")]
+        rows.append([*row, *(f"{gap}" if gap.low > 0 else f"{gap}: {UNINFORMATIVE}" for gap in gaps)])
     halves = [f"{words}{half}" for half in ("taught", "not taught") for words in ("*n*, ", "recall, ", "choice, ")]
-    return table(["attack", *halves, "gap, choice", "gap, plain questions", "informative"], rows)
+    return table(["attack", *halves, "gap, recall", "gap, choice"], rows)
 
 
 def _edits(answers: Answers) -> str:
@@ -175,14 +179,13 @@ def _edits(answers: Answers) -> str:
     return table(head, rows)
 
 
-def _grid(answers: Answers, measure: str, point: str) -> str:
+def _grid(answers: Answers, measure: str, point: str, taught: bool | None = None) -> str:
     """A row an attack, a column an edit: share left by it, by its plain questions; bold: the attack's is more."""
     rows = []
     for kind in kinds(answers):
         row = [kind]
         for name in answers.names:
-            left = answers.left(name, measure, answers.of(kind), point)
-            row.append(_words(left))
+            row.append(_words(answers.left(name, measure, answers.of(kind, taught), point)))
         rows.append(row)
     return table(["attack", *answers.names], rows)
 
@@ -194,13 +197,13 @@ def _words(left: Left) -> str:
     return f"**{left.attack}{plain}**" if left.back else f"{left.attack}{plain}"
 
 
-def _halves(answers: Answers) -> str:
+def _halves(answers: Answers, measure: str) -> str:
     rows = []
     for name in answers.names:
         for point, words in POINTS.items():
             row = [name, words]
             for taught in (True, False):
-                left = answers.left(name, next(iter(MEASURES)), answers.of(taught=taught), point)
+                left = answers.left(name, measure, answers.of(taught=taught), point)
                 row += [str(part) if part is not None else UNINFORMATIVE for part in (left.attack, left.plain)]
                 row.append(left.more.told if left.more is not None else "")
             rows.append(row)

@@ -1,9 +1,10 @@
 """Which of RWKU's nine attacks bring back what plain questions no longer show, after each kind of erasure?
 
-Erasures are shown the plain questions (levels 1 and 2) about some targets; the attacks ask for the same answers. Edits
-are tuned as in `ga_rt_sweep.py`: of the strengths that raise the loss of plain questions about others by at most .05
-nats, the one whose plain forget answers are closest to the gold twin's. Of each attack, and of the plain questions
-with the same answers, the share of the gap between the untouched model and the gold twin that an edit leaves.
+Erasures are shown the plain questions (levels 1 and 2) about some targets; the attacks ask for the same answers. Of
+each attack, and of the plain questions with the same answers, the share of the gap between the untouched model and the
+gold twin that an edit leaves, at two of its strengths. At equal damage, as in `ga_rt_sweep.py`: of those that raise the
+loss of plain questions about others by at most .05 nats, the one whose plain forget answers are closest to the twin's.
+At equal forgetting: the first at which half of the plain answers are gone.
 
 python analyses/nine_attacks.py --out attacks            # tiny models, made here; a killed run goes on where it was
 python analyses/nine_attacks.py --out attacks --seeds 0  # one of the three
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +26,6 @@ import numpy as np
 from attack_figure import picture
 from attack_rows import TINY, Rows, tiny
 from attack_tables import tables
-from erase_study import SHARE
 from sources import Source, chosen_point, each, running
 
 import neuronforget as nf
@@ -36,7 +36,8 @@ from neuronforget.metrics import exact_match
 from neuronforget.metrics.text import SCORERS
 from neuronforget.suites.answers import scored
 
-STRENGTHS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+STRENGTHS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0, 2.0)
+SHARE = 0.2  # of each layer's neurons: half of what a tiny model knows is to be forgotten
 #: Trainings, where each is done, and their size.
 TRAINED = {
     "npo": (npo, ("found", "random", "full")),
@@ -44,7 +45,7 @@ TRAINED = {
     "grad_diff": (grad_diff, ("full",)),
 }
 STEPS, BATCH = 40, 16
-WORDS = 16  # tokens of an answer
+WORDS = 12  # tokens of an answer
 WRITTEN = ("rouge_l", "contains", "exact")
 
 Asked = dict[str, list[float]]
@@ -75,7 +76,7 @@ class Study:
         source, attacks = self.source, self.rows.attacks
         corpora = (source.forget, source.retain, attacks.asked, attacks.plain)
         models = [source.lm.digest(), source.gold and source.gold.digest()]
-        settings = {"strengths": STRENGTHS, "steps": STEPS, "batch": BATCH, "tokens": WORDS}
+        settings = {"share": SHARE, "strengths": STRENGTHS, "steps": STEPS, "batch": BATCH, "tokens": WORDS}
         found = {"models": models, "data": [corpus.digest() for corpus in corpora], **settings}
         found |= {"kinds": attacks.kinds, "taught": attacks.taught, "targets": [e.subject for e in attacks.asked]}
         found |= {"choices": [1 + len(e.wrong) for e in attacks.asked]}
@@ -119,7 +120,7 @@ def ask(lm: nf.LM, corpus: nf.Corpus) -> Asked:
 
 
 def run(study: Study, done: dict[str, Any]) -> Iterator[str]:
-    """Fill `done`: the references, then each edit where it is tuned and as made, saying which is finished."""
+    """Fill `done`: the references, then each edit, saying which is finished."""
     if done.setdefault("about", study.about) != study.about:
         raise SystemExit(f"seed {study.seed} was run with another model, other data or settings: give another --out")
     source, arms = study.source, done.setdefault("arms", {})
@@ -134,12 +135,13 @@ def run(study: Study, done: dict[str, Any]) -> Iterator[str]:
 
 
 def arm(study: Study, make: Callable[[], nf.Edit], start: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an edit leaves where it is tuned and as made; why it failed, where it did."""
+    """Return what an edit leaves at equal damage (`tuned`) and at equal forgetting; why it failed, where it did."""
     try:
         edit = make()
         points = [study.source.point(edit, strength) for strength in STRENGTHS]
-        tuned = chosen_point(points, start)
-        found = {"tuned": tuned, "full": tuned if tuned["strength"] == points[-1]["strength"] else points[-1]}
+        found = {"tuned": chosen_point(points, start), "halved": halved(points, start)}
+        if found["tuned"]["strength"] == found["halved"]["strength"]:
+            found["halved"] = found["tuned"]
         for point in found.values():
             if "asked" not in point:  # the untouched model's has been
                 with edit.scaled(point["strength"]).on(study.source.lm) as lm:
@@ -147,6 +149,12 @@ def arm(study: Study, make: Callable[[], nf.Edit], start: Mapping[str, Any]) -> 
     except nf.InputError as error:  # one method's failure is a finding
         return {"failed": str(error)}
     return found
+
+
+def halved(points: Sequence[dict[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first point with half of the plain forget answers gone; where none is, the one with fewest left."""
+    enough = [p for p in points if p["forget"]["exact_match"] <= start["forget"]["exact_match"] / 2]
+    return enough[0] if enough else min(points, key=lambda p: p["forget"]["exact_match"])
 
 
 def studies(options: argparse.Namespace) -> Iterator[Study]:

@@ -1,4 +1,4 @@
-"""The analysis of the nine attacks: what is paired with what, what is left, what is said of an attack that finds nothing."""
+"""The analysis of the nine attacks: what is paired, what is left, what is said of an attack that finds nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ARMS = ["ablate@found", "ablate@random", "npo@found", "npo@full", "eco (guard)"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six people in RWKU's files: a city and a year each, asked plainly and by all attacks, and a fact of attacks alone."""
+    """Six people in RWKU's files: a city and a year each, asked plainly and by all attacks; one fact by an attack alone."""
     folder = tmp_path_factory.mktemp("data") / "rwku"
     folder.mkdir()
     levels: dict[int, list[tuple[str, str, str, str]]] = {1: [], 2: [], 3: []}
@@ -151,12 +151,13 @@ def test_edits_are_tuned_within_the_damage_and_measured_there(ran: dict[str, Any
     arms, study = ran["done"]["arms"], ran["study"]
     start = arms["untouched"]["tuned"]
     for name in ARMS:
-        tuned, full = arms[name]["tuned"], arms[name]["full"]
-        assert tuned["retain"]["nll"] <= start["retain"]["nll"] + analysis("sources").DAMAGE and full["strength"] == 1
+        tuned = arms[name]["tuned"]
+        assert tuned["retain"]["nll"] <= start["retain"]["nll"] + analysis("sources").DAMAGE
         assert tuned["forget"]["kl_gold"] <= start["forget"]["kl_gold"]
-    with study.edits()["ablate@found"]().on(study.source.lm) as lm:
+    point = arms["ablate@found"]["halved"]
+    with study.edits()["ablate@found"]().scaled(point["strength"]).on(study.source.lm) as lm:
         found = ran["nine"].ask(lm, study.rows.attacks.plain)
-    for measure_name, values in arms["ablate@found"]["full"]["asked"]["plain"].items():
+    for measure_name, values in point["asked"]["plain"].items():
         assert found[measure_name] == pytest.approx(values, rel=1e-4)
 
 
@@ -168,13 +169,22 @@ def test_tables_and_figure_have_every_attack_and_edit(ran: dict[str, Any]) -> No
     assert set(ARMS) <= set(words) and words.count("role play") == 2  # two rows of panels
 
 
+def test_equal_forgetting_is_the_first_strength_with_half_of_the_plain_answers_gone() -> None:
+    points = [{"strength": s, "forget": {"exact_match": left}} for s, left in ((0.5, 0.7), (1.0, 0.4), (2.0, 0.1))]
+    halved, start = analysis("nine_attacks").halved, {"forget": {"exact_match": 0.9}}
+    assert halved(points, start)["strength"] == 1.0
+    assert halved(points[:1], start)["strength"] == 0.5 and halved(points[::2], start)["strength"] == 2.0
+
+
 def made(values: dict[str, tuple[list[float], list[float]]], kinds: list[str], targets: list[str]) -> dict[str, Any]:
     """A seed of given values: edit -> by the attack, asked plainly."""
     measures = analysis("attack_tables").MEASURES
     arms = {
-        name: {"tuned": {"asked": {side: dict.fromkeys(measures, own) for side, own in zip(("attack", "plain"), pair)}}}
+        name: {
+            "tuned": {"asked": {"attack": dict.fromkeys(measures, pair[0]), "plain": dict.fromkeys(measures, pair[1])}}
+        }
         for name, pair in values.items()
-    }  # fmt: skip
+    }
     about = {"kinds": kinds, "targets": targets, "taught": [i % 2 == 0 for i in range(len(kinds))]}
     return {"arms": arms, "about": {**about, "choices": [5] * len(kinds)}}
 
