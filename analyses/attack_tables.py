@@ -180,21 +180,26 @@ def _edits(answers: Answers) -> str:
 
 
 def _grid(answers: Answers, measure: str, point: str, taught: bool | None = None) -> str:
-    """A row an attack, a column an edit: share left by it, by its plain questions; bold: the attack's is more."""
-    rows = []
+    """A row an attack, a column an edit: share left by it; by its plain questions; how many are told apart."""
+    rows, found = [], []
     for kind in kinds(answers):
-        row = [kind]
-        for name in answers.names:
-            row.append(_words(answers.left(name, measure, answers.of(kind, taught), point)))
-        rows.append(row)
-    return table(["attack", *answers.names], rows)
+        own = [answers.left(name, measure, answers.of(kind, taught), point) for name in answers.names]
+        rows.append([kind, *map(_words, own)])
+        found += own if kind != ALL else []
+    asked = [left.more for left in found if left.more is not None]
+    more, less = sum(left.back for left in found), sum(part.high < 0 for part in asked)
+    counts = f"Of {len(asked)} cells of single attacks the attack leaves more in {more}, less in {less}"
+    return f"{table(['attack', *answers.names], rows)}\n\n{counts} (by chance: 2.5% each)."
 
 
 def _words(left: Left) -> str:
+    """Bold where the attack leaves more than plain questions, in italics where less."""
     if left.attack is None:
         return UNINFORMATIVE
-    plain = f"; {left.plain.value:.2f}" if left.plain is not None else ""
-    return f"**{left.attack}{plain}**" if left.back else f"{left.attack}{plain}"
+    words = f"{left.attack}; {left.plain.value:.2f}" if left.plain is not None else str(left.attack)
+    if left.more is None:
+        return words
+    return f"**{words}**" if left.back else f"*{words}*" if left.more.high < 0 else words
 
 
 def _halves(answers: Answers, measure: str) -> str:

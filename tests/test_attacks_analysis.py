@@ -28,7 +28,7 @@ ARMS = ["ablate@found", "ablate@random", "npo@found", "npo@full", "eco (guard)"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six people in RWKU's files: a city and a year each, asked plainly and by all attacks; one fact by an attack alone."""
+    """Six people in RWKU's files: a city and a year each, asked plainly and by all attacks, one fact by one alone."""
     folder = tmp_path_factory.mktemp("data") / "rwku"
     folder.mkdir()
     levels: dict[int, list[tuple[str, str, str, str]]] = {1: [], 2: [], 3: []}
@@ -208,6 +208,10 @@ def test_shares_are_of_the_gap_and_an_attack_without_one_is_uninformative() -> N
     grid = show._grid(answers, "choice", "tuned").splitlines()
     assert next(line for line in grid if "reverse query" in line) == "| reverse query | uninformative |"
     assert "| **0.50 [0.50, 0.50]; 0.10** |" in next(line for line in grid if "role play" in line)
+    assert grid[-1].startswith("Of 1 cells of single attacks the attack leaves more in 1, less in 0")
+    values["edit"] = ([0.2] * n + none, [0.5] * 2 * n)
+    less = show._grid(show.Answers([made(values, kinds, targets)]), "choice", "tuned")
+    assert "| *0.00 [0.00, 0.00]; 0.50* |" in less and "more in 0, less in 1" in less
 
 
 def test_a_gap_that_may_be_nothing_is_uninformative_and_targets_stand_together() -> None:
