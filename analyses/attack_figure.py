@@ -10,7 +10,7 @@ from drawing import FAINT, INK, line, mark, scale, svg, text
 
 from neuronforget.figures.style import OKABE_ITO
 
-LEFT, ABOVE, STEP, WIDE, GAP, COLUMNS, HEAD = 150, 84, 20, 150, 26, 4, 54
+LEFT, ABOVE, STEP, WIDE, GAP, COLUMNS, HEAD = 160, 84, 20, 150, 26, 4, 54
 LOW, HIGH = -0.25, 1.25
 BACK, LIKE = OKABE_ITO[1], OKABE_ITO[0]
 

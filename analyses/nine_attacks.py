@@ -17,7 +17,7 @@ import argparse
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -164,7 +164,7 @@ def studies(options: argparse.Namespace) -> Iterator[Study]:
         own = [nf.load(path, device=options.device) if path else None for path in (options.model, options.gold)]
     for seed in options.seeds:
         rows = Rows.of(options.data / "rwku", options.targets, options.count, options.others, seed)
-        lm, gold = own or tiny(rows, seed, replace(TINY, steps=options.steps or TINY.steps))
+        lm, gold = own or tiny(rows, seed, TINY)
         yield Study.of(lm, gold, rows, seed)
 
 
@@ -176,7 +176,6 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--targets", nargs="+", help="to be forgotten; default: other ones with every seed")
     found.add_argument("--count", type=int, default=12, help="how many are to be forgotten, where none is named")
     found.add_argument("--others", type=int, default=12, help="targets that are kept")
-    found.add_argument("--steps", type=int, help="of the tiny models' training")
     return found
 
 

@@ -232,6 +232,23 @@ def test_without_a_gold_twin_the_reference_is_chance() -> None:
     assert answers.values("gold", "attack", "rouge_l").tolist() == [0.0] * 4
 
 
+def test_a_model_of_ones_own_is_asked_about_the_named_targets_beside_chance(
+    ran: dict[str, Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nine, lm = ran["nine"], ran["study"].source.lm
+    monkeypatch.setattr(nine, "TRAINED", {})
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    (study,) = nine.studies(options(data, tmp_path, "--model", str(tmp_path / "model"), "--targets", *NAMES[:2]))
+    done: dict[str, Any] = {}
+    assert list(nine.run(study, done)) == ["untouched", *ARMS[:2], "eco (guard)"]  # no gold twin, no tiny model
+    assert set(done["about"]["targets"]) == set(NAMES[:2]) and done["about"]["models"] == [
+        study.source.lm.digest(),
+        None,
+    ]
+    assert "| gold |" not in analysis("attack_tables").tables([done])
+
+
 def test_the_whole_script_writes_its_files(ran: dict[str, Any], data: Path, tmp_path: Path,
                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     nine = ran["nine"]
