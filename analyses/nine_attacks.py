@@ -36,7 +36,8 @@ from neuronforget.metrics import exact_match
 from neuronforget.metrics.text import SCORERS
 from neuronforget.suites.answers import scored
 
-STRENGTHS = (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0, 2.0)
+STRENGTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
+BISECTIONS = 3  # towards the strength at which half of the plain answers are gone
 SHARE = 0.2  # of each layer's neurons: half of what a tiny model knows is to be forgotten
 #: Trainings, where each is done, and their size.
 TRAINED = {
@@ -76,7 +77,13 @@ class Study:
         source, attacks = self.source, self.rows.attacks
         corpora = (source.forget, source.retain, attacks.asked, attacks.plain)
         models = [source.lm.digest(), source.gold and source.gold.digest()]
-        settings = {"share": SHARE, "strengths": STRENGTHS, "steps": STEPS, "batch": BATCH, "tokens": WORDS}
+        settings = {
+            "share": SHARE,
+            "strengths": [STRENGTHS, BISECTIONS],
+            "steps": STEPS,
+            "batch": BATCH,
+            "tokens": WORDS,
+        }
         found = {"models": models, "data": [corpus.digest() for corpus in corpora], **settings}
         found |= {"kinds": attacks.kinds, "taught": attacks.taught, "targets": [e.subject for e in attacks.asked]}
         found |= {"choices": [1 + len(e.wrong) for e in attacks.asked]}
@@ -138,7 +145,7 @@ def arm(study: Study, make: Callable[[], nf.Edit], start: Mapping[str, Any]) -> 
     """Return what an edit leaves at equal damage (`tuned`) and at equal forgetting; why it failed, where it did."""
     try:
         edit = make()
-        points = [study.source.point(edit, strength) for strength in STRENGTHS]
+        points = dial(study.source, edit, start)
         found = {"tuned": chosen_point(points, start), "halved": halved(points, start)}
         if found["tuned"]["strength"] == found["halved"]["strength"]:
             found["halved"] = found["tuned"]
@@ -149,6 +156,17 @@ def arm(study: Study, make: Callable[[], nf.Edit], start: Mapping[str, Any]) -> 
     except nf.InputError as error:  # one method's failure is a finding
         return {"failed": str(error)}
     return found
+
+
+def dial(source: Source, edit: nf.Edit, start: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Measure an edit at all strengths, and at some between the last that leaves half of the answers and the next."""
+    points = [source.point(edit, strength) for strength in STRENGTHS]
+    for _ in range(BISECTIONS):
+        last = halved(points, start)
+        at = points.index(last)
+        low = points[at - 1]["strength"] if at else 0.0
+        points.insert(at, source.point(edit, (low + last["strength"]) / 2))
+    return points
 
 
 def halved(points: Sequence[dict[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:

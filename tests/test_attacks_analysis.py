@@ -59,7 +59,14 @@ def ran(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     patch, out = pytest.MonkeyPatch(), tmp_path_factory.mktemp("attacks")
     patch.setenv("NEURONFORGET_CACHE", str(out / "cache"))
     nine = analysis("nine_attacks")
-    for name, value in {"TINY": SMALL, "STEPS": 2, "BATCH": 4, "WORDS": 4, "STRENGTHS": (0.5, 1.0)}.items():
+    for name, value in {
+        "TINY": SMALL,
+        "STEPS": 2,
+        "BATCH": 4,
+        "WORDS": 4,
+        "STRENGTHS": (0.5, 1.0),
+        "BISECTIONS": 0,
+    }.items():
         patch.setattr(nine, name, value)
     patch.setattr(nine, "TRAINED", {"npo": (nf.losses.npo, ("found", "full"))})
     (study,) = nine.studies(options(data, out))
@@ -174,6 +181,20 @@ def test_equal_forgetting_is_the_first_strength_with_half_of_the_plain_answers_g
     halved, start = analysis("nine_attacks").halved, {"forget": {"exact_match": 0.9}}
     assert halved(points, start)["strength"] == 1.0
     assert halved(points[:1], start)["strength"] == 0.5 and halved(points[::2], start)["strength"] == 2.0
+
+
+def test_the_dial_closes_in_on_half_of_the_plain_answers() -> None:
+    class Known:
+        """Answers fall linearly with strength; half of .8 are left at 1.2."""
+
+        def point(self, edit: Any, strength: float) -> dict[str, Any]:
+            return {"strength": strength, "forget": {"exact_match": 0.8 - strength / 3}}
+
+    nine, start = analysis("nine_attacks"), {"forget": {"exact_match": 0.8}}
+    points = nine.dial(Known(), None, start)
+    strengths = [point["strength"] for point in points]
+    assert strengths == sorted(strengths) and set(nine.STRENGTHS) < set(strengths)
+    assert nine.halved(points, start)["strength"] == 1.25  # of 1, 1.5, 1.25, 1.125
 
 
 def made(values: dict[str, tuple[list[float], list[float]]], kinds: list[str], targets: list[str]) -> dict[str, Any]:
