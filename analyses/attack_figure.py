@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attack_tables import MEASURES, UNINFORMATIVE, Answers, Left, kinds
+from attack_tables import MEASURES, POINTS, UNINFORMATIVE, Answers, Left, kinds
 from drawing import FAINT, INK, line, mark, scale, svg, text
 
 from neuronforget.figures.style import OKABE_ITO
@@ -15,12 +15,12 @@ LOW, HIGH = -0.25, 1.25
 BACK, LIKE = OKABE_ITO[1], OKABE_ITO[0]
 
 
-def picture(seeds: Sequence[Mapping[str, Any]], point: str = "tuned") -> str:
+def picture(seeds: Sequence[Mapping[str, Any]], point: str = "halved") -> str:
     """Return the SVG: a panel an edit, a row an attack, whiskers of 95% over targets, cut at the panel's sides."""
     answers, measure = Answers(seeds), next(iter(MEASURES))
     shown = kinds(answers)
     high = STEP * len(shown) + HEAD
-    parts = _legend(MEASURES[measure])
+    parts = _legend(f"{MEASURES[measure]}, {POINTS[point]}")
     for i, name in enumerate(answers.names):
         left, top = LEFT + i % COLUMNS * (WIDE + GAP), ABOVE + i // COLUMNS * high
         parts += _panel(name, left, top, len(shown))
@@ -34,7 +34,7 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "tuned") -> str:
     return svg(width, ABOVE + rows * high, title, parts)
 
 
-def _legend(measure: str) -> list[str]:
+def _legend(what: str) -> list[str]:
     parts, x = [], LEFT
     for words, marker, colour, hollow in (
         ("attack: more than plain", "triangle", BACK, False), ("attack: not more", "circle", LIKE, False),
@@ -42,7 +42,7 @@ def _legend(measure: str) -> list[str]:
     ):  # fmt: skip
         parts += [mark(x + 6, 16, marker, colour, 4, hollow), text(x + 18, 20, words, size=12)]
         x += 24 + 7 * len(words)
-    note = f"share of the gap gold (0) to untouched (1) that is left, {measure}; whiskers: 95% over targets"
+    note = f"share of the gap gold (0) to untouched (1) that is left ({what}); whiskers: 95% over targets"
     return [*parts, text(LEFT, 42, note, size=11, fill=FAINT)]
 
 
