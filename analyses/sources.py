@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from erase_study import MEASURED, SHARE, Remembered
 from where_knowledge_lives import BEDS, PEOPLE, keep, shortlist_exact
@@ -23,6 +23,18 @@ DAMAGE = 0.05  # rise of the retain loss, nats per answer token
 Values = dict[str, dict[str, float]]
 
 
+class Seeded(Protocol):
+    """What a run is made of, by its seed."""
+
+    @property
+    def seed(self) -> int:
+        """The seed under which the run is kept."""
+        ...
+
+
+S = TypeVar("S", bound=Seeded)
+
+
 def studied(
     about: str,
     name: str,
@@ -31,12 +43,25 @@ def studied(
     picture: Callable[[Sequence[Any]], str],
     drawn: str,
 ) -> None:
-    """Run an analysis on every seed: OUT/NAME as the work goes on, then OUT/tables.md and the picture OUT/DRAWN."""
+    """Run an analysis on the sources that `asking` asks for (see `each`)."""
     options = asking(about).parse_args()
+    each(options, sources(options), name, run, tables, picture, drawn)
+
+
+def each(
+    options: argparse.Namespace,
+    found: Iterable[S],
+    name: str,
+    run: Callable[[S, dict[str, Any]], Iterator[str]],
+    tables: Callable[[Sequence[Any]], str],
+    picture: Callable[[Sequence[Any]], str],
+    drawn: str,
+) -> None:
+    """Run an analysis on every seed: OUT/NAME as the work goes on, then OUT/tables.md and the picture OUT/DRAWN."""
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / name
     seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
-    for source in sources(options):
+    for source in found:
         for done in run(source, seeds.setdefault(str(source.seed), {})):
             keep(path, seeds=seeds)
             print(f"seed {source.seed}: {done}", flush=True)
@@ -59,7 +84,8 @@ class Source:
     gold: nf.LM | None = field(default=None, repr=False)
     truth: nf.Neurons | None = None
     refusals: tuple[str, ...] = ("I don't know.",)
-    measured: int = MEASURED  # examples of each corpus
+    measured: int = MEASURED  # retain examples
+    most: int | None = None  # forget examples that are measured; None: all
 
     @classmethod
     def of(cls, bed: nf.testbed.Testbed, seed: int, measured: int = MEASURED, share: float = SHARE) -> Source:
@@ -78,7 +104,8 @@ class Source:
     def corpora(self) -> dict[str, nf.Corpus]:
         """What is measured: forget, its phrasings that no edit sees (where there are some), and retain."""
         found = {"forget": self.forget, "unseen": self.forget.paraphrased(), "retain": self.retain}
-        return {name: sampled(corpus, self.measured, self.seed) for name, corpus in found.items() if corpus is not None}
+        most = {name: self.most or len(self.forget) for name in found} | {"retain": self.measured}
+        return {name: sampled(corpus, most[name], self.seed) for name, corpus in found.items() if corpus is not None}
 
     @cached_property
     def twin(self) -> nf.LM | None:
@@ -111,14 +138,20 @@ def chosen_point(points: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) 
 
 
 def asking(about: str) -> argparse.ArgumentParser:
-    """Return a parser of what to run on and where to write."""
+    """Return a parser of what to run on, corpora of one's own too, and where to write."""
+    parser = running(about)
+    parser.add_argument("--forget", type=Path, help="JSONL rows with prompt and answer, of a model of one's own")
+    parser.add_argument("--retain", type=Path, help="the same")
+    return parser
+
+
+def running(about: str) -> argparse.ArgumentParser:
+    """Return a parser of where to write, seeds, and a model of one's own."""
     parser = argparse.ArgumentParser(description=about)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", help="checkpoint folder or hub id, in place of the testbeds")
     parser.add_argument("--gold", help="the same of a model that never knew")
-    parser.add_argument("--forget", type=Path, help="JSONL rows with prompt and answer")
-    parser.add_argument("--retain", type=Path, help="the same")
     parser.add_argument("--device", default="cpu")
     return parser
 

@@ -78,7 +78,7 @@ class Study:
         scores = nf.attribute(lm, *shown, score=shortlist_exact, progress=False)
         refusals = tuple(row["text"] for row in rows_of(folder, "idk_responses", fields=("text",)))
         source = Source(lm, forget, retain, nf.select.per_layer(scores, SHARE), options.seed, found[split],
-                        refusals=refusals, measured=options.measured)  # fmt: skip
+                        refusals=refusals, measured=options.measured, most=options.measured)  # fmt: skip
         return cls(split, source, taught.held_out, options)
 
     def numbers(self, lm: nf.LM) -> dict[str, Any]:

@@ -245,7 +245,7 @@ def options_of_script(path: Path) -> set[str]:
     """The options of a script: argparse's, or the parameters of a `main` that tyro reads."""
     source = path.read_text(encoding="utf-8")
     # what the analyses of own models have in common
-    if re.search(r"\b(asking|studied)\(", source) and path.name != "sources.py":
+    if re.search(r"\b(asking|running|studied)\(", source) and path.name != "sources.py":
         source += (path.parent / "sources.py").read_text(encoding="utf-8")
     by_tyro = re.findall(r"(\w+): ", "".join(re.findall(r"^def main\((.*?)\) ->", source, re.M | re.S)))
     return {*re.findall(r"add_argument\(\"(--[\w-]+)", source), *(f"--{name.replace('_', '-')}" for name in by_tyro)}
