@@ -34,9 +34,8 @@ if __name__ == "__main__":
             )
 
     # %% What did that do?
-    results = nf.evaluate(bed.lm, edits, bed.forget, bed.retain, gold=bed.gold)
-    frame = results.frame.query("metric == 'nll' and point == 'full'")
-    print(frame.pivot_table(index="edit", columns="corpus", values="value").round(2).to_string())
+    results = nf.evaluate(bed.lm, edits, bed.forget, bed.retain, gold=bed.gold, strengths=(), damage=None)
+    print(results.table("nll").round(2))
     out = Path("own-loss.html")
     nf.figures.dots(results).write_html(out)
     print(f"written to {out}")
