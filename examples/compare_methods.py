@@ -39,7 +39,7 @@ for name, edit in edits.items():
 # does as well as the edit it belongs to, it is the training that erases, and not the choice of neurons.
 
 # %%
-results = nf.evaluate(lm, edits, forget, retain, gold=bed.gold, damage=0.05, divergence=0.05, progress=False)
+results = nf.evaluate(lm, edits, forget, retain, gold=bed.gold, damage=0.05, progress=False)
 print(results.table().round(3))
 
 # %% [markdown]

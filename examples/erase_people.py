@@ -84,7 +84,7 @@ print("as it was, to the bit:", lm.digest() == start)
 # never knew, so its row is where an erasure should come to.
 
 # %%
-results = nf.evaluate(lm, edits, forget, retain, gold=bed.gold, damage=None, progress=False)
+results = nf.evaluate(lm, edits, forget, retain, gold=bed.gold, strengths=(), damage=None, progress=False)
 print(results.table().round(3))
 
 # %% [markdown]

@@ -61,10 +61,10 @@ if main:
 # ## Record, in parts that add up
 #
 # Each process records its share of the batches. A killed run goes on from the folder that `resume` names. Parts of a
-# corpus may be recorded by jobs of their own, saved, and added.
+# corpus may be recorded by jobs of their own, saved, and added. `torch_hooks` reads the model as it lies on its devices.
 
 # %%
-record = {"batch_size": 8, "resume": args.out / "recording", "progress": main}
+record = {"tap": "torch_hooks", "batch_size": 8, "resume": args.out / "recording", "progress": main}
 halves = [replace(retain, examples=retain.examples[i::2], name=f"retain, part {i}") for i in range(2)]
 moments = [nf.record(lm, corpus, **record) for corpus in (forget, *halves)]
 scores = nf.scores.grad_x_act(moments[0], moments[1] + moments[2])

@@ -27,6 +27,7 @@ def main() -> None:
     from nbclient import NotebookClient
 
     os.environ["PLOTLY_RENDERER"] = "png"  # a forge shows no plotly; whoever runs the notebook has it interactive
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm's wish for widgets
     for name in NAMES:
         made = cells_of(name)
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""A loss of one's own, beside three built-in ones, on neurons and on the whole model. Half a minute on CPU.
+"""A loss of one's own, beside two built-in ones, on neurons and on the whole model. Half a minute on CPU.
 
 On the command line, from the folder of this file: `neuronforget erase ... --method finetune --loss own_loss:until`.
 """
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
     # %% The same losses on neurons and on the whole model; settings are bound with partial
     edits = {}
-    for loss in (until, nf.losses.npo, partial(nf.losses.simnpo, beta=2.5), nf.losses.undial):
+    for loss in (until, nf.losses.npo, partial(nf.losses.simnpo, beta=2.5)):
         for where, chosen in (("@neurons", neurons), ("", None)):
             edits[nf.losses.name_of(loss) + where] = nf.erase.finetune(
                 bed.lm, bed.forget, bed.retain, loss=loss, neurons=chosen, steps=20

@@ -81,13 +81,14 @@ def model_card(record: Mapping[str, Any], name: str) -> str:
 def _inherited(name: str) -> dict[str, Any]:
     """Return what holds for an edited model as for its base, from the card beside the base's weights."""
     from huggingface_hub import ModelCard, try_to_load_from_cache
+    from yaml import YAMLError
 
     path = Path(name) / "README.md" if _local(name) else try_to_load_from_cache(name, "README.md")
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return {}
     try:
         stated = ModelCard.load(path).data.to_dict()
-    except ValueError:  # a page without metadata, or with others than a card's
+    except (ValueError, YAMLError):  # a page whose metadata are not a card's
         return {}
     return {key: stated[key] for key in ("license", "license_name", "license_link", "language") if key in stated}
 
