@@ -28,14 +28,14 @@ print(results.table().round(3))
 # %% [markdown]
 # ## Asked in every way
 #
-# Other phrasings and prompts, a choice between right and wrong answers, coarser weights, half of the facts taught again,
-# the answer read off every block, states put back into the untouched model. The verdict is the worst finding:
+# Other phrasings and prompts, a choice between right and wrong answers, coarser weights, half of the facts taught
+# again, the answer read off every block, states put back into the untouched model. The verdict is the worst finding:
 #
 # - *not erased*: answered when asked;
 # - *hidden*: not answered when asked, but found by another probe;
 # - *suppressed*: the right answer is avoided more than by a model that never knew. To avoid it takes the fact;
-# - *gone, as far as asked*: nothing found. It says nothing of probes that were not made, and with so few examples a check
-#   may come out *unclear*.
+# - *gone, as far as asked*: nothing found. It says nothing of probes that were not made, and with so few examples a
+#   check may come out *unclear*.
 #
 # What is kept in the folder `measured` is not measured again: the untouched model and the twin are asked once for both
 # edits, and a killed audit goes on.

@@ -55,8 +55,9 @@ for metric in ("exact_match", "probability"):
 # %% [markdown]
 # ## Who is best?
 #
-# A difference counts where it holds over subjects: the facts of one person stand and fall together. Two forgotten people
-# are too few for any verdict, and the test says so. A comparison that is to be believed needs five at the very least.
+# A difference counts where it holds over subjects: the facts of one person stand and fall together. Two forgotten
+# people are too few for any verdict, and the test says so. A comparison that is to be believed needs five at the very
+# least.
 
 # %%
 for place in ranked(results, "forget", "probability", "matched"):

@@ -35,8 +35,8 @@ print(scores, neurons, f"recall of the true neurons: {neurons.recall(bed.truth):
 # %% [markdown]
 # ## Make edits
 #
-# An edit is made beside the model, which stays as it was. As many random neurons are the control. A training can be told
-# what it may cost: the last weights are kept at which the retain loss had risen by 0.05 nats a token at most.
+# An edit is made beside the model, which stays as it was. As many random neurons are the control. A training can be
+# told what it may cost: the last weights are kept at which the retain loss had risen by 0.05 nats a token at most.
 
 # %%
 npo = {"loss": nf.losses.npo, "steps": 20, "progress": False}
@@ -65,8 +65,8 @@ for edit in edits.values():
 print(edits["npo on neurons"].certificate(lm))
 
 # %% [markdown]
-# `apply` and `undo` do the same without a block, and a file keeps the edit: with the old values, so that whoever has
-# it can bring back what was erased.
+# `apply` and `undo` do the same without a block, and a file keeps the edit: with the old values, so that whoever has it
+# can bring back what was erased.
 
 # %%
 start = lm.digest()

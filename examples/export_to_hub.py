@@ -1,11 +1,11 @@
 # %% [markdown]
 # # Hand an edited model on: a checkpoint folder, and the Hub
 #
-#     python examples/export_to_hub.py                                   # writes the folder, shows what would be uploaded
+#     python examples/export_to_hub.py                                   # shows what would be uploaded
 #     python examples/export_to_hub.py --licence mit --push owner/name   # uploads it, as a private repository
 #
-# The folder is an ordinary checkpoint with a model card: what was erased and how, what was measured, the limits. It does
-# not hold the erased weights.
+# The folder is an ordinary checkpoint with a model card: what was erased and how, what was measured, the limits. It
+# does not hold the erased weights.
 
 # %%
 import argparse

@@ -33,7 +33,8 @@ for scores in found.values():
 #
 # AUROC: the chance that a true neuron is ranked above another (0.5 is chance). Recall: the share of the true neurons in
 # a top list as long as theirs; luck is what 95% of random lists stay below. Spearman: the rank correlation with the
-# *exact* effect of every neuron, ablated alone; it needs no truth, and can be had of any model for a shortlist of neurons.
+# *exact* effect of every neuron, ablated alone; it needs no truth, and can be had of any model for a shortlist of
+# neurons.
 
 # %%
 exact = nf.attribute(lm, forget, score=nf.scores.exact, progress=False)
@@ -66,6 +67,7 @@ print(nf.select.stability(*moments, partial(nf.select.per_layer, k=0.1), resampl
 #
 # The rise of the loss when the set is ablated, beside random sets of as many neurons: anywhere (`count`), of each layer
 # (`layer`), of each layer with write vectors of like norm (`norm`). What is beyond them is due to the choice.
+
 
 # %%
 def loss_on(corpus):

@@ -4,9 +4,10 @@
 #     python examples/large_model.py --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 #     torchrun --nproc-per-node 4 examples/large_model.py --model CHECKPOINT --forget ... --retain ...
 #
-# One process spreads the layers over all the GPUs it finds (`device_map="auto"`): for a model that one GPU does not hold.
-# A launch of several gives each process a whole copy on a GPU of its own: for more speed. Without `--model` it takes
-# a small one that it trains itself. It has been run on CPU alone, in one process and in two: not yet on several GPUs.
+# One process spreads the layers over all the GPUs it finds (`device_map="auto"`): for a model that one GPU does not
+# hold. A launch of several gives each process a whole copy on a GPU of its own: for more speed. Without `--model` it
+# takes a small one that it trains itself. It has been run on CPU alone, in one process and in two: not yet on several
+# GPUs.
 
 # %%
 import argparse
@@ -61,7 +62,8 @@ if main:
 # ## Record, in parts that add up
 #
 # Each process records its share of the batches. A killed run goes on from the folder that `resume` names. Parts of a
-# corpus may be recorded by jobs of their own, saved, and added. `torch_hooks` reads the model as it lies on its devices.
+# corpus may be recorded by jobs of their own, saved, and added. `torch_hooks` reads the model as it lies on its
+# devices.
 
 # %%
 record = {"tap": "torch_hooks", "batch_size": 8, "resume": args.out / "recording", "progress": main}

@@ -1,4 +1,4 @@
-"""Make the notebooks from their scripts and run them: `make notebooks`. The pictures in them need Chrome or Chromium."""
+"""Make the notebooks from their scripts and run them: `make notebooks`. Their pictures need Chrome or Chromium."""
 
 import os
 import tempfile

@@ -257,7 +257,7 @@ def test_rows_are_the_means_of_their_examples(results: Results) -> None:
 def test_a_table_has_one_metric_of_every_edit_on_every_corpus_and_a_notebook_shows_it(results: Results) -> None:
     for point in ("full", "matched"):
         table = results.table("nll", point)
-        assert list(table.index)[:2] == ["untouched", "gold"] and list(table.columns)[0] == "forget"
+        assert list(table.index)[:2] == ["untouched", "gold"] and table.columns[0] == "forget"
         for edit in table.index:
             at = "full" if edit in ("untouched", "gold") else point
             assert all(table.loc[edit, c] == results.value(edit, c, "nll", at) for c in table.columns)
