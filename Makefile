@@ -6,7 +6,7 @@ OUT    ?= neuronforget-demo
 # Without an NVIDIA driver the CPU build of torch is installed (the default build brings gigabytes of CUDA).
 TORCH  ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs notebooks clean
 
 demo: $(VENV)/ready
 	$(BIN)/neuronforget demo --out $(OUT)
@@ -23,6 +23,9 @@ docs: $(VENV)/ready-docs
 	$(BIN)/python -m sphinx -q -n -W --keep-going -d build/doctrees docs build/docs
 	@echo "build/docs/index.html"
 
+notebooks: $(VENV)/ready-notebooks
+	OMP_NUM_THREADS=1 $(BIN)/python examples/notebooks.py
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m pip install --user virtualenv && $(PYTHON) -m virtualenv $(VENV); }
@@ -38,6 +41,10 @@ $(VENV)/ready-dev: $(VENV)/bin/python pyproject.toml
 
 $(VENV)/ready-docs: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@touch $@ $(VENV)/ready
+
+$(VENV)/ready-notebooks: $(VENV)/bin/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[notebooks]"
 	@touch $@ $(VENV)/ready
 
 clean:

@@ -1,4 +1,4 @@
-"""A loss of one's own, beside three built-in ones, on neurons and on the whole model. Half a minute on CPU.
+"""A loss of one's own, beside two built-in ones, on neurons and on the whole model. Half a minute on CPU.
 
 On the command line, from the folder of this file: `neuronforget erase ... --method finetune --loss own_loss:until`.
 """
@@ -27,16 +27,15 @@ if __name__ == "__main__":
 
     # %% The same losses on neurons and on the whole model; settings are bound with partial
     edits = {}
-    for loss in (until, nf.losses.npo, partial(nf.losses.simnpo, beta=2.5), nf.losses.undial):
+    for loss in (until, nf.losses.npo, partial(nf.losses.simnpo, beta=2.5)):
         for where, chosen in (("@neurons", neurons), ("", None)):
             edits[nf.losses.name_of(loss) + where] = nf.erase.finetune(
                 bed.lm, bed.forget, bed.retain, loss=loss, neurons=chosen, steps=20
             )
 
     # %% What did that do?
-    results = nf.evaluate(bed.lm, edits, bed.forget, bed.retain, gold=bed.gold)
-    frame = results.frame.query("metric == 'nll' and point == 'full'")
-    print(frame.pivot_table(index="edit", columns="corpus", values="value").round(2).to_string())
+    results = nf.evaluate(bed.lm, edits, bed.forget, bed.retain, gold=bed.gold, strengths=(), damage=None)
+    print(results.table("nll").round(2))
     out = Path("own-loss.html")
     nf.figures.dots(results).write_html(out)
     print(f"written to {out}")

@@ -30,8 +30,7 @@ if __name__ == "__main__":
     # %% It has intervals, paired differences, matched damage and a place in every table as the others have
     metrics = (nf.metrics.exact_match, nf.metrics.nll, first_margin)
     results = nf.evaluate(bed.lm, edits, bed.forget, bed.retain, gold=bed.gold, metrics=metrics)
-    frame = results.frame.query("metric == 'first_margin' and point == 'full'")
-    print(frame.pivot_table(index="edit", columns="corpus", values="value").round(2).to_string())
+    print(results.table("first_margin").round(2))
     gap = results.paired("found", "random", "forget", "first_margin")
     print("found less random, forget: {:.2f} [{:.2f}, {:.2f}]".format(*gap))
     out = Path("own-metric.html")

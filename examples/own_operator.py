@@ -51,9 +51,8 @@ if __name__ == "__main__":
             assert edits[operator.__name__ + where].certificate(bed.lm).holds
 
     # %% What did that do?
-    results = nf.evaluate(bed.lm, edits, bed.forget, bed.retain, gold=bed.gold)
-    frame = results.frame.query("metric == 'exact_match' and point == 'full'")
-    print(frame.pivot_table(index="edit", columns="corpus", values="value").round(2).to_string())
+    results = nf.evaluate(bed.lm, edits, bed.forget, bed.retain, gold=bed.gold, strengths=(), damage=None)
+    print(results.table().round(2))
     out = Path("own-operator.html")
     nf.figures.dots(results).write_html(out)
     print(f"written to {out}")

@@ -10,6 +10,7 @@ from typing import Any
 from neuronforget.corpora import Corpus, Source, disjoint
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.ranks import launched
 from neuronforget.recording import record
 from neuronforget.runs import environment
 from neuronforget.scores import Scores, grad_x_act
@@ -54,7 +55,7 @@ def attribute(
         scores, about = _checked(score(*moments, **settings), score, lm), [m.info for m in moments]
         for unfinished in kept:
             if unfinished is not None:
-                unfinished.clear()
+                unfinished.clear(launched(next(lm.model.parameters()).device))
     info = dict(zip(("forget", "retain"), [*about, None], strict=False))
     return replace(scores, info={**scores.info, **info})
 

@@ -54,11 +54,17 @@ Nothing: no results were given with the export. Whether the requests are fulfill
 
 
 def model_card(record: Mapping[str, Any], name: str) -> str:
-    """Return the card's Markdown with its metadata, from what `neuronforget.json` holds; `name` is the base model's."""
+    """Return the card's Markdown with its metadata, from what `neuronforget.json` holds; `name` is the base model's.
+
+    Licence and languages are those of the base model's own card, where it is on this disk: the network is not asked.
+    """
     from huggingface_hub import ModelCard, ModelCardData
 
     hub_id = record["base_model"] if not _local(name) and name == record["base_model"] else None
-    data = ModelCardData(base_model=hub_id, library_name="transformers", tags=["unlearning", "neuronforget"])
+    data = ModelCardData(
+        base_model=hub_id, library_name="transformers", pipeline_tag="text-generation",
+        tags=["unlearning", "neuronforget"], **_inherited(name),
+    )  # fmt: skip
     applied = sum(entry.get("state", "applied") == "applied" for entry in record["entries"])
     return ModelCard.from_template(
         data,
@@ -70,6 +76,21 @@ def model_card(record: Mapping[str, Any], name: str) -> str:
         rows=list(_measured(record.get("measured", ()))),
         undo=_undo(record),
     ).content
+
+
+def _inherited(name: str) -> dict[str, Any]:
+    """Return what holds for an edited model as for its base, from the card beside the base's weights."""
+    from huggingface_hub import ModelCard, try_to_load_from_cache
+    from yaml import YAMLError
+
+    path = Path(name) / "README.md" if _local(name) else try_to_load_from_cache(name, "README.md")
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return {}
+    try:
+        stated = ModelCard.load(path).data.to_dict()
+    except (ValueError, YAMLError):  # a page whose metadata are not a card's
+        return {}
+    return {key: stated[key] for key in ("license", "license_name", "license_link", "language") if key in stated}
 
 
 def base_name(name: str) -> str:

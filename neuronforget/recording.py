@@ -82,7 +82,7 @@ def record(
         _add_rounds(tally, groups, fingerprint, ranks, measure, bar)
     total = merge(part for part in ranks.each(tally.total) if part is not None)
     if unfinished is not None and unfinished is not resume:
-        unfinished.clear()  # else its owner has more to do, and clears it
+        unfinished.clear(ranks)  # else its owner has more to do, and clears it
     info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, "tap": reader.name}
     return _finish(total, lm, {**info, "positions": positions, **environment()})
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,9 +79,23 @@ class Results:
         gap = np.array([e["value"] for e in here]) - np.array([e["value"] for e in there])
         return bootstrap(gap, self.info["seed"], units=np.array([e["unit"] for e in here]), level=level)
 
+    def table(self, metric: str = "exact_match", point: str = "full") -> pd.DataFrame:
+        """Return a metric as a table of edits and corpora at one point, beside the references; both in their order."""
+        frame = self.frame[self.frame["metric"] == metric]
+        frame = frame[(frame["point"] == point) | (frame["scope"] == "reference")]
+        if not (frame["point"] == point).any():
+            raise InputError(f"{metric!r} was not measured at {point!r}")
+        rows, columns = frame["edit"].unique(), frame["corpus"].unique()
+        return frame.pivot(index="edit", columns="corpus", values="value").loc[rows, columns]
+
     def __repr__(self) -> str:
         edits = list(dict.fromkeys(row["edit"] for row in self.rows))
         return f"Results({len(self.rows)} rows of {len(edits)} edits: {', '.join(edits)})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the first metric at full strength."""
+        metric = self.rows[0]["metric"]
+        return f"<p>{escape(repr(self))}: {metric} at full strength</p>{self.table(metric).round(3).to_html()}"
 
     def save(self, folder: str | Path) -> None:
         """Write `rows.parquet`, `examples.parquet` and `info.json` into a new folder."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
+from neuronforget.ranks import Ranks
 from neuronforget.runs import check_writable, content_key, whole_file
 
 
@@ -76,11 +77,15 @@ class Unfinished:
         found = Moments.load(path)
         return Tally(path, self.every, replace(found, info={}), **found.info, _due=monotonic() + self.every)
 
-    def clear(self) -> None:
-        """Remove this run's files, what a kill in the middle of writing has left, and the folder if it is empty."""
-        for path in self._paths:
-            path.unlink(missing_ok=True)
-            for scratch in self.folder.glob(f".{path.name}-*"):
-                scratch.unlink(missing_ok=True)
-        with suppress(OSError):
-            self.folder.rmdir()
+    def clear(self, ranks: Ranks) -> None:
+        """Remove this run's files, what a kill in the middle of writing has left, and the folder if it is empty.
+
+        No rank goes on before all have: its next recording may begin in the same folder.
+        """
+        with ranks.together():
+            for path in self._paths:
+                path.unlink(missing_ok=True)
+                for scratch in self.folder.glob(f".{path.name}-*"):
+                    scratch.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()

@@ -43,7 +43,14 @@ def environment(folder: Path) -> dict[str, str]:
 
 def torchrun(folder: Path, corpus: Corpus, body: str) -> None:
     """Run `body` in two processes of one launch, which are given the folder."""
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    words = [sys.executable, *launch, script(folder, corpus, body), folder]
-    done = subprocess.run(words, env=environment(folder), capture_output=True, timeout=180)
-    assert done.returncode == 0, done.stderr.decode()[:4000]
+    launch(folder, script(folder, corpus, body), folder)
+
+
+def launch(folder: Path, *words: str | Path) -> str:
+    """Run a script with its arguments in two processes of one launch, in `folder`; return what they print."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run(
+        [*launcher, *words], cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr[:4000]
+    return done.stdout

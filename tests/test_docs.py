@@ -24,7 +24,7 @@ from neuronforget.testbed import Shape
 
 ROOT = Path(__file__).parent.parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "analyses").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "analyses").glob("*.md"), *(ROOT / "examples").glob("*.md")])
 SHAPE = Shape(layers=6, d_model=16, d_mlp=32, heads=2, steps=4, graft_steps=4, planted=4, batch=8)
 #: Page -> what its code says and the test has otherwise.
 INSTEAD = {
@@ -270,8 +270,10 @@ def test_every_option_shown_is_one_of_its_command(page: Path) -> None:
         asked = {word.partition("=")[0] for word in words if word.startswith("--")}
         if program == "make":
             assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M), line
-        elif program == "python":
-            assert asked <= options_of_script(ROOT / words[1]), line
+        elif program in ("python", "torchrun") and "neuronforget" not in words:
+            (path,) = (word for word in words if word.endswith(".py"))
+            asked = {word.partition("=")[0] for word in words[words.index(path) :] if word.startswith("--")}
+            assert asked <= options_of_script(ROOT / path), line
         elif program in ("neuronforget", "torchrun"):
             name, *rest = words[words.index("neuronforget") + 1 :]
             suite = rest[0].removeprefix("--") if name == "evaluate" else ""
@@ -289,7 +291,7 @@ def test_every_option_named_in_the_text_exists(page: Path) -> None:
     known = {"--help", "--self-test"}.union(
         *map(options_of, NAMED), *(options_of("evaluate", suite) for suite in SUITES)
     )
-    for folder in ("analyses", "benchmarks", "kernels"):
+    for folder in ("analyses", "benchmarks", "examples", "kernels"):
         known = known.union(*map(options_of_script, (ROOT / folder).glob("*.py")))
     prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
     named = re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(re.findall(r"`([^`]*)`", prose)))

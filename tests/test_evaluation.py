@@ -254,6 +254,19 @@ def test_rows_are_the_means_of_their_examples(results: Results) -> None:
             assert len(own) == row["n"] and np.mean(own) == pytest.approx(row["value"])
 
 
+def test_a_table_has_one_metric_of_every_edit_on_every_corpus_and_a_notebook_shows_it(results: Results) -> None:
+    for point in ("full", "matched"):
+        table = results.table("nll", point)
+        assert list(table.index)[:2] == ["untouched", "gold"] and table.columns[0] == "forget"
+        for edit in table.index:
+            at = "full" if edit in ("untouched", "gold") else point
+            assert all(table.loc[edit, c] == results.value(edit, c, "nll", at) for c in table.columns)
+    with pytest.raises(InputError, match="not measured"):
+        results.table("nll", "matched KL")
+    shown = results._repr_html_()
+    assert all(f"<th>{edit}</th>" in shown for edit in table.index) and results.rows[0]["metric"] in shown
+
+
 def test_paired_differences_are_tighter_than_their_intervals_apart(results: Results) -> None:
     value, low, high = results.paired("ablate", "untouched", "forget", "nll")
     assert value == pytest.approx(

@@ -1,16 +1,24 @@
-"""The examples run as they stand, and so does the README's snippet."""
+"""The examples run as they stand, the notebooks are their scripts, and the README's snippet runs."""
 
 from __future__ import annotations
 
+import difflib
+import json
 import re
 import runpy
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from accelerate import PartialState
+from launching import launch
 
 import neuronforget as nf
 
 ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
+SCRIPTS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "notebooks")
 
 
 @pytest.fixture(scope="module")
@@ -19,12 +27,109 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
-def test_every_example_runs(path: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def here(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder to run in."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NEURONFORGET_CACHE", str(cache))
-    runpy.run_path(str(path), run_name="__main__")
-    assert list(tmp_path.glob("*.html")), "an example saves a figure"
+    return tmp_path
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
+    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+
+
+def bare(text: str) -> list[str]:
+    """The words of a text, without its numbers, which differ a little from machine to machine."""
+    return re.sub(r"-?\d[\d.,]*", "", text).split()
+
+
+def printed(notebook: Path) -> str:
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [out for cell in cells for out in cell.get("outputs", []) if out["output_type"] == "stream"]
+    return "".join("".join(out["text"]) for out in outputs)
+
+
+FOLDERS = ("large_model", "export_to_hub")  # what these leave has tests of its own
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS if path.stem not in FOLDERS])
+def test_every_example_runs_and_its_notebook_shows_what_it_prints(
+    name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(name, monkeypatch)
+    assert list(here.glob("*.html")), "an example saves a figure"
+    notebook = ROOT / "examples" / f"{name}.ipynb"
+    if notebook in NOTEBOOKS:
+        alike = difflib.SequenceMatcher(None, bare(printed(notebook)), bare(capsys.readouterr().out), False).ratio()
+        assert alike > 0.9, f"{notebook.name} no longer shows what its script prints: make notebooks"
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_its_script_run_from_top_to_bottom(notebook: Path) -> None:
+    cells_of = runpy.run_path(str(ROOT / "examples" / "notebooks.py"))["cells_of"]
+    text = notebook.read_text(encoding="utf-8")
+    made, has = cells_of(notebook.stem), json.loads(text)
+    assert has["metadata"] == made.metadata and len(text) < 500_000
+    assert [(c["cell_type"], "".join(c["source"]), c["metadata"]) for c in has["cells"]] == [
+        (c.cell_type, c.source, c.metadata) for c in made.cells
+    ], "make notebooks"
+    code = [cell for cell in has["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    outputs = [out for cell in code for out in cell["outputs"]]
+    assert any("image/png" in out.get("data", {}) for out in outputs), "no picture that a forge shows"
+    assert all(out["output_type"] in ("stream", "display_data") and out.get("name") != "stderr" for out in outputs)
+    assert not re.search(r"/home/|/root/|/tmp/|site-packages", text)
+
+
+def test_the_examples_page_has_every_example() -> None:
+    listed = set(re.findall(r"\]\(([\w.]+)\)", (ROOT / "examples" / "README.md").read_text(encoding="utf-8")))
+    assert {path.name for path in [*SCRIPTS, *NOTEBOOKS]} <= listed
+
+
+def test_a_launch_finds_the_neurons_of_one_process_and_trains_over_both(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("large_model", monkeypatch, "--out", "one", "--steps", "4")
+    PartialState._reset_state()  # this process goes on to other tests
+    alone = capsys.readouterr().out
+    both = launch(here, ROOT / "examples" / "large_model.py", "--out", "two", "--steps", "4")
+    assert "1 process(es)" in alone and "2 process(es)" in both
+    one, two = (nf.Neurons.load(here / out / "neurons.json") for out in ("one", "two"))
+    assert len(one & two) >= 0.9 * len(one)  # bfloat16, in batches of other examples
+    for name, spread in (("npo-on-neurons", False), ("npo", True)):
+        first, second = (nf.Edit.load(here / out / f"{name}.safetensors") for out in ("one", "two"))
+        assert (first.info["processes"], second.info["processes"]) == (1, 2)
+        assert second.info["sharded"] is spread and second.summary()["relative"] > 0
+    assert (here / "two" / "map.html").is_file() and not list((here / "two").rglob("*.pt"))
+
+
+def test_the_exported_folder_is_uploaded_if_asked_and_the_hub_reads_its_card(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import huggingface_hub
+
+    calls: list[tuple[str, Any]] = []
+
+    class Api:
+        def create_repo(self, repo_id: str, **settings: Any) -> None:
+            calls.append((repo_id, settings["private"]))
+
+        def upload_folder(self, *, folder_path: Path, repo_id: str, **_: Any) -> None:
+            calls.append((repo_id, sorted(path.name for path in folder_path.iterdir())))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    run("export_to_hub", monkeypatch, "--licence", "mit")
+    assert not calls and "nothing was uploaded" in (text := capsys.readouterr().out)
+    files = sorted(path.name for path in (here / "edited-model").iterdir())
+    assert all(name in text for name in files)
+    data = huggingface_hub.ModelCard.load(here / "edited-model" / "README.md").data
+    assert (data.license, data.library_name, data.pipeline_tag) == ("mit", "transformers", "text-generation")
+    assert {"unlearning", "neuronforget"} <= set(data.tags)
+
+    run("export_to_hub", monkeypatch, "--out", "again", "--push", "owner/name")
+    assert calls == [("owner/name", True), ("owner/name", files)]
 
 
 def test_the_readme_snippet_runs_on_a_local_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,5 +145,6 @@ def test_the_readme_snippet_runs_on_a_local_checkpoint(tmp_path: Path, monkeypat
     code = re.search(r"```python\n(import neuronforget.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert code is not None
     source = code[1].replace("path/to/", "").replace('"forget10"', '"forget10", n=8').replace("n=400", "n=8")
+    source = source.replace("loss=nf.losses.npo", "loss=nf.losses.npo, steps=5")
     exec(compile(source, "README.md", "exec"), {})
     assert (tmp_path / "report.html").is_file()

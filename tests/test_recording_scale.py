@@ -242,7 +242,7 @@ def test_a_score_that_runs_the_model_gets_the_folder_if_it_has_a_use_for_it(lm: 
 # On several processes
 
 LAUNCHED = """
-    import sys
+    import os, sys, time
     from dataclasses import replace
     import torch, torch.distributed as dist
     import neuronforget as nf
@@ -292,6 +292,15 @@ LAUNCHED = """
     refused("killed", lambda: nf.record(lm, corpus, resume=Unfinished(f"{out}/state", every=0), per_example=True, **s))
     recording.record_batch = measure
     nf.record(lm, corpus, resume=f"{out}/state", per_example=True, **s).save(f"{out}/resumed{rank}.safetensors")
+
+    clear = Unfinished.clear
+    def late(*given):  # rank 0 is the last to clear up
+        time.sleep(0.5 * (1 - rank))
+        clear(*given)
+    Unfinished.clear = late
+    for name, work in (("record", nf.record), ("attribute", nf.attribute)):
+        work(lm, corpus, resume=f"{out}/{name}", **s)
+        open(f"{out}/left by {name}{rank}", "w").write(str(os.path.exists(f"{out}/{name}")))
     dist.destroy_process_group()
 """
 
@@ -329,6 +338,12 @@ def one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["record", "attribute"])
+def test_no_process_goes_on_before_all_have_cleared_up(launch: Path, name: str) -> None:
+    """Else one removes the folder in which another's next recording begins."""
+    assert [(launch / f"left by {name}{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
 
 
 @pytest.mark.usefixtures("one_thread")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ class Check:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Audit:
     """Erased or hidden: the verdict, the checks behind it, what could not be asked and why, and every number.
 
@@ -80,9 +80,9 @@ class Audit:
     checks: tuple[Check, ...]
     not_tested: dict[str, str]
     damage: dict[str, Any]
-    curves: dict[str, dict[str, list[float]]] = field(repr=False)
-    neurons: dict[str, Any] = field(repr=False)
-    results: Results = field(repr=False)
+    curves: dict[str, dict[str, list[float]]]
+    neurons: dict[str, Any]
+    results: Results
 
     @property
     def words(self) -> str:
@@ -98,6 +98,9 @@ class Audit:
 
     def __str__(self) -> str:
         return "\n".join(self.findings)
+
+    def __repr__(self) -> str:
+        return f"Audit({self.words})"
 
     def save(self, folder: str | Path) -> None:
         """Write the results and `audit.json` into a new folder."""

@@ -1,0 +1,46 @@
+"""The model card of an exported checkpoint, as the Hub reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from families import build
+from huggingface_hub import ModelCard, ModelCardData
+
+import neuronforget as nf
+from neuronforget.models import LM
+from neuronforget.neurons import Neurons
+
+
+def exported(name: str, folder: Path) -> ModelCard:
+    """The card of a small model that is said to come from `name`."""
+    lm = LM(build("llama"))
+    lm.model.config._name_or_path = name
+    nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])).export(lm, folder)
+    return ModelCard.load(folder / "README.md")
+
+
+def test_a_card_names_library_task_tags_and_a_base_model_of_the_hub(tmp_path: Path) -> None:
+    data = exported("owner/name", tmp_path / "out").data
+    assert (data.library_name, data.pipeline_tag, data.base_model) == ("transformers", "text-generation", "owner/name")
+    assert set(data.tags) == {"unlearning", "neuronforget"} and data.license is None
+
+
+@pytest.mark.parametrize("page", [None, "# A model\n", "---\nlicense: [\n---\n"])
+def test_a_base_without_a_readable_card_gives_no_licence(page: str | None, tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    if page is not None:
+        (tmp_path / "base" / "README.md").write_text(page)
+    data = exported(str(tmp_path / "base"), tmp_path / "out").data
+    assert data.license is None and data.base_model is None
+
+
+def test_licence_and_languages_of_the_base_go_on_to_the_edited_model(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    stated = {"license": "other", "license_name": "mine", "license_link": "LICENSE", "language": ["de", "no"]}
+    card = ModelCard(f"---\n{ModelCardData(**stated, tags=['chat'], datasets=['theirs'])}\n---\n# A model\n")
+    card.save(tmp_path / "base" / "README.md")
+    found = exported(str(tmp_path / "base"), tmp_path / "out").data.to_dict()
+    assert {key: found[key] for key in stated} == stated
+    assert "datasets" not in found and "chat" not in found["tags"]
