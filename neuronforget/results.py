@@ -93,9 +93,12 @@ class Results:
         return f"Results({len(self.rows)} rows of {len(edits)} edits: {', '.join(edits)})"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: the first metric at full strength."""
-        metric = self.rows[0]["metric"]
-        return f"<p>{escape(repr(self))}: {metric} at full strength</p>{self.table(metric).round(3).to_html()}"
+        """What a notebook shows: the first metric, at the point where it was measured first."""
+        if not self.rows:
+            return f"<p>{escape(repr(self))}</p>"
+        metric, point = (str(self.rows[0][key]) for key in ("metric", "point"))
+        words = f"{self!r}: {metric}, {point}"
+        return f"<p>{escape(words)}</p>{self.table(metric, point).round(3).to_html()}"
 
     def save(self, folder: str | Path) -> None:
         """Write `rows.parquet`, `examples.parquet` and `info.json` into a new folder."""

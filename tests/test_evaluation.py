@@ -265,6 +265,8 @@ def test_a_table_has_one_metric_of_every_edit_on_every_corpus_and_a_notebook_sho
         results.table("nll", "matched KL")
     shown = results._repr_html_()
     assert all(f"<th>{edit}</th>" in shown for edit in table.index) and results.rows[0]["metric"] in shown
+    matched = Results(tuple(row for row in results.rows if row["point"] == "matched"), (), {})
+    assert "matched</p>" in matched._repr_html_() and "Results(0 rows" in Results((), (), {})._repr_html_()
 
 
 def test_paired_differences_are_tighter_than_their_intervals_apart(results: Results) -> None:
