@@ -21,10 +21,9 @@ def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or onl
         "An erased fact lies at the reference. Grey: interval of the difference to it, at 95% over all checks."
     )
     table = _table(audit.checks)
-    verdict, *findings = audit.findings
     sections = [
         Section("What was asked", pairs=_asked(audit)),
-        Section("Verdict", verdict, findings=findings),
+        Section("Verdict", audits=[(_edit(audit), "", audit)], findings=audit.findings[1:]),
         Section("Every check", "Intervals are at 95% over all checks together.", tables=[table],
                 pictures=[Picture("The checks beside their references", caption, figures.checks(audit.checks), table)]),
         Section("What is left", pictures=residue_pictures({EDITED: audit})),
@@ -34,12 +33,16 @@ def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or onl
     return page(path, title, sections, nan=audit.damage["nan"])
 
 
+def _edit(audit: Audit) -> str:
+    edit = audit.results.info["edit"]
+    return edit if isinstance(edit, str) else str(edit.get("method", "edit"))
+
+
 def _asked(audit: Audit) -> list[tuple[str, str]]:
     info = audit.results.info
-    edit = info["edit"]
     return [
         ("Model", str(info["model"])),
-        ("Edit", edit if isinstance(edit, str) else str(edit.get("method", "edit"))),
+        ("Edit", _edit(audit)),
         ("Corpora", ", ".join(info["data"])),
         ("Reference", "the gold twin, which never knew" if info["gold"] else "what stands in for a model that never "
                       "knew: each check says what"),

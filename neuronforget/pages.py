@@ -23,7 +23,10 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it, in this order; one that has nothing is left out of the page."""
+    """A heading and what stands under it, in this order; one that has nothing is left out of the page.
+
+    `audits` are (name, address of its page or nothing, audit).
+    """
 
     title: str
     words: str = ""

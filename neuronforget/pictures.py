@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 
 from neuronforget import figures
 from neuronforget.closeups import Closeups
-from neuronforget.figures.style import label
+from neuronforget.figures.style import label, scopes_of
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
 from neuronforget.scores import Scores
@@ -85,7 +85,8 @@ def comparison_pictures(results: Results) -> list[Picture]:
 def _sweep(results: Results, metric: str) -> Table:
     """A frontier's points: accuracy on forget, and a metric on retain, of every edit at every strength."""
     cells = {(r["edit"], r["strength"], r["corpus"], r["metric"]): interval(r) for r in results.rows}
-    places = dict.fromkeys((edit, strength) for edit, strength, *_ in cells)
+    order = {edit: i for i, edit in enumerate(scopes_of(results.rows))}
+    places = sorted({(edit, strength) for edit, strength, *_ in cells}, key=lambda place: (order[place[0]], place[1]))
     rows = [
         (
             edit,

@@ -52,7 +52,7 @@ def checks(found: Sequence[Check]) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_yaxes(type="category", autorange="reversed", tickfont_size=12)
-    figure.update_xaxes(title="value of the check's metric (0 to 1)")
+    figure.update_xaxes(title="the check's metric")
     return styled(figure, 170 + 38 * len(found)).update_layout(legend=BELOW)
 
 

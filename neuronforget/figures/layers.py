@@ -43,7 +43,7 @@ def activation_shift(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers
     """
     columns = 4
     rows = max(-(-len(shifts) // columns), 1)
-    titles = [text(name) for name in shifts]
+    titles = [text(name).replace("@", "<br>@") for name in shifts]
     figure = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True)
     names = [str(layer) for layer in layers]
     for i, shift in enumerate(shifts.values()):
