@@ -129,13 +129,8 @@ def map_pictures(
         ),
     ]
     if neurons is not None:
-        counts = [
-            (
-                str(layer),
-                *(str(int(s.mask()[i].sum())) for s in (neurons, *((truth, neurons & truth) if truth else ()))),
-            )
-            for i, layer in enumerate(neurons.layers)
-        ]
+        held = [s.mask().sum(1).tolist() for s in (neurons, *((truth, neurons & truth) if truth else ()))]
+        counts = [(str(layer), *map(str, row)) for layer, *row in zip(neurons.layers, *held, strict=True)]
         columns = ("layer", "selected", *(("true", "selected and true") if truth else ()))
         caption = "Neurons selected in each layer, and how many of them are right where that is known."
         found.append(

@@ -1,4 +1,4 @@
-"""A report and an audit page of a model with 32 layers of 14336 neurons, from made-up numbers: every section, no model."""
+"""A report and an audit page at 32 layers of 14336 neurons, from made-up numbers: every section, no model."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def results() -> nf.Results:
             for corpus in ("forget", "forget unseen", "retain", "retain unseen"):
                 about = {"edit": name, "scope": scope, "strength": strength, "corpus": corpus, "n": 40, "nan": 0}
                 about |= {"point": "frontier" if strength == 0.5 else "full", "units": 10, "seed": 0}
-                rows += [about | {"metric": m, "value": v, "low": 0.9 * v, "high": 1.1 * v}
-                         for m, v in zip(METRICS, 0.05 + 0.09 * i * (1 + strength) * DRAW.random(4), strict=True)]  # fmt: skip
+                drawn = 0.05 + 0.09 * i * (1 + strength) * DRAW.random(len(METRICS))
+                rows += [about | {"metric": metric, "value": v, "low": 0.9 * v, "high": 1.1 * v}
+                         for metric, v in zip(METRICS, drawn, strict=True)]  # fmt: skip
     held = {"holds": True, "inside_values": 9, "outside_values": 7_000_000_000, "outside_equal": True}
     info = {"model": "a model", "seed": 0, "damage_budget": None, "data": {"facts": "0f", "others": "1e"}}
     held |= {"undone_equal": True, "training_equal": None}

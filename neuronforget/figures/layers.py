@@ -70,7 +70,7 @@ def activation_shift(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers
         row = rows - (len(shifts) <= (rows - 1) * columns + column - 1)  # the lowest picture of the column
         figure.update_xaxes(title="RMS change", showticklabels=True, row=max(row, 1), col=column)
     figure.update_annotations(font_size=12)
-    styled(figure, 90 + 170 * rows)
+    styled(figure, 90 + (170 if len(layers) < 12 else 240) * rows)
     return figure.update_layout(legend={**ABOVE, "y": 1, "yref": "container", "yanchor": "top"}, margin={"t": 64})
 
 

@@ -6,7 +6,18 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from neuronforget.figures.style import ABOVE, DASHES, OKABE_ITO, by_depth, marked, scale, spread, styled, text
+from neuronforget.figures.style import (
+    ABOVE,
+    DASHES,
+    MOST_MARKS,
+    OKABE_ITO,
+    by_depth,
+    marked,
+    scale,
+    spread,
+    styled,
+    text,
+)
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
 
@@ -62,8 +73,8 @@ def attribution_map(
         if chosen is not None:
             figure.add_trace(_marks(kind, chosen, size, symbol, colour))
     binning = f", {size} to a cell, which shows the one of largest magnitude" if size > 1 else ""
-    figure.update_xaxes(title=f"neuron{binning}")
-    figure.update_yaxes(title="layer", type="category")
+    figure.update_xaxes(title=f"neuron{binning}", range=[-size / 2, (cells.shape[1] - 0.5) * size])
+    figure.update_yaxes(title="layer", type="category", range=[-0.5, len(cells) - 0.5])
     figure.update_layout(legend=ABOVE)
     styled(figure, 180 + 44 * len(values) if len(values) < 12 else 100 + 22 * len(values))
     return figure.update_layout(margin_b=96)
@@ -73,6 +84,7 @@ def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
     """Draw the scores from the end that has to do with forget, one line a layer; crosses are true neurons.
 
     The axis of ranks is logarithmic, and so are the ranks that are drawn. Deeper layers are lighter.
+    Of very many true neurons some are marked, evenly apart.
     """
     figure, mask = go.Figure(), truth.mask().numpy() if truth is not None else None
     width = scores.values.shape[1]
@@ -89,7 +101,7 @@ def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
         figure.add_trace(falling)
         if mask is not None:
             hit = np.flatnonzero(mask[i][order])
-            hit = hit[spread(len(hit))]
+            hit = hit[spread(len(hit), MOST_MARKS // len(scores.layers))]
             marker = {"symbol": "x-thin", "size": 7, "line": {"color": colour, "width": 1.5}}
             crosses = go.Scatter(x=hit + 1, y=row[order[hit]], mode="markers", marker=marker, showlegend=False, **own)
             figure.add_trace(crosses)

@@ -85,9 +85,9 @@ def by_depth(layers: int) -> list[str]:
     return sample_colorscale("Cividis", [0.75 * i / max(layers - 1, 1) for i in range(layers)])
 
 
-def spread(count: int) -> np.ndarray:
-    """Return which of so many neurons to mark: all, or `MOST_MARKS` of them, evenly apart."""
-    return np.linspace(0, count - 1, min(count, MOST_MARKS)).round().astype(int)
+def spread(count: int, most: int = MOST_MARKS) -> np.ndarray:
+    """Return which of so many neurons to mark: all, or at most so many of them, evenly apart."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
 def marked(kind: str, count: int) -> str:
