@@ -39,20 +39,21 @@ def results() -> nf.Results:
     return nf.Results(tuple(rows), (), info | {"certificates": dict.fromkeys(("ablate", "npo"), held), "edits": edits})
 
 
-def scores() -> nf.Scores:
-    values = torch.from_numpy(DRAW.standard_t(3, (LAYERS, WIDTH)))
+def scores(width: int = WIDTH) -> nf.Scores:
+    values = torch.from_numpy(DRAW.standard_t(3, (LAYERS, width)))
     return nf.Scores(values, "grad_x_act", "positive: it carries the facts", tuple(range(LAYERS)))
 
 
 def closeups(neurons: nf.Neurons) -> Closeups:
-    recorded = {kind: DRAW.lognormal(-6, 2, (LAYERS, WIDTH)) for kind in ("forget", "retain")}
+    shape = LAYERS, neurons.width
+    recorded = {kind: DRAW.lognormal(-6, 2, shape) for kind in ("forget", "retain")}
     words = "The river that runs through the old town of Velm is called the".split()
     texts = tuple(Highlight(tuple(f" {w}" for w in words), tuple(DRAW.normal(size=len(words)))) for _ in range(8))
     cards = tuple(
         Card(layer, j, 0.5, rank, (" Velm", "\n"), (" not",), (("The river is", " called", -1.5),), {"npo": (0.3, 0.1)})
         for rank, (layer, j) in enumerate(sorted(neurons)[:8], 1)
     )
-    shifts = {"npo": {kind: DRAW.lognormal(-3, 1, (LAYERS, WIDTH)) for kind in ("forget", "retain")}}
+    shifts = {"npo": {kind: DRAW.lognormal(-3, 1, shape) for kind in ("forget", "retain")}}
     return Closeups(recorded, shifts, texts, cards)
 
 
@@ -78,9 +79,9 @@ def audit(verdict: str = "hidden") -> nf.Audit:
     return nf.Audit(verdict, checks, {}, damage, curves, neurons, nf.Results((), (), info))  # type: ignore[arg-type]
 
 
-def pages(folder: Path) -> dict[str, Path]:
+def pages(folder: Path, width: int = WIDTH) -> dict[str, Path]:
     """Write both pages."""
-    found = scores()
+    found = scores(width)
     chosen = nf.select.per_layer(found, 0.05)
     shifts = {name: {kind: DRAW.random(LAYERS).tolist() for kind in ("forget", "retain")} for name in SCOPES}
     audits = {"npo": audit(), "ablate": audit("gone, as far as asked")}

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import full_size
 import pytest
 import torch
 from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
@@ -52,10 +53,18 @@ def test_every_figure_has_words_a_table_and_a_role(page: Page) -> None:
     shown = [attrs for tag, attrs in page.tags if tag == "figure"]
     assert len(shown) == 7 and all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in shown)
     assert [tag for tag, _ in page.tags].count("details") == 7
-    headings = ("What was found", "Frontier", "Map of the neurons", "Rank profile", "by layer", "activations moved")
-    for heading in headings:
+    for heading in ("Frontier", "Map of the neurons", "Rank profile", "by layer", "activations moved"):
         assert heading in page.text
-    assert "It found this." in page.text and "How this was made" in page.text
+    assert "It found this." in page.text
+
+
+def test_sections_come_in_the_order_in_which_one_asks(tmp_path: Path) -> None:
+    page = full_size.pages(tmp_path, width=60)["report"].read_text()
+    order = [
+        "What was asked", "Verdict", "Numbers", "Forgetting against damage", "Where the knowledge lies",
+        "What the edits moved", "What is left", "Neuron cards", "Controls", "Certificate", "How to reproduce this",
+    ]  # fmt: skip
+    assert re.findall("<h2 .*>(.+)</h2>", page) == order
 
 
 def test_the_report_asks_no_other_host(page: Page, tmp_path: Path) -> None:
