@@ -15,13 +15,14 @@ from neuronforget.tables import Table
 
 @dataclass(frozen=True)
 class Drawn:
-    """How one of an audit's curves is drawn: a value every `step` of what is `across`."""
+    """How one of an audit's curves is drawn: a value every `step` of what is `across`, on an axis `up` to `top`."""
 
     title: str
     words: str
     across: str
     up: str
     step: int = 1
+    top: float | None = None
 
 
 DRAWN = {
@@ -32,6 +33,7 @@ DRAWN = {
         "training steps",
         "answered",
         EVERY,
+        1.0,
     ),
     "siblings": Drawn(
         "Relearning: their siblings, of which nothing is taught",
@@ -39,6 +41,7 @@ DRAWN = {
         "training steps",
         "answered",
         EVERY,
+        1.0,
     ),
     "lens": Drawn(
         "Residue: the answer read off every block",
@@ -46,6 +49,7 @@ DRAWN = {
         "and low at the end: the output alone is suppressed.",
         "block",
         "probability of the answer",
+        top=1.0,
     ),
     "patching, states": Drawn(
         "Residue: the edited model's states put into the untouched one",
@@ -74,6 +78,6 @@ def residue_pictures(audits: Mapping[str, Audit]) -> list[Picture]:
             places = [str(drawn.step * i) for i in range(max(map(len, found.values())))]
             rows = tuple((who, *(f"{value:.3f}" for value in curve)) for who, curve in found.items())
             table = Table(f"{drawn.title}, by {drawn.across}", ("model", *places), rows)
-            figure = figures.curves(found, drawn.across, drawn.up, step=drawn.step)
+            figure = figures.curves(found, drawn.across, drawn.up, step=drawn.step, top=drawn.top)
             made.append(Picture(drawn.title, drawn.words, figure, table))
     return made

@@ -57,7 +57,9 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     assert run(monkeypatch, "evaluate", edit_file, *data(bed), *words) == 0
     results = nf.Results.load(tmp_path / "results")
     assert {"untouched", "gold", "ablate"} == set(results.frame["edit"])
+    assert results.info["command"].startswith(f"neuronforget evaluate {edit_file} --model")
     assert run(monkeypatch, "report", tmp_path / "results", "--out", tmp_path / "report.html") == 0
+    assert results.info["command"] in (tmp_path / "report.html").read_text()
     assert "ablate" in (tmp_path / "report.html").read_text()
     assert "exact match" in capsys.readouterr().out
 

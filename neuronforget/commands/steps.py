@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show
+from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show, signed
 from neuronforget.commands.requests import asked_of, check_apart, check_places, said_of
 from neuronforget.errors import InputError
 
@@ -172,7 +172,7 @@ def evaluate(
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
-    results = run(lm, made, forget, retain, gold=twin, kept=kept, **settings)
+    results = signed(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")

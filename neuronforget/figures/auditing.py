@@ -56,8 +56,10 @@ def checks(found: Sequence[Check]) -> go.Figure:
     return styled(figure, 170 + 38 * len(found)).update_layout(legend=BELOW)
 
 
-def curves(found: Mapping[str, Sequence[float]], across: str, up: str, *, step: int = 1) -> go.Figure:
-    """Draw one curve a model; its values are `step` apart `across`."""
+def curves(
+    found: Mapping[str, Sequence[float]], across: str, up: str, *, step: int = 1, top: float | None = None
+) -> go.Figure:
+    """Draw one curve a model; its values are `step` apart `across`, and `top` is where the axis ends."""
     figure = go.Figure()
     edits = [who for who in found if who not in SUBJECTS]
     own = {who: (OKABE_ITO[2 + i % 4], MARKERS[1 + i % 5], DASHES[i % len(DASHES)]) for i, who in enumerate(edits)}
@@ -71,4 +73,6 @@ def curves(found: Mapping[str, Sequence[float]], across: str, up: str, *, step: 
     most = max(map(len, found.values()))
     figure.update_xaxes(title=across, tick0=0, dtick=step * -(-most // 8), range=[-0.4 * step, (most - 0.6) * step])
     figure.update_yaxes(title=up, rangemode="tozero")
+    if top is not None:
+        figure.update_yaxes(range=[-0.03 * top, 1.03 * top])
     return styled(figure, 400).update_layout(legend=ABOVE)

@@ -97,7 +97,8 @@ def marked(kind: str, count: int) -> str:
 
 def scale(title: str, **more: object) -> dict[str, object]:
     """Return a scale of colours that lies below the figure, where it takes no width from it."""
-    return {**BOTTOM, "thickness": 10, "len": 0.5, "nticks": 5, "title": {"text": text(title), "side": "right"}, **more}
+    size = {"thickness": 10, "lenmode": "pixels", "len": 300, "nticks": 5}
+    return {**BOTTOM, **size, "title": {"text": text(title), "side": "right"}, **more}
 
 
 def styled(figure: go.Figure, height: int = 460) -> go.Figure:
