@@ -11,6 +11,8 @@ from typing import Any
 import full_size
 import pytest
 
+from neuronforget import figures
+
 CHROMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 #: Nothing but the page itself may reach for the network, and no sandbox: containers forbid it.
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
@@ -98,6 +100,14 @@ def test_every_picture_is_drawn_and_nothing_is_asked_of_any_host(desk: Any, path
     assert noise == [path.as_uri()]
     took = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     print(f"{path.name}: load event after {took:.0f} ms, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def test_a_figure_that_is_written_alone_asks_for_nothing_either(browser: Any, tmp_path: Path) -> None:
+    path = tmp_path / "figure.html"
+    figures.dots(full_size.results()).write_html(path)
+    page, noise = opened(browser, path)
+    page.wait_for_selector(".scatterlayer .trace")
+    assert noise == [path.as_uri()]
 
 
 def test_the_tool_bar_shares_nothing(desk: Any) -> None:
