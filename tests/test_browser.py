@@ -38,7 +38,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return full_size.pages(tmp_path_factory.mktemp("pages"))
+    return full_size.pages(tmp_path_factory.mktemp("pages"), width=60)
 
 
 @pytest.fixture(scope="module", params=["report", "audit"])
@@ -92,14 +92,24 @@ TRACES = """() => [...document.querySelectorAll('.plot')].map(box => {
 })"""
 
 
-def test_every_picture_is_drawn_and_nothing_is_asked_of_any_host(desk: Any, path: Path) -> None:
-    page, noise = desk
+def check_drawn(page: Any, noise: list[str], path: Path) -> None:
     drawn = page.evaluate(TRACES)
     assert len(drawn) == path.read_text().count('class="plot"') > 5
     assert all(given == shown and sum(given) for given, shown in drawn), drawn
     assert noise == [path.as_uri()]
     took = page.evaluate("performance.getEntriesByType('navigation')[0].loadEventEnd")
     print(f"{path.name}: load event after {took:.0f} ms, {path.stat().st_size / 1e6:.1f} MB")
+
+
+def test_every_picture_is_drawn_and_nothing_is_asked_of_any_host(desk: Any, path: Path) -> None:
+    check_drawn(*desk, path)
+
+
+def test_so_it_is_at_32_layers_of_14336_neurons(browser: Any, tmp_path: Path) -> None:
+    path = full_size.pages(tmp_path)["report"]
+    page, noise = opened(browser, path)
+    check_drawn(scrolled(page), noise, path)
+    page.context.close()
 
 
 def test_a_figure_that_is_written_alone_asks_for_nothing_either(browser: Any, tmp_path: Path) -> None:

@@ -159,6 +159,11 @@ def test_the_shift_has_one_small_picture_an_edit_on_one_scale() -> None:
     assert [list(trace.x) for trace in figure.data] == [list(v) for s in shifts.values() for v in s.values()]
     assert {trace.xaxis for trace in figure.data} == {"x", *(f"x{i}" for i in range(2, 7))}
     assert [a.text for a in figure.layout.annotations][:6] == list(shifts)
+    axes = [axis for name, axis in figure.layout.to_plotly_json().items() if name.startswith("xaxis")]
+    assert (
+        sum("matches" not in axis for axis in axes) == 1
+        and sum(axis.get("showticklabels", False) for axis in axes) == 4
+    )
 
 
 def test_every_method_can_be_told_from_the_others_without_colour() -> None:

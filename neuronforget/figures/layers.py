@@ -44,7 +44,7 @@ def activation_shift(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers
     columns = 4
     rows = max(-(-len(shifts) // columns), 1)
     titles = [text(name).replace("@", "<br>@") for name in shifts]
-    figure = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True)
+    figure = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes="all", shared_yaxes=True)
     names = [str(layer) for layer in layers]
     for i, shift in enumerate(shifts.values()):
         where = {"row": i // columns + 1, "col": i % columns + 1}
@@ -63,7 +63,7 @@ def activation_shift(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers
                 ),
                 **where,
             )
-    figure.update_xaxes(rangemode="tozero")
+    figure.update_xaxes(rangemode="tozero", nticks=4)
     figure.update_yaxes(type="category")
     figure.update_yaxes(title="layer", col=1)
     for column in range(1, columns + 1):

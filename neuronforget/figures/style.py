@@ -97,7 +97,7 @@ def marked(kind: str, count: int) -> str:
 
 def scale(title: str, **more: object) -> dict[str, object]:
     """Return a scale of colours that lies below the figure, where it takes no width from it."""
-    size = {"thickness": 10, "lenmode": "pixels", "len": 300, "nticks": 5}
+    size = {"thickness": 10, "lenmode": "pixels", "len": 300, "nticks": 5, "tickangle": 0}
     return {**BOTTOM, **size, "title": {"text": text(title), "side": "right"}, **more}
 
 
