@@ -52,8 +52,6 @@ def report(
     if closeups is not None:
         where += closeup_pictures(closeups, neurons)
         moved += moved_pictures(closeups.shifts, layers)
-    beside = controls_table(results, next(m for m in ("exact_match", "probability", *metrics) if m in metrics))
-    certified = certificates_table(info.get("certificates", {}))
     made = made_table(info.get("edits", {}))
     told = [audited(name, audit) for name, audit in audits.items()]
     sections = [
@@ -67,20 +65,29 @@ def report(
                 pictures=comparison_pictures(results) if metrics >= {"exact_match", "nll"} else ()),
         Section("Where the knowledge lies", pictures=where),
         Section("What the edits moved", pictures=moved),
-        Section("What is left", "Curves of the audits. A model that never knew is the reference.",
+        Section("What is left", "Curves of the audits, beside the untouched model and the gold twin, if any.",
                 pictures=residue_pictures(audits)),
         Section("Neuron cards", "The selected neurons that score highest: the tokens that they promote and suppress "
                 "(what they write, read by the unembedding), and where in the forget examples they are most active. By "
                 "edit: how much of what the neuron writes changed, and the RMS change of its activation on forget.",
                 cards=closeups.cards if closeups else ()),
-        Section("Controls", "The same methods on other neurons. Where a control forgets as much as the edit does, the "
-                "choice of neurons explains nothing.", tables=[beside] if beside else ()),
-        Section("Certificate", "Did anything outside an edit move while it was on, and did taking it off restore every "
-                "bit? Every value of the model was compared.",
-                tables=[certified] if certified else ()),
+        *_checked(results, metrics),
         reproduce({key: value for key, value in info.items() if key not in APART}, [made] if made else ()),
     ]  # fmt: skip
     return page(path, title, sections, nan=sum(row["nan"] for row in results.rows if row["point"] == "full"))
+
+
+def _checked(results: Results, metrics: set[str]) -> list[Section]:
+    """What speaks for the edits beside their numbers: controls and certificates."""
+    metric = next((m for m in ("exact_match", "probability", *sorted(metrics)) if m in metrics), "")
+    beside = controls_table(results, metric)
+    certified = certificates_table(results.info.get("certificates", {}))
+    return [
+        Section("Controls", "The same methods on other neurons. Where a control forgets as much as the edit does, the "
+                "choice of neurons explains nothing.", tables=[beside] if beside else ()),
+        Section("Certificate", "Did anything outside an edit move while it was on, and did taking it off restore every "
+                "bit? Every value of the model was compared.", tables=[certified] if certified else ()),
+    ]  # fmt: skip
 
 
 def _asked(results: Results, neurons: Neurons | None, closeups: Closeups | None) -> list[tuple[str, str]]:

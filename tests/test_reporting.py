@@ -77,6 +77,11 @@ def test_the_report_asks_no_other_host(page: Page, tmp_path: Path) -> None:
     assert whole.count("plotly.js v") == 1 and "sendChartToCloud" in whole
 
 
+def test_no_results_make_an_empty_report_and_no_error(tmp_path: Path) -> None:
+    page = Page(nf.report(Results((), (), {"seed": 0}), tmp_path / "empty.html"))
+    assert "How to reproduce this" in page.text and "Controls" not in page.text
+
+
 def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None:  # noqa: F811
     page = Page(nf.report(results, tmp_path / "alone.html"))
     assert "Frontier" in page.text and "Map of the neurons" not in page.text
