@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
 
 from neuronforget import erase, losses
 from neuronforget.corpora import Corpus
@@ -12,6 +16,7 @@ from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import write_norms
+from neuronforget.runs import content_key, whole_file
 
 
 def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int, seed: int) -> dict[str, Neurons]:
@@ -63,3 +68,32 @@ def methods(
     if preferred or all(example.wrong for example in forget):
         plan |= {"dpo": train(losses.dpo)}
     return plan
+
+
+def made(
+    lm: LM, plan: dict[str, Callable[[], Edit]], resume: str | Path | None, work: Any, progress: bool
+) -> tuple[dict[str, Edit], dict[str, str]]:
+    """Make every edit of the plan, and return the reasons why some could not be; `resume` reads finished ones back."""
+    edits: dict[str, Edit] = {}
+    failed: dict[str, str] = {}
+    model = lm.digest() if resume else ""
+    with tqdm(total=len(plan), desc="erase", disable=not progress) as bar:
+        for name, make in plan.items():
+            bar.set_postfix(edit=name, refresh=False)
+            key = content_key(model=model, work=work, name=name)
+            path = Path(resume) / f"{key}.safetensors" if resume else None
+            if path and path.is_file():
+                edits[name] = Edit.load(path)
+            else:
+                try:
+                    edits[name] = make()
+                except InputError as error:  # one method's failure is a finding, not the end of the comparison
+                    failed[name] = str(error)
+                else:
+                    if path:
+                        with whole_file(path) as scratch:
+                            edits[name].save(scratch)
+            bar.update()
+    if not edits:
+        raise InputError("no edit could be made: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+    return edits, failed

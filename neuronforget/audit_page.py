@@ -6,69 +6,48 @@ from pathlib import Path
 
 from neuronforget import figures
 from neuronforget.auditing import Audit, Check
-from neuronforget.auditing.relearning import EVERY
+from neuronforget.auditing.cases import EDITED
+from neuronforget.pages import Section, page, reproduce
 from neuronforget.pictures import Picture
-from neuronforget.reporting import page
+from neuronforget.residues import residue_pictures
 from neuronforget.tables import Table
-
-#: Curve -> title, caption, axes.
-DRAWN = {
-    "taught again": (
-        "Relearning: the facts that are taught again",
-        "The whole model is taught half of the facts again. What was only hidden comes back sooner than in a model "
-        "that never knew.",
-        f"looks, one every {EVERY} steps",
-        "answered",
-    ),
-    "siblings": (
-        "Relearning: their siblings, of which nothing is taught",
-        "The other half of the facts, meanwhile. What never was there cannot come back.",
-        f"looks, one every {EVERY} steps",
-        "answered",
-    ),
-    "lens": (
-        "Read off every block",
-        "Probability of the answer by the model's own last norm and unembedding, from each block's states. High below "
-        "and low at the end: the output alone is suppressed.",
-        "block",
-        "probability of the answer",
-    ),
-    "patching, states": (
-        "The edited model's states put into the untouched one",
-        "How much less likely the untouched model's answers get (nats a token) with a model's states at one block. "
-        "Where the gold twin takes away more than the edited model, knowledge is still there.",
-        "block",
-        "nats lost",
-    ),
-    "patching, neurons": (
-        "The edited model's neurons put into the untouched one",
-        "The same with the activations of one layer's neurons alone.",
-        "layer",
-        "nats lost",
-    ),
-}
 
 
 def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or only hidden?") -> Path:
     """Write the page. Raises InputError if `path` is unwritable."""
-    made = figures.checks(audit.checks)
+    info = audit.results.info
     caption = (
         "Each line leads from the reference, a model that never knew or what stands in for it, to the untouched model. "
         "An erased fact lies at the reference. Grey: interval of the difference to it, at 95% over all checks."
     )
-    pictures = [Picture("Every check", caption, made, _table(audit.checks))]
-    for name, values in audit.curves.items():
-        if name in DRAWN:
-            heading, words, across, up = DRAWN[name]
-            rows = tuple((who, *(f"{v:.3f}" for v in curve)) for who, curve in values.items())
-            columns = ("model", *map(str, range(max(map(len, values.values())))))
-            table = Table(f"{heading}, by {across}", columns, rows)
-            pictures.append(Picture(heading, words, figures.curves(values, across, up), table))
-    return page(
-        path, title=title, findings=audit.findings, heading="Every check, with intervals at 95% over all of them",
-        tables=[_table(audit.checks), *_neurons(audit)], pictures=pictures, info=audit.results.info,
-        nan=audit.damage["nan"],
-    )  # fmt: skip
+    table = _table(audit.checks)
+    sections = [
+        Section("What was asked", pairs=_asked(audit)),
+        Section("Verdict", audits=[(_edit(audit), "", audit)], findings=audit.findings[1:]),
+        Section("Every check", "Intervals are at 95% over all checks together.", tables=[table],
+                pictures=[Picture("The checks beside their references", caption, figures.checks(audit.checks), table)]),
+        Section("What is left", pictures=residue_pictures({EDITED: audit})),
+        Section("What it did to neurons", tables=_neurons(audit)),
+        reproduce(info),
+    ]  # fmt: skip
+    return page(path, title, sections, nan=audit.damage["nan"])
+
+
+def _edit(audit: Audit) -> str:
+    edit = audit.results.info["edit"]
+    return edit if isinstance(edit, str) else str(edit.get("method", "edit"))
+
+
+def _asked(audit: Audit) -> list[tuple[str, str]]:
+    info = audit.results.info
+    return [
+        ("Model", str(info["model"])),
+        ("Edit", _edit(audit)),
+        ("Corpora", ", ".join(info["data"])),
+        ("Reference", "the gold twin, which never knew" if info["gold"] else "what stands in for a model that never "
+                      "knew: each check says what"),
+        ("Probes", ", ".join(dict.fromkeys(check.probe for check in audit.checks))),
+    ]  # fmt: skip
 
 
 def _table(checks: tuple[Check, ...]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -29,6 +29,10 @@ class Certificate:
     def holds(self) -> bool:
         """Nothing outside the edit moved, undoing it restored every bit, and so did its training, if it had one."""
         return self.outside_equal and self.undone_equal and self.training_equal is not False
+
+    def entry(self) -> dict[str, int | bool | None]:
+        """Return it as plain values, whether it holds among them."""
+        return {**asdict(self), "holds": self.holds}
 
     @property
     def touches_weights(self) -> bool:

@@ -41,8 +41,8 @@ class Highlight:
 class Card:
     """One neuron: its score and rank, the tokens it promotes and suppresses, where it is most active, what edits did.
 
-    `examples` are (text up to the token, activation there). `changes` gives, by edit, the relative change of its write
-    vector and the RMS change of its activation on forget.
+    `examples` are (text before the token, the token, activation there). `changes` gives, by edit, the
+    relative change of its write vector and the RMS change of its activation on forget.
     """
 
     layer: int
@@ -51,7 +51,7 @@ class Card:
     rank: int
     promoted: tuple[str, ...]
     suppressed: tuple[str, ...]
-    examples: tuple[tuple[str, float], ...]
+    examples: tuple[tuple[str, str, float], ...]
     changes: dict[str, tuple[float, float]]
 
 
@@ -161,7 +161,7 @@ def _in_words(lm: LM, chosen: Sequence[tuple[int, int]]) -> list[tuple[tuple[str
 @torch.no_grad()
 def _most_active(
     lm: LM, corpus: Corpus, chosen: Sequence[tuple[int, int]], batch_size: int
-) -> list[tuple[tuple[str, float], ...]]:
+) -> list[tuple[tuple[str, str, float], ...]]:
     """Of each neuron the examples in which its activation is largest in magnitude, each by the token where it is."""
     rows = encode(corpus, lm.tokenizer, lm.max_length)
     found: list[list[tuple[float, int, int]]] = [[] for _ in chosen]
@@ -170,12 +170,12 @@ def _most_active(
             acts = TorchHooks(lm)(batch.inputs).acts
             for own, (layer, j) in zip(found, chosen, strict=True):
                 own += _peaks(by_example(acts[layer], batch.inputs)[..., j].float().cpu(), batch)
-    best: list[dict[str, float]] = [{} for _ in chosen]
+    best: list[dict[tuple[str, str], float]] = [{} for _ in chosen]
     for texts, own in zip(best, found, strict=True):
         for value, i, place in sorted(own, key=lambda peak: -abs(peak[0])):
             if len(texts) < EXAMPLES:
                 texts.setdefault(_up_to(lm, rows[i].ids, place), value)  # texts with one beginning count once
-    return [tuple(texts.items()) for texts in best]
+    return [tuple((*text, value) for text, value in texts.items()) for texts in best]
 
 
 def _peaks(act: Float[Tensor, "example token"], batch: Batch) -> list[tuple[float, int, int]]:
@@ -186,7 +186,6 @@ def _peaks(act: Float[Tensor, "example token"], batch: Batch) -> list[tuple[floa
     return list(zip(values, batch.index, at.tolist(), strict=True))
 
 
-def _up_to(lm: LM, ids: Sequence[int], place: int) -> str:
-    """The text before a token, and the token in brackets."""
-    before = lm.tokenizer.decode(list(ids[max(0, place - AROUND) : place]))
-    return f"{before}[{lm.tokenizer.decode([ids[place]]).strip()}]"
+def _up_to(lm: LM, ids: Sequence[int], place: int) -> tuple[str, str]:
+    """The text before a token, and the token."""
+    return lm.tokenizer.decode(list(ids[max(0, place - AROUND) : place])), lm.tokenizer.decode([ids[place]])

@@ -7,15 +7,13 @@ on the whole model, and the evaluation of them all at full strength, over a fron
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm.auto import tqdm
-
 from neuronforget import select
-from neuronforget.arms import methods, random_controls
+from neuronforget.arms import made, methods, random_controls
 from neuronforget.attribution import attribute
 from neuronforget.auditing import Audit, audit
 from neuronforget.closeups import Closeups, closeups
@@ -33,7 +31,7 @@ from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
 from neuronforget.results import Results
-from neuronforget.runs import content_key, whole_file, whole_folder
+from neuronforget.runs import content_key, whole_folder
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
 
@@ -151,7 +149,7 @@ def compare(
     work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sets, own)
     if unknown := [name for name in audited if name not in plan]:
         raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")
-    edits, failed = _make(lm, plan, resume, work, progress)
+    edits, failed = made(lm, plan, resume, work, progress)
     sample = sampled(retain, measured, seed)
     results = evaluate(
         lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, batch_size=batch_size, seed=seed,
@@ -159,6 +157,7 @@ def compare(
     )  # fmt: skip
     info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
     info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
+    info |= {"certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
     results = replace(results, info=info)
     moved = {
         name: {kind: neuron_shift(lm, edit, c).numpy() for kind, c in (("forget", forget), ("retain", sample))}
@@ -219,32 +218,3 @@ def _audit(
             with whole_folder(folder) as scratch:
                 audits[name].save(scratch)
     return audits, refused
-
-
-def _make(
-    lm: LM, plan: dict[str, Callable[[], Edit]], resume: str | Path | None, work: Any, progress: bool
-) -> tuple[dict[str, Edit], dict[str, str]]:
-    """Make every edit, and return the reasons why some could not be; `resume` reads finished ones back."""
-    edits: dict[str, Edit] = {}
-    failed: dict[str, str] = {}
-    model = lm.digest() if resume else ""
-    with tqdm(total=len(plan), desc="erase", disable=not progress) as bar:
-        for name, make in plan.items():
-            bar.set_postfix(edit=name, refresh=False)
-            key = content_key(model=model, work=work, name=name)
-            path = Path(resume) / f"{key}.safetensors" if resume else None
-            if path and path.is_file():
-                edits[name] = Edit.load(path)
-            else:
-                try:
-                    edits[name] = make()
-                except InputError as error:  # one method's failure is a finding, not the end of the comparison
-                    failed[name] = str(error)
-                else:
-                    if path:
-                        with whole_file(path) as scratch:
-                            edits[name].save(scratch)
-            bar.update()
-    if not edits:
-        raise InputError("no edit could be made: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
-    return edits, failed

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +159,9 @@ class Edit:
 
     def entry(self, lm: LM, request: str | None = None) -> dict[str, Any]:
         """Return what a ledger tells of this edit: its size, how it was made, the neurons, its certificate."""
-        certificate = self.certificate(lm)
         about = {"request": request or self.info.get("method", "edit"), "state": "applied", **self.summary()}
         about |= {"neurons": written(lm.sites, self.changes), "info": dict(self.info)}
-        return {**about, "certificate": {**asdict(certificate), "holds": certificate.holds}}
+        return {**about, "certificate": self.certificate(lm).entry()}
 
     def export(
         self,

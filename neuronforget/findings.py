@@ -35,12 +35,17 @@ def describe(
     yield from reader.over_erased()
     yield from reader.guards()
     for name, audit in (audits or {}).items():
-        yield f"Erased, or only hidden? {name}: {audit.words}"
+        yield audited(name, audit)
     yield (
         f"Not checked {'of the other edits' if audits else 'here'}: whether the knowledge comes back by relearning, "
         "quantisation or other prompts. Little left of the forget corpus does not tell erased from hidden: "
         "`neuronforget audit` asks that."
     )
+
+
+def audited(name: str, audit: Audit) -> str:
+    """Return the sentence about one edit's audit."""
+    return f"Erased, or only hidden? {name}: {audit.words}"
 
 
 def _localisation(neurons: Neurons, truth: Neurons, controls: Sequence[Neurons]) -> str:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from neuronforget import figures
 from neuronforget.closeups import Closeups
+from neuronforget.figures.style import label, scopes_of
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
 from neuronforget.scores import Scores
@@ -29,23 +30,27 @@ FRONTIERS = {
     "exact_match": ("Frontier in accuracy", "Lower and further right is better."),
 }
 LAST = 24  # tokens of a text that are drawn
-CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["sendChartToCloud"]}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its title, what it shows in words, and its numbers as a table."""
+    """A figure with its title, what it shows in words, and its numbers as a table; a `wide` one scrolls on a phone."""
 
     title: str
     caption: str
     figure: go.Figure
     table: Table
+    wide: bool = False
 
     @property
-    def html(self) -> str:
-        """The figure's own mark-up, without plotly.js; equal for equal figures."""
-        name = "figure-" + "".join(c if c.isalnum() else "-" for c in self.title.lower())
-        return self.figure.to_html(full_html=False, include_plotlyjs=False, config=CONFIG, div_id=name)
+    def name(self) -> str:
+        """The picture's anchor on a page."""
+        return "".join(c if c.isalnum() else "-" for c in self.title.lower())
+
+    @property
+    def json(self) -> str:
+        """The figure for plotly.js, with nothing in it that HTML would read; equal for equal figures."""
+        return self.figure.to_json()
 
 
 def measured(results: Results) -> set[str]:
@@ -55,22 +60,14 @@ def measured(results: Results) -> set[str]:
 
 def comparison_pictures(results: Results) -> list[Picture]:
     """Return the frontiers, and every edit at full strength."""
-    accuracy = results_table(results, "full", ("exact_match",))
-    sweep = [
-        (r["edit"], f"{r['strength']:.2f}", r["corpus"], interval(r))
-        for r in results.rows
-        if r["metric"] == "exact_match" and r["corpus"] in ("forget", "retain")
-    ]
     about = (
         "Each line leads from the untouched model to an edit's full strength (large marker, 95% interval). "
         "Solid: on neurons; dashed: whole model; dash-dotted: guards, which change no weight; grey: controls. "
         "Dotted line: the gold twin, where there is one. "
     )
-    columns = ("edit", "strength", "corpus", "accuracy")
-    sweep_table = Table("Accuracy over strengths", columns, tuple(sweep))
     return [
         *(
-            Picture(title, about + words, figures.frontier(results, retain_metric=metric), sweep_table)
+            Picture(title, about + words, figures.frontier(results, retain_metric=metric), _sweep(results, metric))
             for metric, (title, words) in FRONTIERS.items()
             if metric in measured(results)
         ),
@@ -79,9 +76,29 @@ def comparison_pictures(results: Results) -> list[Picture]:
             "Accuracy with 95% bootstrap intervals over examples; unseen: phrasings that the erasure did not see. "
             "Dotted line: the gold twin.",
             figures.dots(results),
-            accuracy,
+            results_table(results, "full", ("exact_match",)),
+            wide=True,
         ),
     ]
+
+
+def _sweep(results: Results, metric: str) -> Table:
+    """A frontier's points: accuracy on forget, and a metric on retain, of every edit at every strength."""
+    cells = {(r["edit"], r["strength"], r["corpus"], r["metric"]): interval(r) for r in results.rows}
+    order = {edit: i for i, edit in enumerate(scopes_of(results.rows))}
+    places = sorted({(edit, strength) for edit, strength, *_ in cells}, key=lambda place: (order[place[0]], place[1]))
+    rows = [
+        (
+            edit,
+            f"{strength:.2f}",
+            cells[edit, strength, "forget", "exact_match"],
+            cells[edit, strength, "retain", metric],
+        )
+        for edit, strength in places
+        if (edit, strength, "forget", "exact_match") in cells and (edit, strength, "retain", metric) in cells
+    ]
+    columns = ("edit", "strength", f"forget: {label('exact_match')}", f"retain: {label(metric)}")
+    return Table("The points of the lines", columns, tuple(rows))
 
 
 def map_pictures(
@@ -108,17 +125,12 @@ def map_pictures(
             "Scores in falling order, one line a layer; a steep start means that few neurons carry most of it. "
             "Crosses are true neurons, where they are known.",
             figures.rank_profile(scores, truth),
-            table,
+            _by_rank(scores),
         ),
     ]
     if neurons is not None:
-        counts = [
-            (
-                str(layer),
-                *(str(int(s.mask()[i].sum())) for s in (neurons, *((truth, neurons & truth) if truth else ()))),
-            )
-            for i, layer in enumerate(neurons.layers)
-        ]
+        held = [s.mask().sum(1).tolist() for s in (neurons, *((truth, neurons & truth) if truth else ()))]
+        counts = [(str(layer), *map(str, row)) for layer, *row in zip(neurons.layers, *held, strict=True)]
         columns = ("layer", "selected", *(("true", "selected and true") if truth else ()))
         caption = "Neurons selected in each layer, and how many of them are right where that is known."
         found.append(
@@ -130,6 +142,17 @@ def map_pictures(
             )
         )
     return found
+
+
+def _by_rank(scores: Scores) -> Table:
+    """Scores at ranks 1, 2, 5, 10, 20 ... of every layer, and the last."""
+    width = scores.values.shape[1]
+    ranks = [n for power in range(len(str(width))) for n in (10**power, 2 * 10**power, 5 * 10**power) if n < width]
+    rows = []
+    for layer, values, ranked in zip(scores.layers, scores.values, scores.ranked, strict=True):
+        falling = values[ranked.argsort(descending=True, stable=True)]
+        rows.append((str(layer), *(f"{falling[rank - 1]:.4g}" for rank in (*ranks, width))))
+    return Table(f"{scores.name} by rank within the layer", ("layer", *map(str, (*ranks, width))), tuple(rows))
 
 
 def _map_caption(scores: Scores) -> str:
@@ -151,6 +174,7 @@ def shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: S
         "and hardly moves retain.",
         figures.activation_shift(shifts, layers),
         Table("RMS change", ("edit", "corpus", *(f"layer {layer}" for layer in layers)), tuple(rows)),
+        wide=True,
     )
 
 
@@ -158,23 +182,41 @@ def _mark(neurons: Neurons | None, neuron: tuple[int, int]) -> str:
     return "" if neurons is None else "yes" if neuron in neurons else "no"
 
 
-def closeup_pictures(found: Closeups, neurons: Neurons | None, layers: Sequence[int]) -> list[Picture]:
-    """Return forget against retain, how far each neuron moved under some edits, and where in texts the set acts."""
+def closeup_pictures(found: Closeups, neurons: Neurons | None) -> list[Picture]:
+    """Return forget against retain, neuron by neuron, and where in texts the selection acts."""
     forget, retain = found.recorded["forget"], found.recorded["retain"]
     shares = [("neurons", f"{forget.size:,}"), ("more on forget than on retain", f"{(forget > retain).mean():.1%}")]
     if neurons is not None:
         mask = neurons.mask().numpy()
         shares.append(("of the selected ones", f"{(forget > retain)[mask].mean():.1%}"))
-    made = [
+    texts = tuple(
+        (str(i), " ".join(f"{word!r} {value:+.3f}" for word, value in zip(text.tokens, text.values, strict=True)))
+        for i, text in enumerate(found.texts)
+    )
+    return [
         Picture(
             "Forget against retain",
             "Every neuron by its mean |a g| (activation times gradient) on either corpus. Under the dashed line a "
             "neuron has more to do with forget; circles are selected.",
             figures.density(forget, retain, "mean |a g|", neurons),
             Table("Neurons under the line", ("what", "share"), tuple(shares)),
-        )
+        ),
+        Picture(
+            "Where the selection acts",
+            "Forget examples token by token: how much the answer's loss (nats a token) would rise, to first order, if "
+            "the selected neurons were silent there. Red: they hold the answer up; blue: they speak against it. "
+            f"Of long texts the last {LAST} tokens are drawn.",
+            figures.tokens([(text.tokens[-LAST:], text.values[-LAST:]) for text in found.texts], "nats"),
+            Table("By token", ("example", "tokens"), texts),
+            wide=True,
+        ),
     ]
-    for name, shift in found.shifts.items():
+
+
+def moved_pictures(shifts: Mapping[str, Mapping[str, np.ndarray]], layers: Sequence[int]) -> list[Picture]:
+    """Return how far each neuron moved, a picture an edit."""
+    made = []
+    for name, shift in shifts.items():
         rows = tuple(
             (f"layer {layer}", *(f"{value:.3g}" for kind in shift for value in _quartiles(shift[kind][i])))
             for i, layer in enumerate(layers)
@@ -183,20 +225,6 @@ def closeup_pictures(found: Closeups, neurons: Neurons | None, layers: Sequence[
         words = "Root mean square change of each neuron's activation; neurons that stayed still are in the table alone."
         picture = figures.ridgelines(shift, layers)
         made.append(Picture(f"How far each neuron moved: {name}", words, picture, Table("RMS change", columns, rows)))
-    texts = tuple(
-        (str(i), " ".join(f"{word!r} {value:+.3f}" for word, value in zip(text.tokens, text.values, strict=True)))
-        for i, text in enumerate(found.texts)
-    )
-    made.append(
-        Picture(
-            "Where the selection acts",
-            "Forget examples token by token: how much the answer's loss (nats a token) would rise, to first order, if "
-            "the selected neurons were silent there. Red: they hold the answer up; blue: they speak against it. "
-            f"Of long texts the last {LAST} tokens are drawn.",
-            figures.tokens([(text.tokens[-LAST:], text.values[-LAST:]) for text in found.texts], "nats"),
-            Table("By token", ("example", "tokens"), texts),
-        )
-    )
     return made
 
 

@@ -1,19 +1,32 @@
-"""report(): results, and what was selected and why, as one HTML file that needs no network."""
+"""report(): what was asked and what came of it, from the verdict to how it is had again, as one HTML file."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from neuronforget.auditing import Audit
 from neuronforget.closeups import Closeups
+from neuronforget.findings import audited
 from neuronforget.neurons import Neurons
-from neuronforget.pictures import closeup_pictures, comparison_pictures, map_pictures, measured, shift_picture
+from neuronforget.pages import Section, page, reproduce
+from neuronforget.pictures import (
+    closeup_pictures,
+    comparison_pictures,
+    map_pictures,
+    measured,
+    moved_pictures,
+    shift_picture,
+)
+from neuronforget.residues import residue_pictures
 from neuronforget.results import MATCHED, Results
-from neuronforget.runs import whole_file
 from neuronforget.scores import Scores
-from neuronforget.tables import Table, cards_table, flat, made_table, results_table
+from neuronforget.tables import certificates_table, controls_table, made_table, results_table
+
+#: Information that has a section of its own.
+APART = ("edits", "certificates")
+SCOPES = {"neurons": "on chosen neurons", "full": "of the whole model", "guard": "guards", "control": "controls"}
 
 
 def report(
@@ -32,37 +45,67 @@ def report(
     title: str = "What was forgotten, and what was damaged",
 ) -> Path:
     """Write the report; sections whose inputs are missing are left out. Raises InputError if `path` is unwritable."""
-    pictures = comparison_pictures(results) if measured(results) >= {"exact_match", "nll"} else []
-    if scores is not None:
-        pictures += map_pictures(scores, neurons, truth, controls)
-    if shifts:
-        pictures.append(shift_picture(shifts, layers or (scores.layers if scores else ())))
+    audits, info, metrics = audits or {}, results.info, measured(results)
+    layers = layers or (scores.layers if scores else ())
+    where = map_pictures(scores, neurons, truth, controls) if scores is not None else []
+    moved = [shift_picture(shifts, layers)] if shifts else []
     if closeups is not None:
-        pictures += closeup_pictures(closeups, neurons, layers or (scores.layers if scores else ()))
-    return page(
-        path,
-        title=title,
-        findings=findings,
-        heading="Forget and retain, with 95% intervals",
-        tables=[t for t in (results_table(results, p) for p in (*MATCHED, "full")) if t.rows],
-        pictures=pictures,
-        info={key: value for key, value in results.info.items() if key != "edits"},
-        made=made_table(results.info.get("edits", {})),
-        audits=[(name, f"audits/{name.replace(' ', '-')}/audit.html", a.words) for name, a in (audits or {}).items()],
-        cards=cards_table(closeups.cards, scores.name if scores else "score") if closeups else None,
-        nan=sum(row["nan"] for row in results.rows if row["point"] == "full"),
-    )
+        where += closeup_pictures(closeups, neurons)
+        moved += moved_pictures(closeups.shifts, layers)
+    made = made_table(info.get("edits", {}))
+    told = [audited(name, audit) for name, audit in audits.items()]
+    sections = [
+        Section("What was asked", pairs=_asked(results, neurons, closeups)),
+        Section("Verdict", findings=[sentence for sentence in findings if sentence not in told],
+                audits=[(name, f"audits/{name.replace(' ', '-')}/audit.html", a) for name, a in audits.items()]),
+        Section("Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full "
+                "strength one may only have been pushed harder.",
+                tables=[t for t in (results_table(results, p) for p in (*MATCHED, "full")) if t.rows]),
+        Section("Forgetting against damage",
+                pictures=comparison_pictures(results) if metrics >= {"exact_match", "nll"} else ()),
+        Section("Where the knowledge lies", pictures=where),
+        Section("What the edits moved", pictures=moved),
+        Section("What is left", "Curves of the audits, beside the untouched model and the gold twin, if any.",
+                pictures=residue_pictures(audits)),
+        Section("Neuron cards", "The selected neurons that score highest: the tokens that they promote and suppress "
+                "(what they write, read by the unembedding), and where in the forget examples they are most active. By "
+                "edit: how much of what the neuron writes changed, and the RMS change of its activation on forget.",
+                cards=closeups.cards if closeups else ()),
+        *_checked(results, metrics),
+        reproduce({key: value for key, value in info.items() if key not in APART}, [made] if made else ()),
+    ]  # fmt: skip
+    return page(path, title, sections, nan=sum(row["nan"] for row in results.rows if row["point"] == "full"))
 
 
-def page(
-    path: str | Path, *, info: Mapping[str, Any], made: Table | None = None, nan: int = 0, **sections: Any
-) -> Path:
-    """Write one page: `title`, `findings`, `tables` under a `heading`, `pictures`, and how it was made (`info`)."""
-    from jinja2 import Environment, PackageLoader
-    from plotly.offline import get_plotlyjs
+def _checked(results: Results, metrics: set[str]) -> list[Section]:
+    """What speaks for the edits beside their numbers: controls and certificates."""
+    metric = next((m for m in ("exact_match", "probability", *sorted(metrics)) if m in metrics), "")
+    beside = controls_table(results, metric)
+    certified = certificates_table(results.info.get("certificates", {}))
+    return [
+        Section("Controls", "The same methods on other neurons. Where a control forgets as much as the edit does, the "
+                "choice of neurons explains nothing.", tables=[beside] if beside else ()),
+        Section("Certificate", "Did anything outside an edit move while it was on, and did taking it off restore every "
+                "bit? Every value of the model was compared.", tables=[certified] if certified else ()),
+    ]  # fmt: skip
 
-    template = Environment(loader=PackageLoader("neuronforget", "."), autoescape=True).get_template("report.html.jinja")
-    body = template.render(info=flat(dict(info)), made=made, nan=nan, plotly=get_plotlyjs(), **sections)
-    with whole_file(path) as scratch:
-        scratch.write_text(body, encoding="utf-8")
-    return Path(path)
+
+def _asked(results: Results, neurons: Neurons | None, closeups: Closeups | None) -> list[tuple[str, str]]:
+    """The request, in words: from which model what was to go, what to stay, and by which edits."""
+    info, start = results.info, {r["corpus"]: r["n"] for r in results.rows if r["edit"] == "untouched"}
+    names = dict(zip(("forget", "retain"), info.get("data", {}), strict=False))
+    example = f', such as: "{"".join(closeups.texts[0].tokens).strip()}"' if closeups and closeups.texts else ""
+    scopes = {row["edit"]: row["scope"] for row in results.rows}
+    kinds = Counter(scopes.values())
+    found = [
+        ("Model", info.get("model", "")),
+        ("Forget", f"{names.get('forget', '')} ({start.get('forget', 0)} examples){example}"),
+        ("Keep", f"{names.get('retain', '')} ({start.get('retain', 0)} examples measured)"),
+        ("Target", "the gold twin, which never saw the forget corpus" if "gold" in scopes else "no gold twin was "
+                   "given: what a model that never knew would answer is not known"),
+        ("Edits", ", ".join(f"{kinds[scope]} {words}" for scope, words in SCOPES.items() if kinds[scope])),
+    ]  # fmt: skip
+    if neurons is not None:
+        share = len(neurons) / (len(neurons.layers) * neurons.width)
+        found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {info.get('score', 'a score')}"))
+    return [(name, str(words).strip()) for name, words in found if words]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuronforget.closeups import Card
+from neuronforget.errors import InputError
 from neuronforget.figures.style import METRIC_LABELS, scopes_of, shown
 from neuronforget.results import MATCHED, Results
 
@@ -99,17 +99,49 @@ def flat(info: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def cards_table(cards: Sequence[Card], score: str) -> Table:
-    """Return a neuron card a row: score and rank, its words, where it is most active, what each edit did to it."""
-    edits = list(cards[0].changes) if cards else []
-    columns = ("neuron", score, "rank", "promotes", "suppresses", "most active at (activation)")
+def controls_table(results: Results, metric: str) -> Table | None:
+    """Return each control beside the edit that it controls for, with their paired difference on forget; None without.
+
+    A control `method@somewhere` belongs to `method@neurons`, or to `method`. Differences are control - edit, so above 0
+    where the chosen neurons forget more.
+    """
+    scopes = scopes_of(results.rows)
+    rows = []
+    for control in (name for name, scope in scopes.items() if scope == "control"):
+        method = control.partition("@")[0]
+        edit = next((name for name in (f"{method}@neurons", method) if name in scopes), None)
+        if edit is None:
+            continue
+        left, left_control = (results.value(name, "forget", metric) for name in (edit, control))
+        try:
+            gap = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*results.paired(control, edit, "forget", metric))
+        except InputError:  # results without their examples
+            gap = f"{left_control - left:+.3f}"
+        rows.append((control, edit, f"{left_control:.3f}", f"{left:.3f}", gap))
+    columns = ("control", "held against", "control: forget", "edit: forget", "control - edit, 95% interval")
+    return (
+        Table(f"Left of forget at full strength: {METRIC_LABELS.get(metric, metric)}", columns, tuple(rows))
+        if rows
+        else None
+    )
+
+
+def certificates_table(certificates: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """Return what was checked of every edit, value by value, or None where nothing was."""
+    columns = ("edit", "holds", "values inside", "values outside", "outside as before", "undone bit for bit",
+               "model as before its training")  # fmt: skip
     rows = [
-        (
-            f"layer {c.layer}, {c.neuron}", f"{c.score:.4g}", str(c.rank), " ".join(map(repr, c.promoted)),
-            " ".join(map(repr, c.suppressed)), " | ".join(f"{text} ({value:.3g})" for text, value in c.examples),
-            *(f"{c.changes[name][0]:.0%}; {c.changes[name][1]:.3g}" for name in edits),
-        )
-        for c in cards
+        (name, yes(c["holds"]), f"{c['inside_values']:,}", f"{c['outside_values']:,}", yes(c["outside_equal"]),
+         yes(c["undone_equal"]), "not trained" if c["training_equal"] is None else yes(c["training_equal"]))
+        for name, c in certificates.items()
     ]  # fmt: skip
-    caption = "By edit: relative change of what the neuron writes; RMS change of its activation on forget."
-    return Table(caption, (*columns, *edits), tuple(rows))
+    return (
+        Table("Every parameter value compared, before, during and after each edit", columns, tuple(rows))
+        if rows
+        else None
+    )
+
+
+def yes(holds: bool) -> str:
+    """Return yes, or a NO that is not overlooked."""
+    return "yes" if holds else "NO"

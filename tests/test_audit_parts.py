@@ -323,9 +323,9 @@ def test_the_page_shows_the_verdict_and_escapes_names(tmp_path: Path) -> None:
     made = bed()
     found = nf.audit(made.lm, made.gold, made.forget, made.retain, gold=made.gold, progress=False)
     page = audit_report(found, tmp_path / "a.html", title="<b>mine</b>").read_text()
-    assert "&lt;b&gt;mine" in page and "Verdict: gone, as far as asked" in page
+    assert "&lt;b&gt;mine" in page and "<strong>gone, as far as asked</strong>" in page
     for word in (
-        "Read off every block",
+        "the answer read off every block",
         "Relearning: the facts",
         "put into the untouched one",
         "What each probe found",

@@ -43,7 +43,8 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     neurons = Neurons.load(tmp_path / "a" / "neurons.json")
     scores = Scores.load(tmp_path / "a" / "scores.safetensors")
     assert neurons == nf.select.per_layer(scores, 0.1)
-    assert "<html" in (tmp_path / "a" / "map.html").read_text()[:200].lower()
+    page = (tmp_path / "a" / "map.html").read_text()
+    assert page.startswith("<!doctype html>") and 'aria-label="Map of the neurons.' in page
 
     edit_file, exported = tmp_path / "ablate.safetensors", tmp_path / "exported"
     words = ["--neurons", tmp_path / "a" / "neurons.json", "--out", edit_file, "--export", exported]
@@ -57,7 +58,9 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     assert run(monkeypatch, "evaluate", edit_file, *data(bed), *words) == 0
     results = nf.Results.load(tmp_path / "results")
     assert {"untouched", "gold", "ablate"} == set(results.frame["edit"])
+    assert results.info["command"].startswith(f"neuronforget evaluate {edit_file} --model")
     assert run(monkeypatch, "report", tmp_path / "results", "--out", tmp_path / "report.html") == 0
+    assert results.info["command"] in (tmp_path / "report.html").read_text()
     assert "ablate" in (tmp_path / "report.html").read_text()
     assert "exact match" in capsys.readouterr().out
 

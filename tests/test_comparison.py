@@ -59,6 +59,16 @@ def test_targeted_edits_and_their_controls_change_as_many_values(found: Comparis
         assert len(sizes) == 1
 
 
+def test_every_edit_is_certified_and_the_report_shows_it(found: Comparison, tmp_path: Path) -> None:
+    said = found.results.info["certificates"]
+    assert said.keys() == found.edits.keys()
+    for name in ("ablate", "npo"):
+        certificate = found.edits[name].certificate(bed().lm)
+        assert said[name] == certificate.entry() and said[name]["holds"] == certificate.holds is True
+    found.save(tmp_path / "out")
+    assert f"{said['ablate']['outside_values']:,}" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_on_grafted_facts_the_selection_forgets_and_random_neurons_do_not(found: Comparison) -> None:
     assert bed().truth is not None and found.neurons.recall(bed().truth) > 0.5  # type: ignore[arg-type]
     left = [found.results.value(f"ablate@random {seed}", "forget") for seed in range(3)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import full_size
 import numpy as np
 import pytest
 import torch
@@ -81,6 +82,17 @@ def test_the_map_has_layer_0_at_the_bottom_is_symmetric_and_says_that_it_is_binn
     assert list(zip(marks.y, marks.x, marks.customdata, strict=True)) == [("0", 3, 4), ("2", 1299, 1299)]
 
 
+def test_at_full_size_every_picture_is_light_and_the_map_keeps_every_layers_extreme_with_its_sign() -> None:
+    found = full_size.scores()
+    made = full_size.pictures(found)
+    assert len(made) == 15 and max(len(picture.json) for picture in made) < 300_000
+    cells = made[0].figure.data[0].z
+    extreme = found.values.abs().argmax(1, keepdim=True)
+    largest = np.take_along_axis(cells, np.abs(cells).argmax(1)[:, None], 1)
+    np.testing.assert_array_equal(largest, found.values.gather(1, extreme).numpy())
+    assert made[0].figure.data[1].name == "selected (2,000 of 22,944 marked)"
+
+
 def test_narrow_layers_are_drawn_neuron_by_neuron(scores: Scores) -> None:
     small = Scores(scores.values[:, :100], "s", "", (0, 1, 2))
     heat = figures.attribution_map(small).data[0]
@@ -91,7 +103,9 @@ def test_the_rank_profile_falls_and_marks_true_neurons_at_their_rank(scores: Sco
     lines = [t for t in figures.rank_profile(scores, chosen).data if t.mode == "lines"]
     marks = [t for t in figures.rank_profile(scores, chosen).data if t.mode == "markers"]
     for layer, line in enumerate(lines):
-        np.testing.assert_array_equal(line.y, np.sort(scores.values[layer].numpy())[::-1])
+        falling = np.sort(scores.values[layer].numpy())[::-1]
+        np.testing.assert_array_equal(line.y, falling[np.array(line.x) - 1])
+        assert (line.x[0], line.x[-1]) == (1, 1300) and np.diff(np.log(line.x)).max() <= np.log(2)
     value = float(scores.values[0, 4])
     assert list(marks[0].x) == [int((scores.values[0] > value).sum()) + 1] and list(marks[0].y) == [value]
     assert len(marks[1].x) == 0
@@ -145,11 +159,18 @@ def test_the_shift_has_one_small_picture_an_edit_on_one_scale() -> None:
     assert [list(trace.x) for trace in figure.data] == [list(v) for s in shifts.values() for v in s.values()]
     assert {trace.xaxis for trace in figure.data} == {"x", *(f"x{i}" for i in range(2, 7))}
     assert [a.text for a in figure.layout.annotations][:6] == list(shifts)
+    axes = [axis for name, axis in figure.layout.to_plotly_json().items() if name.startswith("xaxis")]
+    assert (
+        sum("matches" not in axis for axis in axes) == 1
+        and sum(axis.get("showticklabels", False) for axis in axes) == 4
+    )
 
 
 def test_every_method_can_be_told_from_the_others_without_colour() -> None:
     found = looks({f"n{i}": "neurons" for i in range(7)} | {f"f{i}": "full" for i in range(7)})
     assert len({(look.marker, look.dash) for look in found.values()}) == 14
+    many = looks({f"n{i}": "neurons" for i in range(49)})
+    assert len({(look.marker, look.colour) for look in many.values()}) == 49
 
 
 def test_names_with_mark_up_are_shown_and_not_read(results: Results) -> None:

@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import full_size
 import pytest
 import torch
 from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
@@ -15,7 +16,7 @@ from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
 import neuronforget as nf
 from neuronforget.errors import InputError
 from neuronforget.results import Results
-from neuronforget.tables import results_table
+from neuronforget.tables import certificates_table, controls_table, results_table
 
 
 class Page(HTMLParser):
@@ -52,10 +53,18 @@ def test_every_figure_has_words_a_table_and_a_role(page: Page) -> None:
     shown = [attrs for tag, attrs in page.tags if tag == "figure"]
     assert len(shown) == 7 and all(a["role"] == "img" and len(a["aria-label"]) > 20 for a in shown)
     assert [tag for tag, _ in page.tags].count("details") == 7
-    headings = ("What was found", "Frontier", "Map of the neurons", "Rank profile", "by layer", "activations moved")
-    for heading in headings:
+    for heading in ("Frontier", "Map of the neurons", "Rank profile", "by layer", "activations moved"):
         assert heading in page.text
-    assert "It found this." in page.text and "How this was made" in page.text
+    assert "It found this." in page.text
+
+
+def test_sections_come_in_the_order_in_which_one_asks(tmp_path: Path) -> None:
+    page = full_size.pages(tmp_path, width=60)["report"].read_text()
+    order = [
+        "What was asked", "Verdict", "Numbers", "Forgetting against damage", "Where the knowledge lies",
+        "What the edits moved", "What is left", "Neuron cards", "Controls", "Certificate", "How to reproduce this",
+    ]  # fmt: skip
+    assert re.findall("<h2 .*>(.+)</h2>", page) == order
 
 
 def test_the_report_asks_no_other_host(page: Page, tmp_path: Path) -> None:
@@ -66,6 +75,11 @@ def test_the_report_asks_no_other_host(page: Page, tmp_path: Path) -> None:
     whole = (tmp_path / "report.html").read_text()
     assert "url(" not in re.findall(r"<style>(.*?)</style>", whole, re.S)[0]
     assert whole.count("plotly.js v") == 1 and "sendChartToCloud" in whole
+
+
+def test_no_results_make_an_empty_report_and_no_error(tmp_path: Path) -> None:
+    page = Page(nf.report(Results((), (), {"seed": 0}), tmp_path / "empty.html"))
+    assert "How to reproduce this" in page.text and "Controls" not in page.text
 
 
 def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None:  # noqa: F811
@@ -125,6 +139,38 @@ def test_a_metric_of_ones_own_is_shown_alone_and_beside_the_others(results: Resu
     assert "my_metric" in beside.text and "0.123 [0.10, 0.20]" in beside.text and "Frontier" in beside.text
     alone = Page(nf.report(replace(results, rows=tuple(mine)), tmp_path / "alone.html"))
     assert "0.123 [0.10, 0.20]" in alone.text and "Frontier" not in alone.text
+
+
+def test_a_control_is_held_against_the_edit_of_its_method_on_the_same_examples(results: Results) -> None:  # noqa: F811
+    values = {"ablate": [0.0, 0.0, 1.0, 0.0, 0.0, 1.0], "ablate@random 0": [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]}
+    examples = tuple(
+        {
+            "edit": name,
+            "point": "full",
+            "corpus": "forget",
+            "metric": "exact_match",
+            "example": i,
+            "unit": i,
+            "value": v,
+        }
+        for name, column in values.items()
+        for i, v in enumerate(column)
+    )
+    (row,) = controls_table(replace(results, examples=examples), "exact_match").rows  # type: ignore[union-attr]
+    value, low, high = replace(results, examples=examples).paired("ablate@random 0", "ablate", "forget")
+    assert value == 0.5 and row == ("ablate@random 0", "ablate", "0.450", "0.250", f"+0.500 [{low:+.2f}, {high:+.2f}]")
+    (alone,) = controls_table(results, "exact_match").rows  # type: ignore[union-attr]
+    assert alone[-1] == "+0.200"
+    rows = tuple(r for r in results.rows if r["scope"] != "control")
+    assert controls_table(replace(results, rows=rows), "exact_match") is None
+
+
+def test_a_certificate_that_does_not_hold_is_not_overlooked() -> None:
+    held = {"holds": True, "inside_values": 3, "outside_values": 7000, "outside_equal": True, "undone_equal": True}
+    broken = held | {"holds": False, "outside_equal": False, "training_equal": True}
+    table = certificates_table({"one": held | {"training_equal": None}, "two": broken})
+    assert table is not None and table.rows[0] == ("one", "yes", "3", "7,000", "yes", "yes", "not trained")
+    assert table.rows[1] == ("two", "NO", "3", "7,000", "NO", "yes", "yes") and certificates_table({}) is None
 
 
 def test_the_report_says_how_each_edit_was_made(results: Results, tmp_path: Path) -> None:  # noqa: F811

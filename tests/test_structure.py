@@ -16,7 +16,7 @@ ORDER = [
     "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding", "kept",
     "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
     "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed", "readings",
-    "findings", "closeups", "figures", "tables", "pictures", "reporting", "audit_page", "arms",
+    "findings", "closeups", "figures", "tables", "pictures", "pages", "residues", "reporting", "audit_page", "arms",
     "comparison", "commands", "cli",
 ]  # fmt: skip
 

@@ -85,11 +85,16 @@ class Audit:
     results: Results
 
     @property
-    def words(self) -> str:
-        """The verdict in one sentence, with the checks that speak for it."""
+    def evidence(self) -> str:
+        """How many checks find the knowledge, and which."""
         found = [f"{c.probe} ({c.corpus})" for c in self.checks if c.outcome in ("left", "avoided")]
         listed = f": {', '.join(found)}" if found else ""
-        return f"{self.verdict} ({len(found)} of {len(self.checks)} checks find it{listed})."
+        return f"{len(found)} of {len(self.checks)} checks find it{listed}"
+
+    @property
+    def words(self) -> str:
+        """The verdict in one sentence, with the checks that speak for it."""
+        return f"{self.verdict} ({self.evidence})."
 
     @property
     def findings(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -96,6 +97,11 @@ def assigned(words: tuple[str, ...], **options: Any) -> dict[str, Any]:
     if twice := found.keys() & own.keys():
         raise InputError(f"--set and an option of its own both give {min(twice)}: leave one of them out")
     return found | own
+
+
+def signed(results: Results) -> Results:
+    """Return the results with the command that made them, for whoever wants them again."""
+    return replace(results, info={"command": shlex.join(["neuronforget", *sys.argv[1:]]), **results.info})
 
 
 def _defined(value: Any, module: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show
+from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show, signed
 from neuronforget.commands.requests import asked_of, check_apart, check_places, said_of
 from neuronforget.errors import InputError
 
@@ -34,9 +34,11 @@ def attribute(
         batch_size: Examples in a batch.
         resume: Folder for what is recorded so far: a killed run continues.
     """
-    from neuronforget import figures, select
     from neuronforget import scores as table
+    from neuronforget import select
     from neuronforget.attribution import attribute as run
+    from neuronforget.pages import Section, page
+    from neuronforget.pictures import map_pictures
     from neuronforget.ranks import launched
     from neuronforget.runs import check_new, whole_folder
 
@@ -50,7 +52,8 @@ def attribute(
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")
         neurons.save(scratch / "neurons.json")
-        figures.attribution_map(scores, neurons).write_html(scratch / "map.html", include_plotlyjs=True)
+        where = Section("Where the knowledge lies", pictures=map_pictures(scores, neurons, None, ()))
+        page(scratch / "map.html", f"{scores.name}: {forget.name}", [where])
     print(f"{scores}\n{neurons}\nwritten to {out}")
 
 
@@ -172,7 +175,7 @@ def evaluate(
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
-    results = run(lm, made, forget, retain, gold=twin, kept=kept, **settings)
+    results = signed(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")

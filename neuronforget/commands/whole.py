@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, lines, named, show
+from neuronforget.commands.console import Data, Folder, Tap, lines, named, show, signed
 from neuronforget.errors import InputError
 
 
@@ -180,6 +180,7 @@ def _compare_testbed(bed: Any, out: Path, **settings: Any) -> None:
 
 def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = False, **settings: Any) -> None:
     import shutil
+    from dataclasses import replace as changed
 
     from neuronforget.comparison import compare as run
     from neuronforget.runs import cache_folder, check_new, content_key
@@ -187,6 +188,7 @@ def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = Fa
     check_new(out, replace=replace)
     unfinished = cache_folder() / "edits" / content_key(model=lm.name, data=(forget.digest(), retain.digest()))
     found = run(lm, forget, retain, resume=unfinished, **settings)
+    found = changed(found, results=signed(found.results))
     found.save(out, replace=replace)
     shutil.rmtree(unfinished, ignore_errors=True)
     show(found.results)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from neuronforget.auditing import Check
-from neuronforget.figures.style import GREY, OKABE_ITO, styled, text
+from neuronforget.figures.style import ABOVE, BELOW, DASHES, GREY, MARKERS, OKABE_ITO, styled, text
 
 #: Colour, marker and dash of each model: told apart without colour too.
 SUBJECTS = {
@@ -22,7 +22,7 @@ def checks(found: Sequence[Check]) -> go.Figure:
 
     The interval is that of edited - reference, laid around the edited model's value.
     """
-    names = [text(f"{c.probe} ({c.corpus})") for c in found]
+    names = [f"{text(c.probe)}<br>{text(c.corpus)}" for c in found]
     figure = go.Figure()
     for name, check in zip(names, found, strict=True):
         figure.add_shape(
@@ -44,7 +44,7 @@ def checks(found: Sequence[Check]) -> go.Figure:
             x=[c.value for c in found], y=names, mode="markers+text", name="edited (filled: found left or avoided)",
             text=[f"  {c.outcome}" if bad else "" for c, bad in zip(found, left, strict=True)],
             textposition="top center",
-            textfont={"size": 10},
+            textfont={"size": 12},
             marker={"color": colour, "size": 10, "symbol": [marker if bad else f"{marker}-open" for bad in left]},
             error_x={"type": "data", "array": [c.reference + c.high - c.value for c in found],
                      "arrayminus": [c.value - c.reference - c.low for c in found], "thickness": 1, "color": GREY},
@@ -52,20 +52,27 @@ def checks(found: Sequence[Check]) -> go.Figure:
         )
     )  # fmt: skip
     figure.update_yaxes(type="category", autorange="reversed", tickfont_size=12)
-    figure.update_xaxes(title="value of the check's metric (0 to 1)")
-    styled(figure, 170 + 28 * len(found))
-    return figure.update_layout(margin={"l": 210, "t": 60})
+    figure.update_xaxes(title="the check's metric")
+    return styled(figure, 170 + 38 * len(found)).update_layout(legend=BELOW)
 
 
-def curves(found: Mapping[str, Sequence[float]], across: str, up: str) -> go.Figure:
-    """Draw one curve a model over `across`."""
+def curves(
+    found: Mapping[str, Sequence[float]], across: str, up: str, *, step: int = 1, top: float | None = None
+) -> go.Figure:
+    """Draw one curve a model; its values are `step` apart `across`, and `top` is where the axis ends."""
     figure = go.Figure()
-    for who, values in found.items():
-        colour, marker, dash = SUBJECTS.get(who, (GREY, "diamond", "dot"))
+    edits = [who for who in found if who not in SUBJECTS]
+    own = {who: (OKABE_ITO[2 + i % 4], MARKERS[1 + i % 5], DASHES[i % len(DASHES)]) for i, who in enumerate(edits)}
+    looks = SUBJECTS | own
+    for who in (name for name in looks if name in found):
+        values, (colour, marker, dash) = found[who], looks[who]
         figure.add_trace(
-            go.Scatter(x=list(range(len(values))), y=list(values), mode="lines+markers", name=text(who),
+            go.Scatter(x=[step * i for i in range(len(values))], y=list(values), mode="lines+markers", name=text(who),
                        line={"color": colour, "dash": dash}, marker={"symbol": marker, "size": 8})
         )  # fmt: skip
-    figure.update_xaxes(title=across, dtick=max(1, max(map(len, found.values())) // 12))
-    figure.update_yaxes(title=up)
-    return styled(figure, 380)
+    most = max(map(len, found.values()))
+    figure.update_xaxes(title=across, tick0=0, dtick=step * -(-most // 8), range=[-0.4 * step, (most - 0.6) * step])
+    figure.update_yaxes(title=up, rangemode="tozero")
+    if top is not None:
+        figure.update_yaxes(range=[-0.03 * top, 1.03 * top])
+    return styled(figure, 400).update_layout(legend=ABOVE)

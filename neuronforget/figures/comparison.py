@@ -7,7 +7,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from neuronforget.figures.style import label, looks, scopes_of, shown, styled, text
+from neuronforget.figures.style import BELOW, label, looks, scopes_of, shown, styled, text
 from neuronforget.results import Results
 
 
@@ -56,15 +56,14 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
         axis = {"type": "log", "dtick": 1, "exponentformat": "power"}
         figure.update_xaxes(title=DAMAGES[retain_metric], **axis)
     figure.update_yaxes(title=f"forget: {label(metric)}")
-    figure.update_layout(legend={"tracegroupgap": 2, "orientation": "h", "y": -0.3})
-    return styled(figure, 760)
+    return styled(figure, 640).update_layout(legend=BELOW)
 
 
 LEAST = 1e-4  # nats: the left end of a logarithmic axis of damage
 #: What is drawn on such an axis.
 DAMAGES = {
     "nll": "rise of the retain loss (nats/token)",
-    "kl_untouched": "KL from the untouched model on retain (nats/token)",
+    "kl_untouched": "KL on retain (nats/token)",
 }
 GROUPS = {"reference": "references", "neurons": "on neurons", "full": "whole model", "guard": "guards (no erasure)"}
 GROUPS |= {"control": "controls"}
@@ -101,10 +100,10 @@ def dots(results: Results, metric: str = "exact_match", point: str = "full") -> 
         )
         if "gold" in by_name:
             figure.add_vline(by_name["gold"]["value"], line={"dash": "dot", "width": 1}, row=1, col=column)
-    figure.update_xaxes(title=label(metric), title_font_size=11, col=(len(corpora) + 1) // 2)
+    figure.update_xaxes(title=label(metric), title_font_size=12, col=(len(corpora) + 1) // 2)
     figure.update_yaxes(type="category", tickfont_size=12)
     styled(figure, 130 + 22 * len(order))
-    return figure.update_layout(margin={"l": 170, "t": 72})
+    return figure.update_annotations(font_size=13).update_layout(margin={"t": 40})
 
 
 def _points(results: Results, name: str, corpus: str, metric: str) -> dict[float, dict[str, Any]]:

@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from neuronforget.figures.style import GREY, OKABE_ITO, styled, text
+from neuronforget.figures.style import ABOVE, GREY, OKABE_ITO, styled, text
 from neuronforget.neurons import Neurons
 
 
@@ -25,13 +25,14 @@ def layer_share(neurons: Neurons, controls: Sequence[Neurons] = (), truth: Neuro
         if controls:
             held = np.array([_counts(control & truth) for control in controls])
             bar = _bar(held.mean(0), layers, f"true in {len(controls)} controls (mean, range)", GREY)
+            bar.marker.pattern.shape = "/"
             bar.error_x = {"array": held.max(0) - held.mean(0), "arrayminus": held.mean(0) - held.min(0)}
             figure.add_trace(bar)
     elif controls:
         figure.add_trace(_bar(np.mean([_counts(c) for c in controls], axis=0), layers, "random controls", GREY))
     figure.update_xaxes(title="neurons")
     figure.update_yaxes(title="layer", type="category")
-    figure.update_layout(barmode="group", legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    figure.update_layout(barmode="group", legend=ABOVE)
     return styled(figure, 140 + 60 * len(layers) if len(layers) < 12 else 80 + 30 * len(layers))
 
 
@@ -42,8 +43,8 @@ def activation_shift(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers
     """
     columns = 4
     rows = max(-(-len(shifts) // columns), 1)
-    titles = [text(name) for name in shifts]
-    figure = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True)
+    titles = [text(name).replace("@", "<br>@") for name in shifts]
+    figure = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes="all", shared_yaxes=True)
     names = [str(layer) for layer in layers]
     for i, shift in enumerate(shifts.values()):
         where = {"row": i // columns + 1, "col": i % columns + 1}
@@ -62,13 +63,15 @@ def activation_shift(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers
                 ),
                 **where,
             )
-    figure.update_xaxes(rangemode="tozero")
+    figure.update_xaxes(rangemode="tozero", nticks=4)
     figure.update_yaxes(type="category")
     figure.update_yaxes(title="layer", col=1)
-    figure.update_xaxes(title="RMS change", row=rows)
+    for column in range(1, columns + 1):
+        row = rows - (len(shifts) <= (rows - 1) * columns + column - 1)  # the lowest picture of the column
+        figure.update_xaxes(title="RMS change", showticklabels=True, row=max(row, 1), col=column)
     figure.update_annotations(font_size=12)
-    styled(figure, 90 + 170 * rows)
-    return figure.update_layout(legend={"orientation": "h", "y": 1.06, "yanchor": "bottom"}, margin={"t": 70})
+    styled(figure, 90 + (170 if len(layers) < 12 else 240) * rows)
+    return figure.update_layout(legend={**ABOVE, "y": 1, "yref": "container", "yanchor": "top"}, margin={"t": 64})
 
 
 def _counts(neurons: Neurons) -> np.ndarray:

@@ -6,12 +6,26 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from neuronforget.figures.style import OKABE_ITO, styled, text
+from neuronforget.figures.style import (
+    ABOVE,
+    DASHES,
+    MOST_MARKS,
+    OKABE_ITO,
+    by_depth,
+    marked,
+    scale,
+    spread,
+    styled,
+    text,
+)
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
 
 QUANTILE = 0.995  # of the magnitudes, where colours end: one neuron must not bleach the rest
 MAX_BINS = 512  # more cells than this share a pixel, which draws something that is not there
+MAX_RANKS = 240  # points of a line, evenly apart on the logarithmic axis: more are not seen
+FEW_MARKS = 300  # of more, the marks are smaller: they must not hide the map
+NAMED = 12  # layers that a legend names; of more it names every so many
 
 
 def binned(values: Float[np.ndarray, "layer neuron"], bins: int = MAX_BINS) -> tuple[np.ndarray, int]:
@@ -33,7 +47,8 @@ def attribution_map(
     """Draw every neuron's score, layer 0 at the bottom; circles are selected neurons, crosses the true ones.
 
     Colours are symmetric about 0 and cut at the `quantile` of the magnitudes, so that one neuron does not
-    bleach the rest. Layers wider than `MAX_BINS` are binned by signed extreme, and the axis says so.
+    bleach the rest. Layers wider than `MAX_BINS` are binned by signed extreme, and the axis says so. Of more than
+    `MOST_MARKS` selected neurons so many are marked, evenly apart, and the legend says so.
     """
     values = scores.values.numpy()
     cells, size = binned(values)
@@ -47,7 +62,7 @@ def attribution_map(
             zmid=0,
             zmin=-limit,
             zmax=limit,
-            colorbar={"title": {"text": text(scores.name), "side": "top"}, "thickness": 14},
+            colorbar=scale(scores.name),
             hovertemplate="layer %{y}, neuron %{x}: %{z:.4g}<extra></extra>",
         )
     )
@@ -58,57 +73,57 @@ def attribution_map(
         if chosen is not None:
             figure.add_trace(_marks(kind, chosen, size, symbol, colour))
     binning = f", {size} to a cell, which shows the one of largest magnitude" if size > 1 else ""
-    figure.update_xaxes(title=f"neuron{binning}")
-    figure.update_yaxes(title="layer", type="category")
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
-    return styled(figure, 140 + 44 * len(values) if len(values) < 12 else 60 + 22 * len(values))
+    figure.update_xaxes(title=f"neuron{binning}", range=[-size / 2, (cells.shape[1] - 0.5) * size])
+    figure.update_yaxes(title="layer", type="category", range=[-0.5, len(cells) - 0.5])
+    figure.update_layout(legend=ABOVE)
+    styled(figure, 180 + 44 * len(values) if len(values) < 12 else 100 + 22 * len(values))
+    return figure.update_layout(margin_b=96)
 
 
 def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
     """Draw the scores from the end that has to do with forget, one line a layer; crosses are true neurons.
 
-    The axis of ranks is logarithmic.
+    The axis of ranks is logarithmic, and so are the ranks that are drawn. Deeper layers are lighter.
+    Of very many true neurons some are marked, evenly apart.
     """
     figure, mask = go.Figure(), truth.mask().numpy() if truth is not None else None
-    for i, layer in enumerate(scores.layers):
+    width = scores.values.shape[1]
+    ranks = np.unique(np.geomspace(1, width, MAX_RANKS).round().astype(int))
+    every = -(-len(scores.layers) // NAMED)
+    for i, (layer, colour) in enumerate(zip(scores.layers, by_depth(len(scores.layers)), strict=True)):
         row = scores.values[i].numpy()
         order = np.argsort(-scores.ranked[i].numpy(), kind="stable")
-        ranks = np.arange(1, len(row) + 1)
-        colour = OKABE_ITO[i % len(OKABE_ITO)]
-        name = f"layer {layer}"
-        line = {"color": colour, "width": 1.5}
-        figure.add_trace(go.Scatter(x=ranks, y=row[order], mode="lines", name=name, line=line, legendgroup=name))
+        own = {"name": f"layer {layer}", "legendgroup": f"layer {layer}"}
+        line = {"color": colour, "width": 1.5, "dash": DASHES[i % len(DASHES)]}
+        falling = go.Scatter(
+            x=ranks, y=row[order[ranks - 1]], mode="lines", line=line, showlegend=i % every == 0, **own
+        )
+        figure.add_trace(falling)
         if mask is not None:
-            hit = mask[i][order]
+            hit = np.flatnonzero(mask[i][order])
+            hit = hit[spread(len(hit), MOST_MARKS // len(scores.layers))]
             marker = {"symbol": "x-thin", "size": 7, "line": {"color": colour, "width": 1.5}}
-            figure.add_trace(
-                go.Scatter(
-                    x=ranks[hit],
-                    y=row[order][hit],
-                    mode="markers",
-                    name="true neurons",
-                    marker=marker,
-                    legendgroup=name,
-                    showlegend=False,
-                )
-            )
+            crosses = go.Scatter(x=hit + 1, y=row[order[hit]], mode="markers", marker=marker, showlegend=False, **own)
+            figure.add_trace(crosses)
     figure.update_xaxes(title="rank within the layer", type="log", dtick=1)
     figure.update_yaxes(title=text(scores.name))
-    return styled(figure, 400)
+    return styled(figure, 420).update_layout(legend=ABOVE)
 
 
 def _marks(kind: str, chosen: Neurons, size: int, symbol: str, colour: str) -> go.Scatter:
-    members = sorted(chosen.members)
+    every = sorted(chosen.members)
+    members = [every[i] for i in spread(len(every))]
+    size_of_mark = 6 if kind != "selected" or len(members) > FEW_MARKS else 9
     return go.Scatter(
         x=[j // size * size for _, j in members],
         y=[str(layer) for layer, _ in members],
         mode="markers",
-        name=kind,
+        name=marked(kind, len(every)),
         marker={
             "symbol": symbol,
-            "size": 9 if kind == "selected" else 6,
+            "size": size_of_mark,
             "color": colour,
-            "line": {"width": 1.4, "color": colour},
+            "line": {"width": 1.4 if len(members) <= FEW_MARKS else 0.8, "color": colour},
         },
         customdata=[j for _, j in members],
         hovertemplate=f"{kind}: layer %{{y}}, neuron %{{customdata}}<extra></extra>",

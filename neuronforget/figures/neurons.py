@@ -8,12 +8,11 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from neuronforget.figures.style import GREY, OKABE_ITO, styled, text
+from neuronforget.figures.style import ABOVE, GREY, OKABE_ITO, marked, scale, spread, styled, text
 from neuronforget.neurons import Neurons
 
 ByNeuron = Float[np.ndarray, "layer neuron"]
 CELLS = 60  # of the density, along either axis
-MOST_MARKS = 2000
 #: Limits of colour for tokens: the largest few would wash out the rest.
 QUANTILE = 0.99
 
@@ -22,7 +21,7 @@ def density(forget: ByNeuron, retain: ByNeuron, what: str, neurons: Neurons | No
     """Draw every neuron by a positive statistic on forget (across) and on retain (up), as counts of neurons in cells.
 
     Both axes are logarithmic, and the same; a neuron at 0 lies at the lower end. Selected neurons are marked one by
-    one, the first `MOST_MARKS` of them. Under the dashed line a neuron has more to do with forget.
+    one, of more than `MOST_MARKS` so many, evenly apart. Under the dashed line a neuron has more to do with forget.
     """
     floor = min((float(v[v > 0].min()) for v in (forget, retain) if (v > 0).any()), default=1.0)
     x, y = (np.log10(np.maximum(v, floor)) for v in (forget, retain))
@@ -31,12 +30,13 @@ def density(forget: ByNeuron, retain: ByNeuron, what: str, neurons: Neurons | No
     with np.errstate(divide="ignore"):
         height = np.where(counts > 0, np.log10(counts), np.nan).T
     middle = (edges[1:] + edges[:-1]) / 2
-    ticks = list(range(int(np.log10(max(counts.max(), 1))) + 1))
+    most = int(max(counts.max(), 1))
+    ticks = sorted({*(10**power for power in range(len(str(most)))), most})
     figure = go.Figure(
         go.Heatmap(
             x=middle, y=middle, z=height, colorscale="Cividis", customdata=counts.T,
             hovertemplate="forget 1e%{x:.1f}, retain 1e%{y:.1f}: %{customdata:.0f} neurons<extra></extra>",
-            colorbar={"title": "neurons", "tickvals": ticks, "ticktext": [f"{10**t:,}" for t in ticks]},
+            colorbar=scale("neurons", tickvals=np.log10(ticks), ticktext=[f"{tick:,}" for tick in ticks]),
         )
     )  # fmt: skip
     ends = [edges[0], edges[-1]]
@@ -44,12 +44,13 @@ def density(forget: ByNeuron, retain: ByNeuron, what: str, neurons: Neurons | No
     if neurons is not None:
         mask = neurons.mask().numpy()
         marker = {"symbol": "circle-open", "size": 7, "color": OKABE_ITO[1], "line": {"width": 1.3}}
-        at = x[mask][:MOST_MARKS], y[mask][:MOST_MARKS]
-        figure.add_trace(go.Scatter(x=at[0], y=at[1], mode="markers", name="selected", marker=marker))
+        which = spread(int(mask.sum()))
+        at = {"x": x[mask][which], "y": y[mask][which], "name": marked("selected", int(mask.sum()))}
+        figure.add_trace(go.Scatter(**at, mode="markers", marker=marker))
     figure.update_xaxes(title=f"log10 of {text(what)} on forget")
-    figure.update_yaxes(title=f"log10 of {text(what)} on retain", scaleanchor="x")
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
-    return styled(figure, 520)
+    figure.update_yaxes(title=f"log10 of {text(what)} on retain")
+    figure.update_layout(legend=ABOVE)
+    return styled(figure, 560).update_layout(margin_b=96)
 
 
 def ridgelines(shifts: Mapping[str, ByNeuron], layers: Sequence[int]) -> go.Figure:
@@ -81,9 +82,9 @@ def ridgelines(shifts: Mapping[str, ByNeuron], layers: Sequence[int]) -> go.Figu
                 hovertemplate=f"{text(kind)}, layer {layer}: 1e%{{x:.1f}}; {still} neurons did not move<extra></extra>",
             )  # fmt: skip
             figure.add_traces([base, ridge])
-    figure.update_xaxes(title="log10 of the RMS change of a neuron's activation")
+    figure.update_xaxes(title="RMS change of the activation (log10)")
     figure.update_yaxes(title="layer", tickvals=list(range(len(layers))), ticktext=[str(layer) for layer in layers])
-    figure.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"})
+    figure.update_layout(legend=ABOVE)
     return styled(figure, 160 + 44 * len(layers) if len(layers) < 12 else 120 + 24 * len(layers))
 
 
@@ -100,10 +101,10 @@ def tokens(rows: Sequence[tuple[Sequence[str], Sequence[float]]], what: str) -> 
     figure = go.Figure(
         go.Heatmap(
             z=values, text=cells, texttemplate="%{text}", colorscale="RdBu_r", zmid=0, zmin=-limit or -1.0,
-            zmax=limit or 1.0, xgap=1, ygap=6, textfont={"size": 11}, hoverongaps=False,
-            hovertemplate="%{text}: %{z:.3g}<extra></extra>", colorbar={"title": text(what), "thickness": 12},
+            zmax=limit or 1.0, xgap=1, ygap=6, textfont={"size": 12}, hoverongaps=False,
+            hovertemplate="%{text}: %{z:.3g}<extra></extra>", colorbar=scale(what),
         )
     )  # fmt: skip
     figure.update_xaxes(title="token", showgrid=False)
     figure.update_yaxes(title="example", autorange="reversed", tickvals=list(range(len(rows))), showgrid=False)
-    return styled(figure, 120 + 44 * max(len(rows), 1))
+    return styled(figure, 140 + 40 * max(len(rows), 1)).update_layout(margin_b=96)

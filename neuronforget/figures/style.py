@@ -6,14 +6,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
+import numpy as np
 import plotly.graph_objects as go
+from plotly.colors import sample_colorscale
 
 #: Okabe & Ito (2008).
 OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#9a9a9a"
+GREY = "#606060"  # as far from these for the colour-blind as they are from one another
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
+MOST_MARKS = 2000  # neurons that a figure marks one by one
 FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
+ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+BOTTOM = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
+BELOW = {**BOTTOM, "itemsizing": "constant", "maxheight": 0.9}
 
 #: How a metric is called on an axis.
 METRIC_LABELS = {
@@ -48,7 +54,8 @@ def looks(scopes: dict[str, str]) -> dict[str, Look]:
         counts[scope] = i + 1
         colour = GREY if scope == "control" else OKABE_ITO[i % len(OKABE_ITO)]
         dash = {"full": "dash", "control": "dot", "guard": "dashdot"}.get(scope, "solid")
-        mark = MARKERS[i % len(MARKERS)] + {"full": "-open", "guard": "-dot"}.get(scope, "")
+        turn = i + i // len(MARKERS)  # another pairing of colour and marker in every round
+        mark = MARKERS[turn % len(MARKERS)] + {"full": "-open", "guard": "-dot"}.get(scope, "")
         found[name] = Look(colour, mark, dash)
     return found
 
@@ -73,6 +80,27 @@ def text(value: object) -> str:
     return escape(str(value), quote=False)
 
 
+def by_depth(layers: int) -> list[str]:
+    """Return a colour for each layer, from dark (the first) to light: their order is seen, in grey too."""
+    return sample_colorscale("Cividis", [0.75 * i / max(layers - 1, 1) for i in range(layers)])
+
+
+def spread(count: int, most: int = MOST_MARKS) -> np.ndarray:
+    """Return which of so many neurons to mark: all, or at most so many of them, evenly apart."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+
+
+def marked(kind: str, count: int) -> str:
+    """Return what a legend says of marked neurons: their kind, and how many of them are marked if not all."""
+    return f"{kind} ({MOST_MARKS:,} of {count:,} marked)" if count > MOST_MARKS else kind
+
+
+def scale(title: str, **more: object) -> dict[str, object]:
+    """Return a scale of colours that lies below the figure, where it takes no width from it."""
+    size = {"thickness": 10, "lenmode": "pixels", "len": 300, "nticks": 5, "tickangle": 0}
+    return {**BOTTOM, **size, "title": {"text": text(title), "side": "right"}, **more}
+
+
 def styled(figure: go.Figure, height: int = 460) -> go.Figure:
     """Return the figure in the common template."""
     return figure.update_layout(
@@ -80,6 +108,6 @@ def styled(figure: go.Figure, height: int = 460) -> go.Figure:
         height=height,
         font={"family": FONT, "size": 13},
         margin={"l": 64, "r": 16, "t": 24, "b": 56},
-        legend={"font": {"size": 11}},
+        legend={"font": {"size": 12}},
         hoverlabel={"font": {"family": FONT}},
     )

@@ -1,0 +1,83 @@
+"""Pictures of what an edit left: how fast the facts come back, and what every block still holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from neuronforget import figures
+from neuronforget.auditing import Audit
+from neuronforget.auditing.cases import EDITED
+from neuronforget.auditing.relearning import EVERY
+from neuronforget.pictures import Picture
+from neuronforget.tables import Table
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How one of an audit's curves is drawn: a value every `step` of what is `across`, on an axis `up` to `top`."""
+
+    title: str
+    words: str
+    across: str
+    up: str
+    step: int = 1
+    top: float | None = None
+
+
+DRAWN = {
+    "taught again": Drawn(
+        "Relearning: the facts that are taught again",
+        "The whole model is taught half of the facts again. What was only hidden comes back sooner than in a model "
+        "that never knew.",
+        "training steps",
+        "answered",
+        EVERY,
+        1.0,
+    ),
+    "siblings": Drawn(
+        "Relearning: their siblings, of which nothing is taught",
+        "The other half of the facts, meanwhile. What never was there cannot come back.",
+        "training steps",
+        "answered",
+        EVERY,
+        1.0,
+    ),
+    "lens": Drawn(
+        "Residue: the answer read off every block",
+        "Probability of the answer by the model's own last norm and unembedding, from each block's states. High below "
+        "and low at the end: the output alone is suppressed.",
+        "block",
+        "probability of the answer",
+        top=1.0,
+    ),
+    "patching, states": Drawn(
+        "Residue: the edited model's states put into the untouched one",
+        "How much less likely the untouched model's answers get (nats a token) with a model's states at one block. "
+        "Where the gold twin takes away more than the edited model, knowledge is still there.",
+        "block",
+        "nats lost",
+    ),
+    "patching, neurons": Drawn(
+        "Residue: the edited model's neurons put into the untouched one",
+        "The same with the activations of one layer's neurons alone.",
+        "layer",
+        "nats lost",
+    ),
+}
+
+
+def residue_pictures(audits: Mapping[str, Audit]) -> list[Picture]:
+    """Return the curves of all audits, one picture a probe; each edit has its name, the references are drawn once."""
+    made = []
+    for probe, drawn in DRAWN.items():
+        found: dict[str, list[float]] = {}
+        for name, audit in audits.items():
+            found |= {name if who == EDITED else who: curve for who, curve in audit.curves.get(probe, {}).items()}
+        if found:
+            places = [str(drawn.step * i) for i in range(max(map(len, found.values())))]
+            rows = tuple((who, *(f"{value:.3f}" for value in curve)) for who, curve in found.items())
+            table = Table(f"{drawn.title}, by {drawn.across}", ("model", *places), rows)
+            figure = figures.curves(found, drawn.across, drawn.up, step=drawn.step, top=drawn.top)
+            made.append(Picture(drawn.title, drawn.words, figure, table))
+    return made
