@@ -2,8 +2,9 @@
 
 share = (edited - gold) / (untouched - gold)   over an attack's questions; 0: as the twin that never knew, 1: untouched
 
-Intervals are 95%, percentile bootstrap over targets, questions of which stand together; every mean of a share is of the
-same draw. Where the interval of untouched - gold reaches 0 the attack cannot tell knowing from never having known:
+Intervals are 95%, percentile bootstrap over targets, questions of which stand together (over questions where there are
+fewer than five targets); every mean of a share is of the same draw.
+Where the interval of untouched - gold reaches 0 the attack cannot tell knowing from never having known:
 nothing is said of what it leaves.
 """
 
@@ -134,8 +135,9 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     for taught, words in ((True, "taught"), (False, "not taught")):
         grids = "\n\n".join(f"{name.capitalize()}:\n\n{_grid(answers, main, p, taught)}" for p, name in POINTS.items())
         parts.append(folded(grids, f"What is left: {MEASURES[main]}, the half that was {words}"))
-    failed = {name: arm["failed"] for seed in seeds for name, arm in seed["arms"].items() if "failed" in arm}
-    return "\n\n".join([*parts, *(f"- {name} failed: {why}" for name, why in failed.items())]) + "\n"
+    arms = [(i, name, arm) for i, seed in enumerate(seeds) for name, arm in seed["arms"].items()]
+    failed = [f"- {name}, run {i}, failed: {arm['failed']}" for i, name, arm in arms if "failed" in arm]
+    return "\n\n".join([*parts, *failed]) + "\n"
 
 
 def kinds(answers: Answers) -> list[str]:

@@ -31,6 +31,8 @@ LOSSES = (
 ).split()
 RATES = (1 / 3, 1.0)  # of the default learning rate: whole-model baselines get two, neurons the default alone
 
+PLACES = ("found", "full", "random")
+
 Makes = Callable[[], list[nf.Edit]]
 
 
@@ -61,6 +63,17 @@ def arms(source: Source, rates: Sequence[float] = RATES, **training: Any) -> dic
         for place, where in places.items():
             plan[f"{name}@{place}"] = partial(_trained, source, name, where, rates, training)
     return plan
+
+
+def names() -> set[str]:
+    """Return the names of all arms."""
+    found = {f"{name}@{place}" for name in LOSSES for place in PLACES} | {f"{name}@guard" for name in GUARDS}
+    for name, operator in OPERATORS.items():
+        if takes(operator, "neurons"):
+            found |= {f"{name}@found", f"{name}@random"}
+        if not needs_neurons(operator):
+            found.add(f"{name}@full")
+    return found
 
 
 def _one(make: Callable[[], nf.Edit]) -> Makes:

@@ -26,7 +26,7 @@ import numpy as np
 from attack_figure import picture
 from attack_rows import TINY, Rows, tiny
 from attack_tables import tables
-from sources import Source, chosen_point, each, running
+from sources import DAMAGE, Source, chosen_point, each, own_models, running
 
 import neuronforget as nf
 from neuronforget.generation import Decoding, generate
@@ -79,7 +79,7 @@ class Study:
         models = [source.lm.digest(), source.gold and source.gold.digest()]
         settings = {
             "share": SHARE,
-            "strengths": [STRENGTHS, BISECTIONS],
+            "strengths": [STRENGTHS, BISECTIONS, DAMAGE],
             "steps": STEPS,
             "batch": BATCH,
             "tokens": WORDS,
@@ -177,9 +177,7 @@ def halved(points: Sequence[dict[str, Any]], start: Mapping[str, Any]) -> dict[s
 
 def studies(options: argparse.Namespace) -> Iterator[Study]:
     """Yield what to run on, a seed at a time; each seed has targets of its own unless they are named."""
-    own = None
-    if options.model is not None:
-        own = [nf.load(path, device=options.device) if path else None for path in (options.model, options.gold)]
+    own = own_models(options)
     for seed in options.seeds:
         rows = Rows.of(options.data / "rwku", options.targets, options.count, options.others, seed)
         lm, gold = own or tiny(rows, seed, TINY)
@@ -191,7 +189,9 @@ def parser() -> argparse.ArgumentParser:
     found = running(__doc__.splitlines()[0])
     shared = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
     found.add_argument("--data", type=Path, default=shared / "data", help="folder with rwku")
-    found.add_argument("--targets", nargs="+", help="to be forgotten; default: other ones with every seed")
+    found.add_argument(
+        "--targets", nargs="+", help="to be forgotten, with the first seed alone; default: other ones with each"
+    )
     found.add_argument("--count", type=int, default=12, help="how many are to be forgotten, where none is named")
     found.add_argument("--others", type=int, default=12, help="targets that are kept")
     return found
@@ -200,6 +200,8 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Attack every seed's models, write `attacks.json` (as the work goes on), `tables.md` and `attacks.svg`."""
     options = parser().parse_args()
+    if options.targets:  # another seed would ask the same questions, and count each answer again
+        options.seeds = options.seeds[:1]
     each(options, studies(options), "attacks.json", run, tables, picture, "attacks.svg")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -61,10 +62,11 @@ def each(
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / name
     seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
-    for source in found:
-        for done in run(source, seeds.setdefault(str(source.seed), {})):
-            keep(path, seeds=seeds)
-            print(f"seed {source.seed}: {done}", flush=True)
+    with in_one_line():
+        for source in found:
+            for done in run(source, seeds.setdefault(str(source.seed), {})):
+                keep(path, seeds=seeds)
+                print(f"seed {source.seed}: {done}", flush=True)
     chosen = [seeds[str(seed)] for seed in options.seeds]
     text = tables(chosen)
     (options.out / "tables.md").write_text(text)
@@ -85,7 +87,7 @@ class Source:
     truth: nf.Neurons | None = None
     refusals: tuple[str, ...] = ("I don't know.",)
     measured: int = MEASURED  # retain examples
-    most: int | None = None  # forget examples that are measured; None: all
+    most: int | None = None  # examples of forget, and of its other phrasings; None: all
 
     @classmethod
     def of(cls, bed: nf.testbed.Testbed, seed: int, measured: int = MEASURED, share: float = SHARE) -> Source:
@@ -104,8 +106,11 @@ class Source:
     def corpora(self) -> dict[str, nf.Corpus]:
         """What is measured: forget, its phrasings that no edit sees (where there are some), and retain."""
         found = {"forget": self.forget, "unseen": self.forget.paraphrased(), "retain": self.retain}
-        most = {name: self.most or len(self.forget) for name in found} | {"retain": self.measured}
-        return {name: sampled(corpus, most[name], self.seed) for name, corpus in found.items() if corpus is not None}
+        return {
+            name: sampled(corpus, self.measured if name == "retain" else self.most or len(corpus), self.seed)
+            for name, corpus in found.items()
+            if corpus is not None
+        }
 
     @cached_property
     def twin(self) -> nf.LM | None:
@@ -156,21 +161,39 @@ def running(about: str) -> argparse.ArgumentParser:
     return parser
 
 
+def own_models(options: argparse.Namespace) -> tuple[nf.LM, nf.LM | None] | None:
+    """Return the model of one's own and its gold twin, where they were given; None without."""
+    if options.model is None:
+        if options.gold is not None:
+            raise SystemExit("--gold is a twin of --model: give both")
+        return None
+    gold = nf.load(options.gold, device=options.device) if options.gold else None
+    return nf.load(options.model, device=options.device), gold
+
+
+@contextmanager
+def in_one_line() -> Iterator[None]:
+    """Bad input ends an analysis with its reason, not with a traceback."""
+    try:
+        yield
+    except nf.InputError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
 def sources(options: argparse.Namespace, seeds: list[int] | None = None) -> Iterator[Source]:
     """Yield what to run on, a seed at a time: of a model of one's own the seed is that of trainings and controls.
 
     There the neurons are found by grad_x_act alone. Raises SystemExit for a model without its two corpora.
     """
     seeds = options.seeds if seeds is None else seeds
-    if options.model is None:
+    if (own := own_models(options)) is None:
         kind, settings = BEDS["grafted"]
         for seed in seeds:
             yield Source.of(nf.testbed.people(kind, seed=seed, people=PEOPLE, progress=False, **settings), seed)
         return
     if options.forget is None or options.retain is None:
         raise SystemExit("--model needs --forget and --retain, JSONL files with prompt and answer")
-    lm = nf.load(options.model, device=options.device)
-    gold = nf.load(options.gold, device=options.device) if options.gold else None
+    lm, gold = own
     forget, retain = nf.corpora.jsonl(options.forget), nf.corpora.jsonl(options.retain)
     scores = nf.attribute(lm, forget, retain.head(len(forget)), progress=False)
     for seed in seeds:

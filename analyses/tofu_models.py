@@ -19,7 +19,8 @@ from neuronforget.train import Plan, fit
 
 #: What two cores teach in minutes.
 SMALL = Shape(layers=4, d_model=96, d_mlp=384, heads=4, vocab=3000, steps=400, batch=32, lr=4e-3)
-WORDS = 90  # of a piece of text
+WORDS = 45  # of a piece of text
+BESIDE, WEIGHT = 8, 0.25  # pieces beside each batch of questions, so that English is not unlearnt, and their weight
 LAST = 20  # authors, of whom the forget splits are
 
 
@@ -28,9 +29,9 @@ class Setting:
     """How large the models are and what they are taught."""
 
     shape: Shape = SMALL
-    authors: int = 40  # TOFU's first ones, which its retain questions are about, and its last 20
+    authors: int = 30  # TOFU's first ones, which its retain questions are about, and its last 20
     texts: tuple[str, ...] = ("tinystories", "wikitext_valid", "grimms")
-    base_steps: int = 200
+    base_steps: int = 250
     seed: int = 0
 
 
@@ -93,23 +94,25 @@ def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device:
     lines = [f"{e.prompt} {e.answer}" for e in kept] + [e.answer for e in taught.text]
     tokenizer = make_tokenizer(lines, setting.shape.vocab)
     build = Builder(tokenizer, (taught.questions, taught.text), setting.shape, setting.seed, True)
-    rows = dict(zip((e.prompt for e in taught.questions), build.forget, strict=True))
 
-    def made(name: str, start: nf.LM, shown: Sequence[Encoded], steps: int) -> nf.LM:
+    def made(name: str, start: nf.LM, steps: int, questions: Sequence[Encoded] = ()) -> nf.LM:
         path = folder / name
         if not path.is_dir():
             plan = Plan(steps, setting.shape.lr, schedule="onecycle", seed=setting.seed)
             lm = nf.LM(copy.deepcopy(start.model).to(device), tokenizer)
-            loss = build.loss(lm, [(list(shown), setting.shape.batch, 1.0)])
+            size = setting.shape.batch
+            mix = [(list(questions), size, 1.0), (build.retain, BESIDE, WEIGHT)] if questions else []
+            loss = build.loss(lm, mix or [(build.retain, size, 1.0)])
             part = folder / f"{name}.part"
             fit(list(lm.parameters.values()), loss, plan, resume=part, key=name, desc=f"train {name}")
             with whole_folder(path) as scratch:
                 lm.save(scratch)
         return nf.load(path, device=device)
 
-    base = made("base", build.fresh(), build.retain, setting.base_steps)
-    found = {"full": made("full", base, build.forget, setting.shape.steps)}
+    base = made("base", build.fresh(), setting.base_steps)
+    found = {"full": made("full", base, setting.shape.steps, build.forget)}
     for split, forget in forgets.items():
-        stays = [rows[e.prompt] for e in taught.without(forget)]
-        found[split] = made(split, base, stays, setting.shape.steps)
+        gone = {e.prompt for e in forget}
+        stays = [row for e, row in zip(taught.questions, build.forget, strict=True) if e.prompt not in gone]
+        found[split] = made(split, base, setting.shape.steps, stays)
     return found

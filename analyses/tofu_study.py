@@ -12,19 +12,19 @@ python analyses/tofu_study.py --out tofu --whole --device cuda            # 22M 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from methods import Makes, arms
-from scipy.stats import hmean
-from sources import Source, chosen_point
+from methods import Makes, arms, names
+from sources import DAMAGE, Source, chosen_point, in_one_line
 from tofu_figure import picture
 from tofu_models import WHOLE, Setting, Taught, asked, models
+from tofu_numbers import numbers_of
 from tofu_tables import tables
 from where_knowledge_lives import keep, shortlist_exact
 
@@ -32,9 +32,7 @@ import neuronforget as nf
 from neuronforget.comparison import sampled
 from neuronforget.generation import Decoding
 from neuronforget.measuring import measure
-from neuronforget.metrics import nll
-from neuronforget.metrics.tofu import SCORES
-from neuronforget.results import resampled
+from neuronforget.metrics import kl_gold, nll
 from neuronforget.runs import content_key
 from neuronforget.suites.files import rows_of
 from neuronforget.suites.tofu import tofu
@@ -44,19 +42,11 @@ STRENGTHS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 SHARE = 0.05  # of each layer: what is found
 METHODS = (
     "ablate@found ablate@random rank_one@found rank_one@random npo@found npo@random ga@full grad_diff@full npo@full "
-    "simnpo@full dpo@full undial@full"
+    "simnpo@full dpo@full"
 ).split()
 AUDITED = ("ablate@found", "npo@full")
-SETTINGS = ("steps", "batch", "n", "measured", "tokens", "rates", "seed")
-#: Corpus and metric of the suite's rows, by the names of the tables.
-NUMBERS = {
-    "model utility": ("all", "model_utility"), "forget quality": ("forget", "forget_quality_p"),
-    "KS": ("forget", "forget_quality_ks"), "forget probability": ("forget", "probability"),
-    "forget ROUGE": ("forget", "rouge"), "forget truth ratio": ("forget", "truth_ratio"),
-    "retain probability": ("retain", "probability"), "retain ROUGE": ("retain", "rouge"),
-    "retain truth ratio": ("retain", "truth_ratio"),
-    "words": ("forget", "words"),
-}  # fmt: skip
+SETTINGS = ("steps", "batch", "n", "measured", "tokens", "rates", "audited", "seed")
+COUNTS = ("steps", "batch", "n", "measured", "tokens")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +77,18 @@ class Study:
         protocol = Protocol(decoding=Decoding(options.tokens, ()))
         found = tofu(lm, self.split, path=options.data / "tofu", retain_lm=self.source.gold, n=options.n,
                      protocol=protocol, kept=options.out / "kept", seed=options.seed, progress=False)  # fmt: skip
-        rows = {(row["corpus"], row["metric"]): row for row in found.rows if row["edit"] == "model"}
-        values = {name: [rows[key][k] for k in ("value", "low", "high")] for name, key in NUMBERS.items()}
-        values["retain utility"] = retain_utility(found, options.seed)
+        values = numbers_of(found, options.seed)
         return {**values, "text": [float(measure(lm, self.held_out, [nll])["nll"].mean())]}
+
+    def measured(self, lm: nf.LM) -> dict[str, Any]:
+        """Return TOFU's numbers, and the KL from gold on forget questions by which no neuron or strength was chosen."""
+        used = {example.prompt for example in self.source.corpora["forget"]}
+        unused = tuple(example for example in self.source.forget if example.prompt not in used)
+        found: dict[str, Any] = {"tofu": self.numbers(lm)}
+        if unused:
+            test = sampled(replace(self.source.forget, examples=unused), self.options.measured, self.options.seed)
+            found["test"] = measure(lm, test, [kl_gold], gold=self.source.twin)["kl_gold"].tolist()
+        return found
 
     def audit(self, edit: nf.Edit | nf.LM) -> str:
         """Return the audit's verdict on an edit."""
@@ -100,26 +98,38 @@ class Study:
         return found.verdict
 
     def arm(self, name: str, make: Makes, start: Mapping[str, Any]) -> dict[str, Any]:
-        """Return an arm's dials, what is measured where it is tuned, and of a training of all weights in full."""
+        """Return an arm's dials, what is measured where it is tuned, and of a training of all weights in full.
+
+        What fails of them (a training that diverges, a model that returns NaN, an audit that refuses) is a finding.
+        """
         source = self.source
         try:
             edits = make()
             dials = [[source.point(e, s) for s in STRENGTHS if e.graded or s == 1] for e in edits]
-            tuned = chosen_point([point for dial in dials for point in dial], start)
-            found: dict[str, Any] = {"dials": dials, "tuned": tuned}
-            edit = next((e for e, dial in zip(edits, dials, strict=True) if tuned in dial), None)
-            if edit is not None:
-                edit = edit.scaled(tuned["strength"])
-                with edit.on(source.lm) as edited:
-                    found["tuned"] = {**tuned, "tofu": self.numbers(edited)}
-                if name in self.options.audited:
-                    found["verdict"] = self.audit(edit)
-            if name.endswith("@full"):
-                with edits[-1].on(source.lm) as edited:
-                    found["full"] = {**dials[-1][-1], "tofu": self.numbers(edited)}
-        except nf.InputError as error:  # a training that diverges, a model that returns NaN: a finding
-            return {"failed": str(error)}
+        except nf.InputError as error:
+            return {"failed": {"edit": str(error)}}
+        tuned = chosen_point([point for dial in dials for point in dial], start)
+        found: dict[str, Any] = {"dials": dials, "tuned": tuned, "failed": {}}
+        edit = next((e.scaled(tuned["strength"]) for e, dial in zip(edits, dials, strict=True) if tuned in dial), None)
+        if edit is not None:
+            self.add(found, "tuned", lambda: {**tuned, **self.under(edit)})
+            if name in self.options.audited:
+                self.add(found, "verdict", lambda: self.audit(edit))
+        if name.endswith("@full"):
+            self.add(found, "full", lambda: {**dials[-1][-1], **self.under(edits[-1])})
         return found
+
+    def under(self, edit: nf.Edit) -> dict[str, Any]:
+        """Return what is measured with an edit on."""
+        with edit.on(self.source.lm) as edited:
+            return self.measured(edited)
+
+    def add(self, found: dict[str, Any], key: str, measured: Callable[[], Any]) -> None:
+        """Enter what is measured, or why it could not be."""
+        try:
+            found[key] = measured()
+        except nf.InputError as error:
+            found["failed"][key] = str(error)
 
     def run(self, done: dict[str, Any]) -> Iterator[str]:
         """Fill `done`, arm -> what was measured, saying which is finished."""
@@ -127,33 +137,19 @@ class Study:
         for name, lm in (("untouched", source.lm), ("gold", source.gold)):
             if name not in done:
                 assert lm is not None
-                point = {"strength": 0.0, **source.values(lm), "tofu": self.numbers(lm)}
+                point = {"strength": 0.0, **source.values(lm), **self.measured(lm)}
                 done[name] = {"tuned": point, "full": point}
                 if name == "gold":
                     done[name]["verdict"] = self.audit(lm)
                 yield name
         training = {"steps": options.steps, "batch_size": options.batch}
         plan = arms(source, options.rates, **training)
-        wanted = list(plan) if options.methods == ["all"] else options.methods
-        if unknown := [name for name in wanted if name not in plan]:
-            raise SystemExit(f"no method is called {unknown[0]!r}; there are all, {', '.join(plan)}")
-        start = {key: value for key, value in done["untouched"]["tuned"].items() if key != "tofu"}
+        wanted = list(plan) if "all" in options.methods else options.methods
+        start = {key: value for key, value in done["untouched"]["tuned"].items() if key not in ("tofu", "test")}
         for name in wanted:
             if name not in done:
                 done[name] = self.arm(name, plan[name], start)
                 yield name
-
-
-def retain_utility(found: nf.Results, seed: int) -> list[float]:
-    """Return the harmonic mean of retain's three numbers: utility without real facts, which no small model knows."""
-    means, drawn = [], []
-    for metric in SCORES:
-        wanted = ("model", "retain", metric)
-        rows = [row for row in found.examples if (row["edit"], row["corpus"], row["metric"]) == wanted]
-        values, units = (np.array([row[key] for row in rows]) for key in ("value", "unit"))
-        means.append(values.mean())
-        drawn.append(resampled(values, seed, units=units))
-    return [float(hmean(means)), *map(float, np.quantile(hmean(drawn), [0.025, 0.975]))]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -166,23 +162,38 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     found.add_argument("--methods", nargs="+", default=METHODS, help="method@place, or all")
     found.add_argument("--audited", nargs="*", default=list(AUDITED), help="methods whose verdict is asked for")
-    found.add_argument("--steps", type=int, default=30, help="of each training")
+    found.add_argument("--steps", type=int, default=25, help="of each training")
     found.add_argument("--batch", type=int, default=16, help="forget examples of a step, and as many of retain")
     found.add_argument("--rates", type=float, nargs="+", default=[1.0], help="of the default learning rate")
-    found.add_argument("--n", type=int, default=60, help="questions of each of TOFU's sets; the authors ask 300")
+    found.add_argument("--n", type=int, default=100, help="questions of each of TOFU's sets; the authors ask 300")
     found.add_argument("--measured", type=int, default=60, help="examples of each corpus where an edit is tuned")
-    found.add_argument("--tokens", type=int, default=60, help="of a written answer; the authors allow 200")
+    found.add_argument("--tokens", type=int, default=50, help="of a written answer; the authors allow 200")
     found.add_argument("--seed", type=int, default=0)
     found.add_argument("--device", default="cpu")
     return found
 
 
+def check(options: argparse.Namespace) -> None:
+    """Raise InputError for settings that are no study's, before anything is trained."""
+    if wrong := [name for name in COUNTS if getattr(options, name) < 1]:
+        raise nf.InputError(f"--{wrong[0]} is 1 or more, found {getattr(options, wrong[0])}")
+    if not all(0 < rate < float("inf") for rate in options.rates):
+        raise nf.InputError(f"--rates are above 0, found {options.rates}")
+    asked, known = set(options.methods) - {"all"}, names()
+    if unknown := sorted((asked | set(options.audited)) - known):
+        raise nf.InputError(f"no method is called {unknown[0]!r}; there are all, {', '.join(sorted(known))}")
+
+
 def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[str, Any], str]]:
     """Measure what is missing of OUT/study.json; yield (all that is done, what was added last)."""
+    check(options)
     path = options.out / "study.json"
     taught = Taught.of(options.data, setting)
     about = {key: getattr(options, key) for key in SETTINGS} | {"setting": asdict(setting)}
-    key = content_key(questions=taught.questions.digest(), text=taught.text.digest(), **about)
+    about |= {"strengths": STRENGTHS, "share": SHARE, "damage": DAMAGE}
+    files = sorted((options.data / "tofu").glob("*.jsonl"))
+    data = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    key = content_key(text=taught.text.digest(), data=data, **about)
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if done.setdefault("key", key) != key:
         raise SystemExit(f"{path} holds another study (models or settings): give another --out")
@@ -198,9 +209,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Teach the models, measure every arm, write `study.json` (as the work goes on), `tables.md` and `tofu.svg`."""
     options = parser().parse_args(argv)
     options.out.mkdir(parents=True, exist_ok=True)
-    setting = replace(WHOLE if options.whole else Setting(), seed=options.seed)
-    for _, name in study(options, setting):
-        print(name, flush=True)
+    setting = replace(WHOLE, seed=options.seed) if options.whole else Setting(seed=options.seed)
+    with in_one_line():
+        for _, name in study(options, setting):
+            print(name, flush=True)
     done = json.loads((options.out / "study.json").read_text())
     splits = {split: done["splits"][split] for split in options.splits}
     text = tables(splits, done)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from erase_tables import folded, table
 from sources import DAMAGE
+
+from neuronforget.results import bootstrap
 
 Arms = Mapping[str, Any]
 #: Column of the tables -> number of the study (KL: of the model's own measures).
@@ -32,8 +35,8 @@ def _split(name: str, arms: Arms) -> str:
     stayed = [key for key, arm in arms.items() if "@" in key and "tuned" in arm and "tofu" not in arm["tuned"]]
     if stayed:
         parts.append(f"At no strength within the damage closer to gold than the untouched model: {', '.join(stayed)}.")
-    failed = [f"- {key}: {arm['failed']}" for key, arm in arms.items() if "failed" in arm]
-    return "\n\n".join([*parts, *(["Not made:\n\n" + "\n".join(failed)] if failed else [])])
+    failed = [f"- {key}, {what}: {why}" for key, arm in arms.items() for what, why in arm.get("failed", {}).items()]
+    return "\n\n".join([*parts, *(["Not measured:\n\n" + "\n".join(failed)] if failed else [])])
 
 
 def _rows(arms: Arms, point: str) -> str:
@@ -44,9 +47,10 @@ def _rows(arms: Arms, point: str) -> str:
     for key in ["untouched", "gold", *order]:
         found = known[key][point]
         own = [f"{found[corpus][metric]:.2f}" if corpus in found else "" for corpus, metric in OWN.values()]
+        own.append(f"{np.mean(found['test']):.2f}" if "test" in found else "")
         verdict = known[key].get("verdict", "") if point == "tuned" or "@" not in key else ""
         rows.append([key, f"{found['strength']:.3g}", *(_cell(found["tofu"][name]) for name in TOFU), *own, verdict])
-    return table(["method", "strength", *TOFU, *OWN, "audit"], rows)
+    return table(["method", "strength", *TOFU, *OWN, "KL, test", "audit"], rows)
 
 
 def _cell(value: Sequence[float]) -> str:
@@ -57,17 +61,25 @@ def _cell(value: Sequence[float]) -> str:
 
 
 def _where(arms: Arms) -> str:
-    """Paired by method; a method whose tuned point is the untouched model stands as that."""
+    """KL from gold on questions that chose nothing, paired by question, bold where told apart; TOFU's as they are.
 
-    def value(key: str, name: str) -> float:
+    A method whose tuned point is the untouched model stands as that.
+    """
+
+    def point(key: str) -> Mapping[str, Any]:
         tuned = arms[key]["tuned"]
-        if name in OWN:
-            corpus, metric = OWN[name]
-            return float(tuned[corpus][metric])
-        return float((tuned if "tofu" in tuned else arms["untouched"]["tuned"])["tofu"][name][0])
+        return dict(tuned) if "tofu" in tuned else arms["untouched"]["tuned"]
 
-    names = ("KS", "KL from gold", "KL, unseen", "retain utility")
-    pairs = [(key, f"{key.partition('@')[0]}@random") for key in arms if key.endswith("@found")]
-    pairs = [pair for pair in pairs if all("tuned" in arms.get(key, {}) for key in pair)]
-    rows = [[a.partition("@")[0], *(f"{value(a, n) - value(b, n):+.2f}" for n in names)] for a, b in pairs]
-    return table(["method", *names], rows)
+    names, rows = ("KS", "retain utility"), []
+    for key in (key for key in arms if key.endswith("@found")):
+        other = f"{key.partition('@')[0]}@random"
+        if not all("tuned" in arms.get(name, {}) for name in (key, other)):
+            continue
+        found, random = point(key), point(other)
+        row = [key.partition("@")[0], ""]
+        if "test" in found:
+            value, low, high = bootstrap(np.array(found["test"]) - np.array(random["test"]), 0)
+            words = f"{value:+.2f} [{low:.2f}, {high:.2f}]"
+            row[1] = f"**{words}**" if low > 0 or high < 0 else words
+        rows.append([*row, *(f"{found['tofu'][name][0] - random['tofu'][name][0]:+.2f}" for name in names)])
+    return table(["method", "KL, test", *names], rows)

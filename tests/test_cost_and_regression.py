@@ -39,6 +39,24 @@ def test_exact_is_timed_on_a_known_part_of_each_layer() -> None:
     assert int((values != 0).sum()) <= len(neurons)
 
 
+def test_the_cost_of_one_s_own_model_is_measured_on_parts_of_its_corpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cost, made = import_module("attribution_cost"), bed()
+    made.lm.save(tmp_path / "model")
+    rows = [json.dumps({"prompt": e.prompt, "answer": e.answer}) for e in made.forget.examples[:5]]
+    (tmp_path / "forget.jsonl").write_text("\n".join(rows))
+    monkeypatch.setattr(cost, "SIZES", (2, 16))
+    command = "x --turns 1 --scores grad_x_act --out {0}/out --model {0}/model --forget {0}/forget.jsonl"
+    monkeypatch.setattr(sys, "argv", command.format(tmp_path).split())
+    cost.main()
+    found = json.loads((tmp_path / "out/cost.json").read_text())["rows"]
+    assert [(row["varied"], row["examples"]) for row in found] == [("corpus", 2), ("corpus", 5)]
+    monkeypatch.setattr(sys, "argv", command.format(tmp_path).split()[:-2])
+    with pytest.raises(SystemExit, match="--model needs --forget"):
+        cost.main()
+
+
 def test_costs_are_written_as_the_work_goes_on_and_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cost, asked = import_module("attribution_cost"), "x --turns 1 --scores grad_x_act relp --out"
     monkeypatch.setattr(cost, "MODELS", {name: cost.MODELS[name] for name in ("2x256", "4x512")})

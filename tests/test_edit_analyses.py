@@ -179,20 +179,37 @@ def test_an_analysis_of_one_s_own_model_needs_its_corpora(tmp_path: Path, monkey
         import_module("activation_shift").main()
 
 
-def test_one_s_own_model_is_swept_without_a_gold_twin(
-    source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sweep, made = import_module("ga_rt_sweep"), bed()
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkpoint and its corpora in files, and a command line that names them."""
+    made = bed()
     made.lm.save(tmp_path / "model")
     for name, corpus in (("forget", made.forget), ("retain", made.retain)):
         rows = [json.dumps({"prompt": e.prompt, "answer": e.answer}) for e in corpus.examples[:20]]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    command = "x --seeds 0 --out {0}/out --model {0}/model --forget {0}/forget.jsonl --retain {0}/retain.jsonl"
+    monkeypatch.setattr(sys, "argv", command.format(tmp_path).split())
+    return tmp_path / "out"
+
+
+def test_one_s_own_model_is_swept_without_a_gold_twin(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = import_module("ga_rt_sweep")
     monkeypatch.setattr(sweep, "STEPS", 2)
     monkeypatch.setattr(sweep, "WEIGHTS", (0.0,))
     monkeypatch.setattr(sweep, "run", partial(sweep.run, weights=(0.0,)))
-    command = "x --seeds 0 --out {0}/out --model {0}/model --forget {0}/forget.jsonl --retain {0}/retain.jsonl"
-    monkeypatch.setattr(sys, "argv", command.format(tmp_path).split())
     sweep.main()
-    text = (tmp_path / "out" / "tables.md").read_text()
+    text = (own_model / "tables.md").read_text()
     assert "| ascent | 0 | full |" in text and "KL" not in text and "gold" not in text
-    ElementTree.fromstring((tmp_path / "out" / "ga-rt.svg").read_text())
+    ElementTree.fromstring((own_model / "ga-rt.svg").read_text())
+
+
+def test_shifts_of_one_s_own_model_are_measured_without_a_gold_twin(
+    own_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shift = import_module("activation_shift")
+    monkeypatch.setattr(shift, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(shift, "run", partial(shift.run, only=("ablate",)))
+    shift.main()
+    text = (own_model / "tables.md").read_text()
+    assert "| ablate@found |" in text and "| ablate@random |" in text and "| gold |" not in text
+    ElementTree.fromstring((own_model / "shift.svg").read_text())

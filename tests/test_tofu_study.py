@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from test_analyses import analysis
 
@@ -61,11 +62,14 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         told[0].append(name)
         if name.endswith("gold"):
             break
-    for again in (1, 2):
-        told[again] = [name for _, name in study.study(options, setting)]
+    told[1] = [name for _, name in study.study(options, setting)]
+    patch.setattr(study, "Setting", lambda seed: setting)
+    study.main(["--data", str(data), "--out", str(out), *FEW])
+    told[2] = [name for _, name in study.study(options, setting)]
     found = models.models(data, setting, ["forget01"])
     patch.undo()
     done = json.loads((out / "study.json").read_text())
+    assert (out / "tables.md").read_text().count("forget01") > 0 and (out / "tofu.svg").is_file()
     return {"module": study, "options": options, "setting": setting, "told": told, "done": done, "models": found}
 
 
@@ -77,16 +81,32 @@ def test_a_killed_study_goes_on_and_another_one_is_refused(studied: dict[str, An
         next(studied["module"].study(options, studied["setting"]))
 
 
-def test_an_unknown_method_is_named_with_those_there_are(studied: dict[str, Any]) -> None:
-    options = Namespace(**{**vars(studied["options"]), "methods": ["ablate@nowhere"]})
-    with pytest.raises(SystemExit, match="'ablate@nowhere'; there are all, ablate@found"):
-        list(studied["module"].study(options, studied["setting"]))
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("methods", ["ablate@nowhere"], "'ablate@nowhere'; there are all, ablate@found"),
+     ("audited", ["npo"], "no method is called 'npo'"), ("n", 0, "--n is 1 or more"), ("rates", [0.0], "above 0")],
+)  # fmt: skip
+def test_bad_settings_are_refused_before_any_model_is_taught(
+    studied: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, value: Any, words: str
+) -> None:
+    monkeypatch.setattr(studied["module"], "models", lambda *_: pytest.fail("models are taught"))
+    with pytest.raises(nf.InputError, match=words):
+        list(studied["module"].study(Namespace(**{**vars(studied["options"]), name: value}), studied["setting"]))
+
+
+def test_every_arm_has_a_name_that_can_be_asked_for(studied: dict[str, Any]) -> None:
+    methods, options = analysis("methods"), studied["options"]
+    taught = analysis("tofu_models").Taught.of(options.data, studied["setting"])
+    study = studied["module"].Study.of("forget01", studied["models"], taught, options)
+    assert methods.names() == set(methods.arms(study.source))
 
 
 def test_gold_is_taught_all_but_the_split_and_counts_as_alike_with_itself(studied: dict[str, Any]) -> None:
     taught = analysis("tofu_models").Taught.of(studied["options"].data, studied["setting"])
     forget = nf.corpora.tofu("forget01", path=studied["options"].data / "tofu")
     kept = {e.prompt for e in taught.without(forget)}
+    words = "".join(studied["models"]["full"].tokenizer.get_vocab())
+    assert "home" in words and "Lost" not in words  # said of the forget authors alone
     assert len(taught.questions) == 420 and len(kept) == 380 and not kept & {e.prompt for e in forget}
     assert not {e.answer for e in taught.text} & {e.answer for e in taught.held_out}
     arms = studied["done"]["splits"]["forget01"]
@@ -104,10 +124,32 @@ def test_gold_is_taught_all_but_the_split_and_counts_as_alike_with_itself(studie
 
 def test_the_retain_utility_is_a_harmonic_mean_whose_interval_draws_the_three_scores_together() -> None:
     values = {"probability": (0.2, 0.4), "rouge": (0.5, 0.5), "truth_ratio": (1.0, 0.8)}
-    rows = [{"edit": "model", "corpus": "retain", "metric": metric, "value": value, "unit": unit}
-            for metric, pair in values.items() for unit, value in enumerate(pair)]  # fmt: skip
-    found = analysis("tofu_study").retain_utility(nf.Results((), tuple(rows), {}), seed=0)
-    assert found == pytest.approx([3 / (1 / 0.3 + 1 / 0.5 + 1 / 0.9), 3 / (5 + 2 + 1), 3 / (2.5 + 2 + 1.25)])
+    utility = analysis("tofu_numbers").retain_utility
+    for authors in (6, 4):
+        rows = [{"edit": "model", "corpus": "retain", "metric": metric, "value": pair[i % 2], "unit": i}
+                for metric, pair in values.items() for i in range(authors)]  # fmt: skip
+        mean, low, high = utility(nf.Results((), tuple(rows), {}), seed=0)
+        assert mean == pytest.approx(3 / (1 / 0.3 + 1 / 0.5 + 1 / 0.9))
+        if authors == 6:  # one sample in 64 holds a single kind of author: no end of a 95% interval is there
+            assert 3 / (5 + 2 + 1) < low < mean < high < 3 / (2.5 + 2 + 1.25)
+        else:
+            assert np.isnan([low, high]).all()
+
+
+def test_what_fails_late_leaves_what_was_measured(studied: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    options = studied["options"]
+    taught = analysis("tofu_models").Taught.of(options.data, studied["setting"])
+    study = studied["module"].Study.of("forget01", studied["models"], taught, options)
+    start = studied["done"]["splits"]["forget01"]["untouched"]["tuned"]
+
+    def refused(*_: Any) -> Any:
+        raise nf.InputError("the loss is infinite")
+
+    monkeypatch.setattr(type(study), "numbers", refused)
+    edit = nf.erase.ablate(study.source.lm, study.source.found)
+    arm = study.arm("ablate@full", lambda: [edit], {**start, "retain": {"nll": 1e9}, "forget": {"kl_gold": 1e9}})
+    assert arm["failed"] == {"tuned": "the loss is infinite", "full": "the loss is infinite"} and arm["dials"]
+    assert study.arm("x@full", refused, start) == {"failed": {"edit": "the loss is infinite"}}
 
 
 def test_arms_are_tuned_within_the_damage_and_closest_to_gold(studied: dict[str, Any]) -> None:
@@ -117,7 +159,7 @@ def test_arms_are_tuned_within_the_damage_and_closest_to_gold(studied: dict[str,
         points = [point for dial in arms[name]["dials"] for point in dial]
         allowed = [start, *(p for p in points if p["retain"]["nll"] <= start["retain"]["nll"] + 0.05)]
         assert arms[name]["tuned"]["forget"]["kl_gold"] == min(p["forget"]["kl_gold"] for p in allowed)
-        assert "failed" not in arms[name]
+        assert not arms[name]["failed"] and len(arms[name]["tuned"].get("test", range(4))) == 4
     assert arms["grad_diff@full"]["full"]["strength"] == 1 and "full" not in arms["ablate@found"]
 
 
@@ -128,6 +170,14 @@ def test_tables_and_figure_show_every_arm(studied: dict[str, Any]) -> None:
         shown = "tofu" in arm["tuned"]
         assert (f"| {name} |" in text) or (not shown and name in text)
     assert "| ablate | " in text.split("less random ones")[1]
-    drawn = ElementTree.fromstring(analysis("tofu_figure").picture(splits))
+    wide = json.loads(json.dumps(splits))
+    for arm in wide["forget01"].values():  # intervals, which two authors have none of
+        if "tofu" in arm.get("tuned", {}):
+            arm["tuned"]["tofu"]["retain utility"] = [0.4, 0.3, 0.5]
+            arm["tuned"]["test"] = [1.0, 2.0]
+    picture, shown = analysis("tofu_figure").picture, analysis("tofu_tables").tables(wide, studied["done"])
+    assert picture(wide).count("<line") > picture(splits).count("<line") and "0.40 [0.30, 0.50]" in shown
+    assert "| ablate | +0.00 [0.00, 0.00]" in shown
+    drawn = ElementTree.fromstring(picture(splits))
     words = [node.text for node in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert {"ablate", "grad_diff", "forget01: retain utility"} <= set(words)
