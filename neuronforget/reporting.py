@@ -79,12 +79,16 @@ def report(
 
 def _checked(results: Results, metrics: set[str]) -> list[Section]:
     """What speaks for the edits beside their numbers: controls and certificates."""
-    metric = next((m for m in ("exact_match", "probability", *sorted(metrics)) if m in metrics), "")
-    beside = controls_table(results, metric)
+    metric = next((m for m in ("exact_match", "probability") if m in metrics), None)
+    matched = any(row["point"] == "matched" for row in results.rows)
+    beside = controls_table(results, metric, "matched" if matched else "full") if metric else None
     certified = certificates_table(results.info.get("certificates", {}))
     return [
-        Section("Controls", "The same methods on other neurons. Where a control forgets as much as the edit does, the "
-                "choice of neurons explains nothing.", tables=[beside] if beside else ()),
+        Section("Controls", "The same methods on other neurons, "
+                + ("at matched damage" if matched else "at full strength, as matched damage was not measured: one may "
+                   "only have been pushed harder")
+                + ". Where a control forgets as much as the edit does, the choice of neurons explains nothing.",
+                tables=[beside] if beside else ()),
         Section("Certificate", "Did anything outside an edit move while it was on, and did taking it off restore every "
                 "bit? Every value of the model was compared.", tables=[certified] if certified else ()),
     ]  # fmt: skip

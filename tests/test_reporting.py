@@ -156,13 +156,35 @@ def test_a_control_is_held_against_the_edit_of_its_method_on_the_same_examples(r
         for name, column in values.items()
         for i, v in enumerate(column)
     )
-    (row,) = controls_table(replace(results, examples=examples), "exact_match").rows  # type: ignore[union-attr]
+    (row,) = controls_table(replace(results, examples=examples), "exact_match", "full").rows  # type: ignore[union-attr]
     value, low, high = replace(results, examples=examples).paired("ablate@random 0", "ablate", "forget")
     assert value == 0.5 and row == ("ablate@random 0", "ablate", "0.450", "0.250", f"+0.500 [{low:+.2f}, {high:+.2f}]")
-    (alone,) = controls_table(results, "exact_match").rows  # type: ignore[union-attr]
+    (alone,) = controls_table(results, "exact_match", "full").rows  # type: ignore[union-attr]
     assert alone[-1] == "+0.200"
     rows = tuple(r for r in results.rows if r["scope"] != "control")
-    assert controls_table(replace(results, rows=rows), "exact_match") is None
+    assert controls_table(replace(results, rows=rows), "exact_match", "full") is None
+
+
+@pytest.mark.parametrize("name", ["ablate, random", "npo@random 0", "grad_diff@random 0"])
+def test_a_control_without_an_edit_of_neurons_of_its_method_is_held_against_none(name: str, results: Results) -> None:  # noqa: F811
+    rows = tuple(r | {"edit": name} if r["scope"] == "control" else r for r in results.rows)
+    assert controls_table(replace(results, rows=rows), "exact_match", "full") is None
+
+
+def test_controls_are_compared_at_matched_damage_where_it_was_measured(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    at_full = Page(nf.report(results, tmp_path / "full.html"))
+    assert "at full strength, as matched damage was not measured" in at_full.text and "+0.200" in at_full.text
+    left = {"ablate": 0.3, "ablate@random 0": 0.34}
+    more = [r | {"point": "matched", "value": left[r["edit"]]}
+            for r in results.rows if r["edit"] in left and r["point"] == "full"]  # fmt: skip
+    matched = Page(nf.report(replace(results, rows=(*results.rows, *more)), tmp_path / "matched.html"))
+    assert "on other neurons, at matched damage." in matched.text
+    assert "+0.040" in matched.text and "+0.200" not in matched.text
+
+
+def test_controls_are_compared_by_what_is_left_alone(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    rows = tuple(r for r in results.rows if r["metric"] == "nll")
+    assert "Controls" not in Page(nf.report(replace(results, rows=rows), tmp_path / "nll.html")).text
 
 
 def test_a_certificate_that_does_not_hold_is_not_overlooked() -> None:
