@@ -97,18 +97,21 @@ def _checked(results: Results, metrics: set[str]) -> list[Section]:
 def _asked(results: Results, neurons: Neurons | None, closeups: Closeups | None) -> list[tuple[str, str]]:
     """The request, in words: from which model what was to go, what to stay, and by which edits."""
     info, start = results.info, {r["corpus"]: r["n"] for r in results.rows if r["edit"] == "untouched"}
-    names = dict(zip(("forget", "retain"), info.get("data", {}), strict=False))
+    names = {role: corpus["name"] for role, corpus in info.get("corpora", {}).items()}
     example = f', such as: "{"".join(closeups.texts[0].tokens).strip()}"' if closeups and closeups.texts else ""
     scopes = {row["edit"]: row["scope"] for row in results.rows}
     kinds = Counter(scopes.values())
-    found = [
-        ("Model", info.get("model", "")),
+    target = [
         ("Forget", f"{names.get('forget', '')} ({start.get('forget', 0)} examples){example}"),
         ("Keep", f"{names.get('retain', '')} ({start.get('retain', 0)} examples measured)"),
         ("Target", "the gold twin, which never saw the forget corpus" if "gold" in scopes else "no gold twin was "
                    "given: what a model that never knew would answer is not known"),
-        ("Edits", ", ".join(f"{kinds[scope]} {words}" for scope, words in SCOPES.items() if kinds[scope])),
     ]  # fmt: skip
+    found = [
+        ("Model", info.get("model", "")),
+        *(target if start else ()),
+        ("Edits", ", ".join(f"{kinds[scope]} {words}" for scope, words in SCOPES.items() if kinds[scope])),
+    ]
     if neurons is not None:
         share = len(neurons) / (len(neurons.layers) * neurons.width)
         found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {info.get('score', 'a score')}"))

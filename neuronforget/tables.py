@@ -27,7 +27,7 @@ def results_table(results: Results, point: str, metrics: Sequence[str] | None = 
     Without `metrics`: exact match, probability, KL from gold and from the untouched model, and any that is not of
     this package.
     """
-    rows = [r for r in results.rows if r["point"] == point or (point != "full" and r["scope"] == "reference")]
+    rows = results.at(point)
     measured = list(dict.fromkeys(r["metric"] for r in rows))
     own = [m for m in measured if m not in METRIC_LABELS]
     if metrics is None:

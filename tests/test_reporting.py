@@ -82,6 +82,22 @@ def test_no_results_make_an_empty_report_and_no_error(tmp_path: Path) -> None:
     assert "How to reproduce this" in page.text and "Controls" not in page.text
 
 
+def test_corpora_are_named_by_role_and_not_by_their_place(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    corpora = {"retain": {"name": "people", "digest": "1e"}, "forget": {"name": "people", "digest": "0f"}}
+    info = {**results.info, "data": {"people": "1e"}, "corpora": corpora}
+    text = Page(nf.report(replace(results, info=info), tmp_path / "report.html")).text
+    assert text.count("people (9 examples") == 2 and all(digest in text for digest in ("0f", "1e"))
+
+
+def test_results_of_a_benchmark_have_no_request(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    named = {"edit": "model", "metric": "rouge"}
+    rows = tuple(r | named for r in results.rows if r["edit"] == "untouched" and r["metric"] == "exact_match")
+    data = {"retain": "1e", "forget": "0f", "real_authors": "2a"}
+    text = Page(nf.report(Results(rows, (), {"seed": 0, "model": "m", "data": data}), tmp_path / "suite.html")).text
+    asked = text.rpartition("What was asked")[2].partition("Numbers")[0]
+    assert "Model" in asked and not any(word in asked for word in ("Forget", "Keep", "Target", "examples"))
+
+
 def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None:  # noqa: F811
     page = Page(nf.report(results, tmp_path / "alone.html"))
     assert "Frontier" in page.text and "Map of the neurons" not in page.text

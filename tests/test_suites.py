@@ -64,6 +64,7 @@ def test_answers_are_scored_as_they_are_written_beside_the_best_constant(lm: LM,
         every = [np.mean([SCORERS[metric](c, a) for a in right]) for a in right for c in a]
         assert found.value("best constant", "q", metric) == pytest.approx(max(every))
     assert found.value("model", "q", "words") == pytest.approx(np.mean([len(t.split()) for t in texts]))
+    assert "<th>best constant</th>" in found._repr_html_()
     assert found.info["best constants"]["q"]["exact"] == "Oslo town" and found.info["resampled"]["q"] == "subjects"
     with pytest.raises(InputError, match="lists of answers"):
         answer(lm, {"q": Questions(asked, right[:1])}, progress=False)
