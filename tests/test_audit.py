@@ -135,6 +135,7 @@ def test_the_command_audits_an_edit_or_a_model_and_refuses_what_it_cannot(
         assert "Verdict: gone, as far as asked" in capsys.readouterr().out
         page = (tmp_path / f"a{i}" / "audit.html").read_text()
         assert "<strong>gone, as far as asked</strong>" in page and "read off every block" in page
+        assert f"neuronforget audit {edit} --model" in page
         assert {c.probe for c in nf.Audit.load(tmp_path / f"a{i}").checks} == {"asked", "choice", "lens"}
     for edit, more, message in (
         (tmp_path / "edit.safetensors", ("--probes", "guess"), "no probe is called 'guess'"),
