@@ -83,7 +83,7 @@ def _inherited(name: str) -> dict[str, Any]:
     from huggingface_hub import ModelCard, try_to_load_from_cache
     from yaml import YAMLError
 
-    path = Path(name) / "README.md" if _local(name) else None
+    path: Any = Path(name) / "README.md" if _local(name) else None
     if _on_hub(name):
         path = try_to_load_from_cache(name, "README.md")
     if not isinstance(path, str | Path) or not Path(path).is_file():
