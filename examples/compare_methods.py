@@ -19,14 +19,15 @@ random = neurons.random_like(seed=0)
 # ## The edits
 #
 # An edit of random neurons is a control for the one it is named after: same operator, as many neurons of each layer.
+# The report holds `ablate@random` against `ablate`, `npo@random` against `npo@neurons`.
 
 # %%
 npo = {"loss": nf.losses.npo, "steps": 20, "progress": False}
 edits = {
     "ablate": nf.erase.ablate(lm, neurons),
-    "ablate, random": nf.erase.ablate(lm, random),
-    "npo on neurons": nf.erase.finetune(lm, forget, retain, neurons=neurons, **npo),
-    "npo on random": nf.erase.finetune(lm, forget, retain, neurons=random, **npo),
+    "ablate@random": nf.erase.ablate(lm, random),
+    "npo@neurons": nf.erase.finetune(lm, forget, retain, neurons=neurons, **npo),
+    "npo@random": nf.erase.finetune(lm, forget, retain, neurons=random, **npo),
     "npo": nf.erase.finetune(lm, forget, retain, **npo),
 }
 for name, edit in edits.items():

@@ -42,7 +42,7 @@ print(scores, neurons, f"recall of the true neurons: {neurons.recall(bed.truth):
 npo = {"loss": nf.losses.npo, "steps": 20, "progress": False}
 edits = {
     "ablate": nf.erase.ablate(lm, neurons),
-    "ablate, random": nf.erase.ablate(lm, neurons.random_like(seed=0)),
+    "ablate@random": nf.erase.ablate(lm, neurons.random_like(seed=0)),
     "ablate, half": nf.erase.ablate(lm, neurons).scaled(0.5),
     "npo on neurons": nf.erase.finetune(lm, forget, retain, neurons=neurons, **npo),
     "npo, budget": nf.erase.finetune(lm, forget, retain, neurons=neurons, budget=0.05, **npo),

@@ -60,7 +60,7 @@ def model_card(record: Mapping[str, Any], name: str) -> str:
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    hub_id = record["base_model"] if not _local(name) and name == record["base_model"] else None
+    hub_id = name if _on_hub(name) and name == record["base_model"] else None
     data = ModelCardData(
         base_model=hub_id, library_name="transformers", pipeline_tag="text-generation",
         tags=["unlearning", "neuronforget"], **_inherited(name),
@@ -83,12 +83,14 @@ def _inherited(name: str) -> dict[str, Any]:
     from huggingface_hub import ModelCard, try_to_load_from_cache
     from yaml import YAMLError
 
-    path = Path(name) / "README.md" if _local(name) else try_to_load_from_cache(name, "README.md")
+    path: Any = Path(name) / "README.md" if _local(name) else None
+    if _on_hub(name):
+        path = try_to_load_from_cache(name, "README.md")
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return {}
     try:
         stated = ModelCard.load(path).data.to_dict()
-    except (ValueError, YAMLError):  # a page whose metadata are not a card's
+    except (ValueError, TypeError, YAMLError):  # a page whose metadata are not a card's
         return {}
     return {key: stated[key] for key in ("license", "license_name", "license_link", "language") if key in stated}
 
@@ -100,6 +102,18 @@ def base_name(name: str) -> str:
 
 def _local(name: str) -> bool:
     return Path(name).is_absolute() or Path(name).exists() or name.startswith(".")
+
+
+def _on_hub(name: str) -> bool:
+    """May the Hub have a model of this name? A folder that is no longer here, or a name in words, it cannot have."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return not _local(name)
 
 
 def _told(entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -75,11 +75,13 @@ def evaluate(
         "device": str(lm.device),
         "dtype": str(next(iter(lm.parameters.values())).dtype),
     }
+    parts = {"forget": forget, "retain": retain}
     info |= {
         "seed": seed,
         "damage_budget": damage,
         "divergence_budget": divergence,
         "data": {c.name: c.digest() for c in (forget, retain)},
+        "corpora": {role: {"name": c.name, "digest": c.digest()} for role, c in parts.items()},
     }
     info |= {"edits": {name: _made(edit) for name, edit in edits.items()}}
     return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import numpy as np
 import plotly.graph_objects as go
 
 from neuronforget import figures
 from neuronforget.closeups import Closeups
+from neuronforget.figures.comparison import DAMAGES
 from neuronforget.figures.style import label, scopes_of
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
@@ -83,21 +85,23 @@ def comparison_pictures(results: Results) -> list[Picture]:
 
 
 def _sweep(results: Results, metric: str) -> Table:
-    """A frontier's points: accuracy on forget, and a metric on retain, of every edit at every strength."""
-    cells = {(r["edit"], r["strength"], r["corpus"], r["metric"]): interval(r) for r in results.rows}
+    """A frontier's points: accuracy on forget, and what is drawn of retain, of every edit at every strength."""
+    start = results.value("untouched", "retain", metric) if metric == "nll" else None
+    cells = {
+        (r["edit"], r["strength"], r["corpus"], r["metric"]): interval(r)
+        if start is None or (r["corpus"], r["metric"]) != ("retain", metric) or isnan(r["value"])
+        else f"{r['value'] - start:+.4f}"
+        for r in results.rows
+    }
     order = {edit: i for i, edit in enumerate(scopes_of(results.rows))}
     places = sorted({(edit, strength) for edit, strength, *_ in cells}, key=lambda place: (order[place[0]], place[1]))
-    rows = [
-        (
-            edit,
-            f"{strength:.2f}",
-            cells[edit, strength, "forget", "exact_match"],
-            cells[edit, strength, "retain", metric],
-        )
-        for edit, strength in places
-        if (edit, strength, "forget", "exact_match") in cells and (edit, strength, "retain", metric) in cells
-    ]
-    columns = ("edit", "strength", f"forget: {label('exact_match')}", f"retain: {label(metric)}")
+    rows = []
+    for edit, strength in places:
+        pair = (edit, strength, "forget", "exact_match"), (edit, strength, "retain", metric)
+        if all(key in cells for key in pair):
+            rows.append((edit, f"{strength:.2f}", *(cells[key] for key in pair)))
+    retain = DAMAGES["nll"] if start is not None else f"retain: {label(metric)}"
+    columns = ("edit", "strength", f"forget: {label('exact_match')}", retain)
     return Table("The points of the lines", columns, tuple(rows))
 
 

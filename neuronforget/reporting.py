@@ -79,12 +79,16 @@ def report(
 
 def _checked(results: Results, metrics: set[str]) -> list[Section]:
     """What speaks for the edits beside their numbers: controls and certificates."""
-    metric = next((m for m in ("exact_match", "probability", *sorted(metrics)) if m in metrics), "")
-    beside = controls_table(results, metric)
+    metric = next((m for m in ("exact_match", "probability") if m in metrics), None)
+    matched = any(row["point"] == "matched" for row in results.rows)
+    beside = controls_table(results, metric, "matched" if matched else "full") if metric else None
     certified = certificates_table(results.info.get("certificates", {}))
     return [
-        Section("Controls", "The same methods on other neurons. Where a control forgets as much as the edit does, the "
-                "choice of neurons explains nothing.", tables=[beside] if beside else ()),
+        Section("Controls", "The same methods on other neurons, "
+                + ("at matched damage" if matched else "at full strength, as matched damage was not measured: one may "
+                   "only have been pushed harder")
+                + ". Where a control forgets as much as the edit does, the choice of neurons explains nothing.",
+                tables=[beside] if beside else ()),
         Section("Certificate", "Did anything outside an edit move while it was on, and did taking it off restore every "
                 "bit? Every value of the model was compared.", tables=[certified] if certified else ()),
     ]  # fmt: skip
@@ -93,18 +97,21 @@ def _checked(results: Results, metrics: set[str]) -> list[Section]:
 def _asked(results: Results, neurons: Neurons | None, closeups: Closeups | None) -> list[tuple[str, str]]:
     """The request, in words: from which model what was to go, what to stay, and by which edits."""
     info, start = results.info, {r["corpus"]: r["n"] for r in results.rows if r["edit"] == "untouched"}
-    names = dict(zip(("forget", "retain"), info.get("data", {}), strict=False))
+    names = {role: corpus["name"] for role, corpus in info.get("corpora", {}).items()}
     example = f', such as: "{"".join(closeups.texts[0].tokens).strip()}"' if closeups and closeups.texts else ""
     scopes = {row["edit"]: row["scope"] for row in results.rows}
     kinds = Counter(scopes.values())
-    found = [
-        ("Model", info.get("model", "")),
+    target = [
         ("Forget", f"{names.get('forget', '')} ({start.get('forget', 0)} examples){example}"),
         ("Keep", f"{names.get('retain', '')} ({start.get('retain', 0)} examples measured)"),
         ("Target", "the gold twin, which never saw the forget corpus" if "gold" in scopes else "no gold twin was "
                    "given: what a model that never knew would answer is not known"),
-        ("Edits", ", ".join(f"{kinds[scope]} {words}" for scope, words in SCOPES.items() if kinds[scope])),
     ]  # fmt: skip
+    found = [
+        ("Model", info.get("model", "")),
+        *(target if start else ()),
+        ("Edits", ", ".join(f"{kinds[scope]} {words}" for scope, words in SCOPES.items() if kinds[scope])),
+    ]
     if neurons is not None:
         share = len(neurons) / (len(neurons.layers) * neurons.width)
         found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {info.get('score', 'a score')}"))

@@ -79,12 +79,34 @@ class Results:
         gap = np.array([e["value"] for e in here]) - np.array([e["value"] for e in there])
         return bootstrap(gap, self.info["seed"], units=np.array([e["unit"] for e in here]), level=level)
 
+    def at(self, point: str) -> list[dict[str, Any]]:
+        """Return the rows of one point, and of full strength those of references that were not measured at the point.
+
+        What the untouched model and the gold twin answer is measured once where no point is a question of its own.
+        """
+        keys = ("edit", "corpus", "metric")
+        there = {tuple(row[k] for k in keys) for row in self.rows if row["point"] == point}
+        beside = {"full"} if point != "full" else set()
+        return [
+            row
+            for row in self.rows
+            if row["point"] == point
+            or (row["scope"] == "reference" and row["point"] in beside and tuple(row[k] for k in keys) not in there)
+        ]
+
     def table(self, metric: str = "exact_match", point: str = "full") -> pd.DataFrame:
-        """Return a metric as a table of edits and corpora at one point, beside the references; both in their order."""
-        frame = self.frame[self.frame["metric"] == metric]
-        frame = frame[(frame["point"] == point) | (frame["scope"] == "reference")]
-        if not (frame["point"] == point).any():
+        """Return a metric as a table of edits and corpora at one point, beside the references; both in their order.
+
+        Raises InputError for a metric that was not measured there, and for a point that several strengths share.
+        """
+        import pandas as pd
+
+        found = [row for row in self.at(point) if row["metric"] == metric]
+        if not any(row["point"] == point for row in found):
             raise InputError(f"{metric!r} was not measured at {point!r}")
+        frame = pd.DataFrame(found)
+        if frame.duplicated(["edit", "corpus"]).any():
+            raise InputError(f"{metric!r} has several strengths of an edit at {point!r}: take them from `frame`")
         rows, columns = frame["edit"].unique(), frame["corpus"].unique()
         return frame.pivot(index="edit", columns="corpus", values="value").loc[rows, columns]
 
@@ -98,7 +120,10 @@ class Results:
             return f"<p>{escape(repr(self))}</p>"
         metric, point = (str(self.rows[0][key]) for key in ("metric", "point"))
         words = f"{self!r}: {metric}, {point}"
-        return f"<p>{escape(words)}</p>{self.table(metric, point).round(3).to_html()}"
+        try:
+            return f"<p>{escape(words)}</p>{self.table(metric, point).round(3).to_html()}"
+        except InputError:  # a frontier alone
+            return f"<p>{escape(repr(self))}</p>"
 
     def save(self, folder: str | Path) -> None:
         """Write `rows.parquet`, `examples.parquet` and `info.json` into a new folder."""

@@ -27,7 +27,7 @@ def results_table(results: Results, point: str, metrics: Sequence[str] | None = 
     Without `metrics`: exact match, probability, KL from gold and from the untouched model, and any that is not of
     this package.
     """
-    rows = [r for r in results.rows if r["point"] == point or (point != "full" and r["scope"] == "reference")]
+    rows = results.at(point)
     measured = list(dict.fromkeys(r["metric"] for r in rows))
     own = [m for m in measured if m not in METRIC_LABELS]
     if metrics is None:
@@ -99,31 +99,30 @@ def flat(info: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def controls_table(results: Results, metric: str) -> Table | None:
+def controls_table(results: Results, metric: str, point: str) -> Table | None:
     """Return each control beside the edit that it controls for, with their paired difference on forget; None without.
 
-    A control `method@somewhere` belongs to `method@neurons`, or to `method`. Differences are control - edit, so above 0
-    where the chosen neurons forget more.
+    A control `method@somewhere` belongs to the edit of neurons `method@neurons`, or else `method`. Differences are
+    control - edit, so with a metric of what is left they are above 0 where the chosen neurons forget more.
     """
     scopes = scopes_of(results.rows)
+    wanted = ("forget", metric, point)
+    left = {r["edit"]: r["value"] for r in results.rows if (r["corpus"], r["metric"], r["point"]) == wanted}
     rows = []
-    for control in (name for name, scope in scopes.items() if scope == "control"):
+    for control in (name for name, scope in scopes.items() if scope == "control" and name in left):
         method = control.partition("@")[0]
-        edit = next((name for name in (f"{method}@neurons", method) if name in scopes), None)
+        own = (name for name in (f"{method}@neurons", method) if name in left and scopes[name] == "neurons")
+        edit = next(own, None)
         if edit is None:
             continue
-        left, left_control = (results.value(name, "forget", metric) for name in (edit, control))
         try:
-            gap = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*results.paired(control, edit, "forget", metric))
+            gap = "{:+.3f} [{:+.2f}, {:+.2f}]".format(*results.paired(control, edit, *wanted))
         except InputError:  # results without their examples
-            gap = f"{left_control - left:+.3f}"
-        rows.append((control, edit, f"{left_control:.3f}", f"{left:.3f}", gap))
+            gap = f"{left[control] - left[edit]:+.3f}"
+        rows.append((control, edit, f"{left[control]:.3f}", f"{left[edit]:.3f}", gap))
     columns = ("control", "held against", "control: forget", "edit: forget", "control - edit, 95% interval")
-    return (
-        Table(f"Left of forget at full strength: {METRIC_LABELS.get(metric, metric)}", columns, tuple(rows))
-        if rows
-        else None
-    )
+    caption = f"Left of forget, {METRIC_LABELS.get(metric, metric)}. {caption_of(results, point)}"
+    return Table(caption, columns, tuple(rows)) if rows else None
 
 
 def certificates_table(certificates: Mapping[str, Mapping[str, Any]]) -> Table | None:

@@ -34,6 +34,7 @@ def results() -> nf.Results:
                          for metric, v in zip(METRICS, drawn, strict=True)]  # fmt: skip
     held = {"holds": True, "inside_values": 9, "outside_values": 7_000_000_000, "outside_equal": True}
     info = {"model": "a model", "seed": 0, "damage_budget": None, "data": {"facts": "0f", "others": "1e"}}
+    info |= {"corpora": {"forget": {"name": "facts", "digest": "0f"}, "retain": {"name": "others", "digest": "1e"}}}
     held |= {"undone_equal": True, "training_equal": None}
     edits = {"npo": {"method": "finetune:npo", "steps": 60, "lr": 3e-4, "relative": 0.01}}
     return nf.Results(tuple(rows), (), info | {"certificates": dict.fromkeys(("ablate", "npo"), held), "edits": edits})

@@ -111,6 +111,16 @@ def test_an_audit_is_kept_whole_and_leaves_the_models_alone(tmp_path: Path) -> N
     assert again.results.value(EDITED, "forget", found.damage["metric"], "asked") == asked
 
 
+def test_the_results_of_an_audit_have_a_table_of_every_probe() -> None:
+    results = audited("ablate").results
+    shown = results._repr_html_()
+    assert all(f"<th>{who}</th>" in shown for who in (UNTOUCHED, GOLD, EDITED))
+    for point in dict.fromkeys(row["point"] for row in results.rows):
+        metric = next(row["metric"] for row in results.rows if row["point"] == point)
+        for who, values in results.table(metric, point).iterrows():
+            assert all(np.isnan(v) or v == results.value(str(who), str(c), metric, point) for c, v in values.items())
+
+
 def test_the_command_audits_an_edit_or_a_model_and_refuses_what_it_cannot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -125,6 +135,7 @@ def test_the_command_audits_an_edit_or_a_model_and_refuses_what_it_cannot(
         assert "Verdict: gone, as far as asked" in capsys.readouterr().out
         page = (tmp_path / f"a{i}" / "audit.html").read_text()
         assert "<strong>gone, as far as asked</strong>" in page and "read off every block" in page
+        assert f"neuronforget audit {edit} --model" in page
         assert {c.probe for c in nf.Audit.load(tmp_path / f"a{i}").checks} == {"asked", "choice", "lens"}
     for edit, more, message in (
         (tmp_path / "edit.safetensors", ("--probes", "guess"), "no probe is called 'guess'"),

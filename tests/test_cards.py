@@ -27,13 +27,19 @@ def test_a_card_names_library_task_tags_and_a_base_model_of_the_hub(tmp_path: Pa
     assert set(data.tags) == {"unlearning", "neuronforget"} and data.license is None
 
 
-@pytest.mark.parametrize("page", [None, "# A model\n", "---\nlicense: [\n---\n"])
+@pytest.mark.parametrize("page", [None, "# A model\n", "---\nlicense: [\n---\n", "---\n1: mit\n---\n"])
 def test_a_base_without_a_readable_card_gives_no_licence(page: str | None, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     if page is not None:
         (tmp_path / "base" / "README.md").write_text(page)
     data = exported(str(tmp_path / "base"), tmp_path / "out").data
     assert data.license is None and data.base_model is None
+
+
+@pytest.mark.parametrize("name", ["Edited model (v2)", "runs/models/first"])
+def test_a_name_that_the_hub_cannot_have_gives_no_base_and_no_licence(name: str, tmp_path: Path) -> None:
+    card = exported(name, tmp_path / "out")
+    assert card.data.license is None and card.data.base_model is None and f"`{name}`" in card.text
 
 
 def test_licence_and_languages_of_the_base_go_on_to_the_edited_model(tmp_path: Path) -> None:

@@ -269,6 +269,14 @@ def test_a_table_has_one_metric_of_every_edit_on_every_corpus_and_a_notebook_sho
     assert "matched</p>" in matched._repr_html_() and "Results(0 rows" in Results((), (), {})._repr_html_()
 
 
+def test_a_point_that_several_strengths_share_has_no_table(results: Results) -> None:
+    half = [row for row in results.rows if row["point"] == "frontier"]
+    frontier = Results((*half, *(row | {"strength": 0.75} for row in half)), (), {})
+    with pytest.raises(InputError, match="several strengths of an edit at 'frontier'"):
+        frontier.table("exact_match", "frontier")
+    assert frontier._repr_html_().startswith("<p>Results(") and "<table" not in frontier._repr_html_()
+
+
 def test_paired_differences_are_tighter_than_their_intervals_apart(results: Results) -> None:
     value, low, high = results.paired("ablate", "untouched", "forget", "nll")
     assert value == pytest.approx(
@@ -286,6 +294,8 @@ def test_results_are_saved_and_read_back(results: Results, tmp_path: Path) -> No
     assert again.rows == results.rows and again.info == results.info
     assert again.paired("ablate", "ga", "retain") == results.paired("ablate", "ga", "retain")
     assert results.info["data"] == {c.name: c.digest() for c in (bed().forget, bed().retain)}
+    parts = {"forget": bed().forget, "retain": bed().retain}
+    assert results.info["corpora"] == {role: {"name": c.name, "digest": c.digest()} for role, c in parts.items()}
     with pytest.raises(InputError, match="no results"):
         Results.load(tmp_path)
 

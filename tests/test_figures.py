@@ -14,6 +14,7 @@ from neuronforget import figures
 from neuronforget.figures.map import binned
 from neuronforget.figures.style import looks
 from neuronforget.neurons import Neurons
+from neuronforget.pictures import comparison_pictures
 from neuronforget.results import Results
 from neuronforget.scores import Scores
 
@@ -91,6 +92,9 @@ def test_at_full_size_every_picture_is_light_and_the_map_keeps_every_layers_extr
     largest = np.take_along_axis(cells, np.abs(cells).argmax(1)[:, None], 1)
     np.testing.assert_array_equal(largest, found.values.gather(1, extreme).numpy())
     assert made[0].figure.data[1].name == "selected (2,000 of 22,944 marked)"
+    crosses = [trace for trace in made[1].figure.data if trace.mode == "markers"]
+    drawn = sum(len(trace.x) for trace in crosses[:-1])
+    assert 0 < drawn < 22_944 and crosses[-1].name == f"true neuron ({drawn:,} of 22,944 marked)"
 
 
 def test_narrow_layers_are_drawn_neuron_by_neuron(scores: Scores) -> None:
@@ -108,7 +112,7 @@ def test_the_rank_profile_falls_and_marks_true_neurons_at_their_rank(scores: Sco
         assert (line.x[0], line.x[-1]) == (1, 1300) and np.diff(np.log(line.x)).max() <= np.log(2)
     value = float(scores.values[0, 4])
     assert list(marks[0].x) == [int((scores.values[0] > value).sum()) + 1] and list(marks[0].y) == [value]
-    assert len(marks[1].x) == 0
+    assert len(marks[1].x) == 0 and marks[-1].name == "true neuron" and len(marks) == 4
 
 
 def test_the_layer_share_counts_selected_and_true_neurons(chosen: Neurons) -> None:
@@ -136,6 +140,18 @@ def test_the_frontier_of_losses_draws_the_rise_over_the_untouched_model(results:
     line = next(trace for trace in figure.data if trace.name == "ablate")
     np.testing.assert_allclose(line.x, [1e-4, 0.225, 0.25])
     assert figure.layout.xaxis.type == "log"
+
+
+def test_the_table_of_losses_gives_the_rise_that_is_drawn(results: Results) -> None:
+    (picture, _) = (p for p in comparison_pictures(results) if p.title.startswith("Frontier"))
+    assert picture.table.columns[-1] == "rise of the retain loss (nats/token)"
+    line = next(trace for trace in picture.figure.data if trace.name == "ablate")
+    cells = [row[-1] for row in picture.table.rows if row[0] == "ablate"]
+    assert cells == [f"{x:+.4f}" for x in line.x[1:]]
+    assert [row[-1] for row in picture.table.rows if row[0] == "untouched"] == ["+0.0000"]
+    broken = [r | {"value": float("nan"), "nan": 9} if r["edit"] == "npo" else r for r in results.rows]
+    rows = comparison_pictures(Results(tuple(broken), (), results.info))[0].table.rows
+    assert {row[-1] for row in rows if row[0] == "npo"} == {"NaN (9 of 9)"}
 
 
 def test_dots_show_each_edit_on_each_corpus_with_its_interval(results: Results) -> None:

@@ -82,6 +82,22 @@ def test_no_results_make_an_empty_report_and_no_error(tmp_path: Path) -> None:
     assert "How to reproduce this" in page.text and "Controls" not in page.text
 
 
+def test_corpora_are_named_by_role_and_not_by_their_place(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    corpora = {"retain": {"name": "people", "digest": "1e"}, "forget": {"name": "people", "digest": "0f"}}
+    info = {**results.info, "data": {"people": "1e"}, "corpora": corpora}
+    text = Page(nf.report(replace(results, info=info), tmp_path / "report.html")).text
+    assert text.count("people (9 examples") == 2 and all(digest in text for digest in ("0f", "1e"))
+
+
+def test_results_of_a_benchmark_have_no_request(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    named = {"edit": "model", "metric": "rouge"}
+    rows = tuple(r | named for r in results.rows if r["edit"] == "untouched" and r["metric"] == "exact_match")
+    data = {"retain": "1e", "forget": "0f", "real_authors": "2a"}
+    text = Page(nf.report(Results(rows, (), {"seed": 0, "model": "m", "data": data}), tmp_path / "suite.html")).text
+    asked = text.rpartition("What was asked")[2].partition("Numbers")[0]
+    assert "Model" in asked and not any(word in asked for word in ("Forget", "Keep", "Target", "examples"))
+
+
 def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None:  # noqa: F811
     page = Page(nf.report(results, tmp_path / "alone.html"))
     assert "Frontier" in page.text and "Map of the neurons" not in page.text
@@ -156,13 +172,35 @@ def test_a_control_is_held_against_the_edit_of_its_method_on_the_same_examples(r
         for name, column in values.items()
         for i, v in enumerate(column)
     )
-    (row,) = controls_table(replace(results, examples=examples), "exact_match").rows  # type: ignore[union-attr]
+    (row,) = controls_table(replace(results, examples=examples), "exact_match", "full").rows  # type: ignore[union-attr]
     value, low, high = replace(results, examples=examples).paired("ablate@random 0", "ablate", "forget")
     assert value == 0.5 and row == ("ablate@random 0", "ablate", "0.450", "0.250", f"+0.500 [{low:+.2f}, {high:+.2f}]")
-    (alone,) = controls_table(results, "exact_match").rows  # type: ignore[union-attr]
+    (alone,) = controls_table(results, "exact_match", "full").rows  # type: ignore[union-attr]
     assert alone[-1] == "+0.200"
     rows = tuple(r for r in results.rows if r["scope"] != "control")
-    assert controls_table(replace(results, rows=rows), "exact_match") is None
+    assert controls_table(replace(results, rows=rows), "exact_match", "full") is None
+
+
+@pytest.mark.parametrize("name", ["ablate, random", "npo@random 0", "grad_diff@random 0"])
+def test_a_control_without_an_edit_of_neurons_of_its_method_is_held_against_none(name: str, results: Results) -> None:  # noqa: F811
+    rows = tuple(r | {"edit": name} if r["scope"] == "control" else r for r in results.rows)
+    assert controls_table(replace(results, rows=rows), "exact_match", "full") is None
+
+
+def test_controls_are_compared_at_matched_damage_where_it_was_measured(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    at_full = Page(nf.report(results, tmp_path / "full.html"))
+    assert "at full strength, as matched damage was not measured" in at_full.text and "+0.200" in at_full.text
+    left = {"ablate": 0.3, "ablate@random 0": 0.34}
+    more = [r | {"point": "matched", "value": left[r["edit"]]}
+            for r in results.rows if r["edit"] in left and r["point"] == "full"]  # fmt: skip
+    matched = Page(nf.report(replace(results, rows=(*results.rows, *more)), tmp_path / "matched.html"))
+    assert "on other neurons, at matched damage." in matched.text
+    assert "+0.040" in matched.text and "+0.200" not in matched.text
+
+
+def test_controls_are_compared_by_what_is_left_alone(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    rows = tuple(r for r in results.rows if r["metric"] == "nll")
+    assert "Controls" not in Page(nf.report(replace(results, rows=rows), tmp_path / "nll.html")).text
 
 
 def test_a_certificate_that_does_not_hold_is_not_overlooked() -> None:

@@ -23,7 +23,7 @@ from neuronforget.models import LM
 from neuronforget.suites.answers import Questions, answer, constant
 from neuronforget.suites.facts import counterfact, pararel, pararel_facts
 from neuronforget.suites.multihop import Chain, Fact, Relation, Rule, chains, closure, given_back, relations, through
-from neuronforget.suites.rwku import ATTACKS, LEVELS, rwku, rwku_members
+from neuronforget.suites.rwku import ATTACKS, LEVELS, attack_of, rwku, rwku_members
 
 DATA = Path(os.environ.get("NEURONFORGET_SHARED", "../shared")) / "data"
 
@@ -64,6 +64,7 @@ def test_answers_are_scored_as_they_are_written_beside_the_best_constant(lm: LM,
         every = [np.mean([SCORERS[metric](c, a) for a in right]) for a in right for c in a]
         assert found.value("best constant", "q", metric) == pytest.approx(max(every))
     assert found.value("model", "q", "words") == pytest.approx(np.mean([len(t.split()) for t in texts]))
+    assert "<th>best constant</th>" in found._repr_html_()
     assert found.info["best constants"]["q"]["exact"] == "Oslo town" and found.info["resampled"]["q"] == "subjects"
     with pytest.raises(InputError, match="lists of answers"):
         answer(lm, {"q": Questions(asked, right[:1])}, progress=False)
@@ -92,6 +93,15 @@ def test_rwku_asks_every_level_and_attack(lm: LM, tmp_path: Path) -> None:
         who: pytest.approx(np.mean([v for v, e in zip(values, corpus, strict=True) if e.subject == who]))
         for who in ("Anna Berg", "Tomas Lund")
     }
+
+
+@pytest.mark.parametrize(
+    ("spelt", "attack"),
+    [("Role-Play", "role play"), ("cross lingual Spanish", "cross lingual"), ("Cross-Lingual fr", "cross lingual"),
+     ("simple question", "simple question")],
+)  # fmt: skip
+def test_an_attack_is_known_however_it_is_spelt(spelt: str, attack: str) -> None:
+    assert attack_of(spelt) == attack
 
 
 def test_rwku_of_one_target_says_what_is_not_there(lm: LM, tmp_path: Path) -> None:
@@ -261,6 +271,8 @@ def test_suites_run_from_the_command_line(
     said = capsys.readouterr().out
     assert "edited" in said and "not measured: reference: it compares with a model that saw neither" in said
     found = nf.Results.load(tmp_path / "b")
+    made = {place: nf.Results.load(tmp_path / place).info["command"] for place in ("a", "b")}
+    assert made["a"].startswith("neuronforget evaluate rwku --model") and "evaluate membership" in made["b"]
     assert found.value("edited", "members, non-members", "loss") >= 0
     assert found.info["edits"]["edited"]["method"] == edit.info["method"]
     for name, edited in (("d", ()), ("e", ("--edit", tmp_path / "edit.safetensors"))):

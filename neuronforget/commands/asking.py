@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from neuronforget.commands.console import Folder
+from neuronforget.commands.console import Folder, with_command
 from neuronforget.commands.requests import check_apart
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
@@ -56,8 +56,8 @@ class Asked:
 
 
 def saved(results: Results, out: Path) -> None:
-    """Write results into a new folder, and print a line a row and what was missing."""
-    results.save(out)
+    """Write results with their command into a new folder, and print a line a row and what was missing."""
+    with_command(results).save(out)
     for row in results.rows:
         place = f"{row['edit']:14} {row['corpus']:28} {row['metric']:18}"
         print(f"{place} {row['value']:.4g} [{row['low']:.3g}, {row['high']:.3g}]  n={row['n']}")

@@ -99,7 +99,7 @@ def assigned(words: tuple[str, ...], **options: Any) -> dict[str, Any]:
     return found | own
 
 
-def signed(results: Results) -> Results:
+def with_command(results: Results) -> Results:
     """Return the results with the command that made them, for whoever wants them again."""
     return replace(results, info={"command": shlex.join(["neuronforget", *sys.argv[1:]]), **results.info})
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show, signed
+from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show, with_command
 from neuronforget.commands.requests import asked_of, check_apart, check_places, said_of
 from neuronforget.errors import InputError
 
@@ -175,7 +176,7 @@ def evaluate(
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
-    results = signed(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
+    results = with_command(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")
@@ -222,6 +223,7 @@ def audit(
     what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None
     settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
     found = run(lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, **settings)
+    found = replace(found, results=with_command(found.results))
     with whole_folder(out) as scratch:
         found.save(scratch)
         audit_report(found, scratch / "audit.html")

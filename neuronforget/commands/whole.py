@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, lines, named, show, signed
+from neuronforget.commands.console import Data, Folder, Tap, lines, named, show, with_command
 from neuronforget.errors import InputError
 
 
@@ -188,7 +188,7 @@ def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = Fa
     check_new(out, replace=replace)
     unfinished = cache_folder() / "edits" / content_key(model=lm.name, data=(forget.digest(), retain.digest()))
     found = run(lm, forget, retain, resume=unfinished, **settings)
-    found = changed(found, results=signed(found.results))
+    found = changed(found, results=with_command(found.results))
     found.save(out, replace=replace)
     shutil.rmtree(unfinished, ignore_errors=True)
     show(found.results)

@@ -72,7 +72,7 @@ GROUPS |= {"control": "controls"}
 def dots(results: Results, metric: str = "exact_match", point: str = "full") -> go.Figure:
     """Draw each edit's value on every corpus with its interval; the dotted line is the gold twin's."""
     scopes = scopes_of(results.rows)
-    rows = [r for r in results.rows if r["metric"] == metric and (r["point"] == point or r["scope"] == "reference")]
+    rows = [r for r in results.at(point) if r["metric"] == metric]
     corpora = list(dict.fromkeys(r["corpus"] for r in rows))
     order = sorted(scopes, key=lambda name: (list(GROUPS).index(scopes[name]), _rank(rows, name)), reverse=True)
     look = looks(scopes)

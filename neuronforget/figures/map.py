@@ -84,12 +84,13 @@ def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
     """Draw the scores from the end that has to do with forget, one line a layer; crosses are true neurons.
 
     The axis of ranks is logarithmic, and so are the ranks that are drawn. Deeper layers are lighter.
-    Of very many true neurons some are marked, evenly apart.
+    Of very many true neurons some are marked, evenly apart, and the legend says how many.
     """
     figure, mask = go.Figure(), truth.mask().numpy() if truth is not None else None
     width = scores.values.shape[1]
     ranks = np.unique(np.geomspace(1, width, MAX_RANKS).round().astype(int))
     every = -(-len(scores.layers) // NAMED)
+    drawn = 0
     for i, (layer, colour) in enumerate(zip(scores.layers, by_depth(len(scores.layers)), strict=True)):
         row = scores.values[i].numpy()
         order = np.argsort(-scores.ranked[i].numpy(), kind="stable")
@@ -102,9 +103,14 @@ def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
         if mask is not None:
             hit = np.flatnonzero(mask[i][order])
             hit = hit[spread(len(hit), MOST_MARKS // len(scores.layers))]
+            drawn += len(hit)
             marker = {"symbol": "x-thin", "size": 7, "line": {"color": colour, "width": 1.5}}
             crosses = go.Scatter(x=hit + 1, y=row[order[hit]], mode="markers", marker=marker, showlegend=False, **own)
             figure.add_trace(crosses)
+    if mask is not None:
+        said = marked("true neuron", drawn, int(mask.sum()))
+        marker = {"symbol": "x-thin", "size": 7, "line": {"color": "#000000", "width": 1.5}}
+        figure.add_trace(go.Scatter(x=[None], y=[None], mode="markers", marker=marker, name=said))
     figure.update_xaxes(title="rank within the layer", type="log", dtick=1)
     figure.update_yaxes(title=text(scores.name))
     return styled(figure, 420).update_layout(legend=ABOVE)
@@ -118,7 +124,7 @@ def _marks(kind: str, chosen: Neurons, size: int, symbol: str, colour: str) -> g
         x=[j // size * size for _, j in members],
         y=[str(layer) for layer, _ in members],
         mode="markers",
-        name=marked(kind, len(every)),
+        name=marked(kind, len(members), len(every)),
         marker={
             "symbol": symbol,
             "size": size_of_mark,

@@ -45,7 +45,7 @@ def density(forget: ByNeuron, retain: ByNeuron, what: str, neurons: Neurons | No
         mask = neurons.mask().numpy()
         marker = {"symbol": "circle-open", "size": 7, "color": OKABE_ITO[1], "line": {"width": 1.3}}
         which = spread(int(mask.sum()))
-        at = {"x": x[mask][which], "y": y[mask][which], "name": marked("selected", int(mask.sum()))}
+        at = {"x": x[mask][which], "y": y[mask][which], "name": marked("selected", len(which), int(mask.sum()))}
         figure.add_trace(go.Scatter(**at, mode="markers", marker=marker))
     figure.update_xaxes(title=f"log10 of {text(what)} on forget")
     figure.update_yaxes(title=f"log10 of {text(what)} on retain")

@@ -90,9 +90,9 @@ def spread(count: int, most: int = MOST_MARKS) -> np.ndarray:
     return np.linspace(0, count - 1, min(count, most)).round().astype(int)
 
 
-def marked(kind: str, count: int) -> str:
+def marked(kind: str, drawn: int, count: int) -> str:
     """Return what a legend says of marked neurons: their kind, and how many of them are marked if not all."""
-    return f"{kind} ({MOST_MARKS:,} of {count:,} marked)" if count > MOST_MARKS else kind
+    return f"{kind} ({drawn:,} of {count:,} marked)" if drawn < count else kind
 
 
 def scale(title: str, **more: object) -> dict[str, object]:

@@ -70,7 +70,7 @@ def rwku(
             continue
         asked[level] = _questions(level, rows, template, max_new_tokens)
         for attack in ATTACKS if level == "forget 3" else ():
-            own = [row for row in rows if _attack(row) == attack]
+            own = [row for row in rows if attack_of(row["type"]) == attack]
             if own:
                 asked[f"{level}, {attack}"] = _questions(f"{level}, {attack}", own, template, max_new_tokens)
             else:
@@ -97,6 +97,12 @@ def rwku_members(path: str | Path, targets: str | Sequence[str] | None = None) -
     return found[0], found[1]
 
 
+def attack_of(spelt: str) -> str:
+    """Return which of `ATTACKS` a row's "type" names, however it is spelt; one that is none of them, in plain words."""
+    plain = str(spelt).replace("-", " ").lower()
+    return next((attack for attack in ATTACKS if plain.startswith(attack)), plain)
+
+
 def _targets(path: str | Path, wanted: str | Sequence[str] | None, file: str = "forget_level2") -> set[str]:
     known = {row["subject"] for row in rows_of(path, file, fields=("subject",))}
     chosen = known if wanted is None else {wanted} if isinstance(wanted, str) else set(wanted)
@@ -109,16 +115,11 @@ def _first(found: Iterable[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     seen: dict[tuple[str, str], int] = {}
     kept = []
     for row in found:
-        key = (row["subject"], _attack(row))
+        key = (row["subject"], attack_of(row["type"]))
         seen[key] = seen.get(key, 0) + 1
         if seen[key] <= n:
             kept.append(row)
     return kept
-
-
-def _attack(row: dict[str, Any]) -> str:
-    kind = str(row["type"]).replace("-", " ").lower()
-    return "cross lingual" if kind.startswith("cross lingual") else kind
 
 
 def _questions(name: str, found: Sequence[dict[str, Any]], template: str | None, tokens: int) -> Questions:
