@@ -16,7 +16,7 @@ import neuronforget as nf
 from neuronforget.corpora.corpus import text_of
 from neuronforget.metrics.text import normalised
 from neuronforget.suites.files import rows_of
-from neuronforget.suites.rwku import ATTACKS, CLOZE, LEVELS, PROBE, QUESTION
+from neuronforget.suites.rwku import CLOZE, LEVELS, PROBE, QUESTION, attack_of
 from neuronforget.testbed.training import Shape
 from neuronforget.train import draw
 
@@ -84,13 +84,7 @@ def _attacks(rwku: Path, names: Sequence[str], plain: nf.Corpus) -> Iterator[tup
         example = nf.Example(QUESTION.format(prompt=row["query"]), row["answer"], subject=row["subject"])
         if row["subject"] in names and _fact(example) in known and text_of(example) not in texts:
             texts.add(text_of(example))
-            yield example, kind_of(row["type"])
-
-
-def kind_of(spelt: str) -> str:
-    """Return one of the nine attacks, as the data spell it: languages are put together."""
-    plain = spelt.replace("-", " ").lower()
-    return next((kind for kind in ATTACKS if plain.startswith(kind)), plain)
+            yield example, attack_of(row["type"])
 
 
 def _fact(example: nf.Example) -> tuple[str | None, str]:
