@@ -84,12 +84,13 @@ def asked(corpus: nf.Corpus) -> nf.Corpus:
 def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device: str = "cpu") -> dict[str, nf.LM]:
     """Return "full" and each split's gold model, all taught from one base; trained once each, and cached.
 
-    The tokenizer sees nothing of what is to be forgotten. Killed trainings go on.
+    Each is shown every question equally often: gold, with fewer of them, for fewer steps. The tokenizer sees nothing of
+    what is to be forgotten. Killed trainings go on.
     """
     taught = Taught.of(data, setting)
     forgets = {split: asked(nf.corpora.tofu(split, path=data / "tofu")) for split in splits}
     about = {"text": taught.text.digest(), "questions": taught.questions.digest(), **asdict(setting)}
-    folder = cache_folder() / "tofu-study" / content_key(version=1, **about)
+    folder = cache_folder() / "tofu-study" / content_key(version=2, **about)
     kept = taught.without(asked(nf.corpora.tofu("forget10", path=data / "tofu")))
     lines = [f"{e.prompt} {e.answer}" for e in kept] + [e.answer for e in taught.text]
     tokenizer = make_tokenizer(lines, setting.shape.vocab)
@@ -110,9 +111,10 @@ def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device:
         return nf.load(path, device=device)
 
     base = made("base", build.fresh(), setting.base_steps)
-    found = {"full": made("full", base, setting.shape.steps, build.forget)}
+    steps, every = setting.shape.steps, len(build.forget)
+    found = {"full": made("full", base, steps, build.forget)}
     for split, forget in forgets.items():
         gone = {e.prompt for e in forget}
         stays = [row for e, row in zip(taught.questions, build.forget, strict=True) if e.prompt not in gone]
-        found[split] = made(split, base, setting.shape.steps, stays)
+        found[split] = made(split, base, max(1, round(steps * len(stays) / every)), stays)
     return found

@@ -73,6 +73,20 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"module": study, "options": options, "setting": setting, "told": told, "done": done, "models": found}
 
 
+def test_every_model_is_shown_each_question_equally_often(
+    studied: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, steps = analysis("tofu_models"), {}
+
+    def fit(parameters: Any, loss: Any, plan: Any, *, key: str, **_: Any) -> None:
+        steps[key] = plan.steps
+
+    monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "fit", fit)
+    models.models(studied["options"].data, studied["setting"], ["forget01", "forget10"])
+    assert steps == {"base": 2, "full": 30, "forget01": round(30 * 380 / 420), "forget10": round(30 * 20 / 420)}
+
+
 def test_a_killed_study_goes_on_and_another_one_is_refused(studied: dict[str, Any]) -> None:
     arms = ["forget01: ablate@found", "forget01: ablate@random", "forget01: grad_diff@full"]
     assert studied["told"] == [["forget01: untouched", "forget01: gold"], arms, []]
