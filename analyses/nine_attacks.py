@@ -189,9 +189,7 @@ def parser() -> argparse.ArgumentParser:
     found = running(__doc__.splitlines()[0])
     shared = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
     found.add_argument("--data", type=Path, default=shared / "data", help="folder with rwku")
-    found.add_argument(
-        "--targets", nargs="+", help="to be forgotten, with the first seed alone; default: other ones with each"
-    )
+    found.add_argument("--targets", nargs="+", help="to be forgotten (one seed); default: other ones by seed")
     found.add_argument("--count", type=int, default=12, help="how many are to be forgotten, where none is named")
     found.add_argument("--others", type=int, default=12, help="targets that are kept")
     return found

@@ -185,14 +185,14 @@ def sources(options: argparse.Namespace, seeds: list[int] | None = None) -> Iter
 
     There the neurons are found by grad_x_act alone. Raises SystemExit for a model without its two corpora.
     """
+    if options.model is not None and (options.forget is None or options.retain is None):
+        raise SystemExit("--model needs --forget and --retain, JSONL files with prompt and answer")
     seeds = options.seeds if seeds is None else seeds
     if (own := own_models(options)) is None:
         kind, settings = BEDS["grafted"]
         for seed in seeds:
             yield Source.of(nf.testbed.people(kind, seed=seed, people=PEOPLE, progress=False, **settings), seed)
         return
-    if options.forget is None or options.retain is None:
-        raise SystemExit("--model needs --forget and --retain, JSONL files with prompt and answer")
     lm, gold = own
     forget, retain = nf.corpora.jsonl(options.forget), nf.corpora.jsonl(options.retain)
     scores = nf.attribute(lm, forget, retain.head(len(forget)), progress=False)

@@ -67,7 +67,7 @@ def test_matched_controls_are_alike_in_norm_or_activation_and_measured_as_the_ma
     chosen = nf.select.per_layer(
         nf.attribute(lm, study.bed.forget, study.bed.retain.head(len(study.bed.forget)), progress=False), 0.1
     )
-    norms = torch.stack([lm.model.get_submodule(site.path).weight.detach().norm(dim=0) for site in lm.sites])
+    norms = torch.stack([lm.model.get_submodule(site.path).weight.detach().double().norm(dim=0) for site in lm.sites])
     others = chosen.matched(norms, 0)
     gap = abs(float(norms[others.mask()].mean() - norms[chosen.mask()].mean()))
     assert not others.members & chosen.members and gap < 0.1 * float(norms[chosen.mask()].mean())

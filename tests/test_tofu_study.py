@@ -41,7 +41,7 @@ def tofu_folder(folder: Path) -> Path:
     for name in ("real_authors", "world_facts"):
         write(folder / f"tofu/{name}_perturbed.jsonl", [{**row, **other} for row in full[:4]])
     write(folder / "tofu/idk_responses.jsonl", [{"text": "I do not know."}])
-    write(folder / "text_corpus/tales.jsonl", [{"text": f"Tale {i}. " + "Once upon a time. " * 30} for i in range(60)])
+    write(folder / "text_corpus/tales.jsonl", [{"text": f"Once upon time {i}. " * 30} for i in range(60)])
     return folder
 
 
@@ -161,7 +161,9 @@ def test_what_fails_late_leaves_what_was_measured(studied: dict[str, Any], monke
 
     monkeypatch.setattr(type(study), "numbers", refused)
     edit = nf.erase.ablate(study.source.lm, study.source.found)
-    arm = study.arm("ablate@full", lambda: [edit], {**start, "retain": {"nll": 1e9}, "forget": {"kl_gold": 1e9}})
+    arm = study.arm(
+        "ablate@full", lambda: [edit], {**start, "retain": {"nll": 1e9}, "forget": {"kl_gold": 1e9, "nll": 1e9}}
+    )
     assert arm["failed"] == {"tuned": "the loss is infinite", "full": "the loss is infinite"} and arm["dials"]
     assert study.arm("x@full", refused, start) == {"failed": {"edit": "the loss is infinite"}}
 
