@@ -86,12 +86,11 @@ class Results:
         """
         keys = ("edit", "corpus", "metric")
         there = {tuple(row[k] for k in keys) for row in self.rows if row["point"] == point}
-        beside = {"full"} if point != "full" else set()
         return [
             row
             for row in self.rows
             if row["point"] == point
-            or (row["scope"] == "reference" and row["point"] in beside and tuple(row[k] for k in keys) not in there)
+            or (row["scope"] == "reference" and row["point"] == "full" and tuple(row[k] for k in keys) not in there)
         ]
 
     def table(self, metric: str = "exact_match", point: str = "full") -> pd.DataFrame:
