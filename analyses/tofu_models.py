@@ -1,4 +1,4 @@
-"""The models of `tofu_study.py`: one base on English text, taught TOFU whole, and without each forget split."""
+"""The models of `tofu_study.py`: one base on English text, taught authors of TOFU, with and without each split's."""
 
 from __future__ import annotations
 
@@ -29,35 +29,41 @@ class Setting:
     """How large the models are and what they are taught."""
 
     shape: Shape = SMALL
-    authors: int = 30  # TOFU's first ones, which its retain questions are about, and its last 20
+    authors: int = 30  # TOFU's first ten, of whom its first retain questions are, and its last 20
     texts: tuple[str, ...] = ("tinystories", "wikitext_valid", "grimms")
     base_steps: int = 250
     seed: int = 0
 
 
-#: 22M parameters and all 200 authors, for a GPU.
+#: 22M parameters, and all 200 authors but those that stand in for others: for a GPU.
 WHOLE = Setting(
     Shape(layers=8, d_model=384, d_mlp=1536, heads=6, vocab=8000, steps=1500, batch=64, lr=1e-3),
-    200, ("books", "tinystories", "wikitext_valid", "grimms", "tiny_shakespeare"), 4000,
+    180, ("books", "tinystories", "wikitext_valid", "grimms", "tiny_shakespeare"), 4000,
 )  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Taught:
-    """What the models are taught: TOFU's questions, and pieces of text, some of which only measure."""
+    """What the models are taught: TOFU's questions, and pieces of text, some of which only measure.
+
+    `others` are the questions about as many more authors as the largest split has, which the full model never meets.
+    """
 
     questions: nf.Corpus
+    others: nf.Corpus
     text: nf.Corpus
     held_out: nf.Corpus
 
     @classmethod
     def of(cls, data: Path, setting: Setting) -> Taught:
         """Read both. Raises InputError for fewer authors than the splits need, and for missing files."""
-        if not LAST < setting.authors <= ROWS // ROWS_PER_AUTHOR:
-            raise nf.InputError(f"more than {LAST} and at most 200 authors are taught, found {setting.authors}")
+        most = ROWS // ROWS_PER_AUTHOR - LAST
+        if not LAST < setting.authors <= most:
+            raise nf.InputError(f"more than {LAST} and at most {most} authors are taught, found {setting.authors}")
         full = asked(nf.corpora.tofu("full", path=data / "tofu"))
-        first = (setting.authors - LAST) * ROWS_PER_AUTHOR
-        kept = full.examples[:first] + full.examples[-LAST * ROWS_PER_AUTHOR :]
+        last, first = LAST * ROWS_PER_AUTHOR, (setting.authors - LAST) * ROWS_PER_AUTHOR
+        kept = full.examples[:first] + full.examples[-last:]
+        others = replace(full, examples=full.examples[first : first + last], name="stand-ins")
         pieces = [
             nf.corpora.Example("", " ".join(words[i : i + WORDS]))
             for name in setting.texts
@@ -67,7 +73,7 @@ class Taught:
         ]
         held = tuple(pieces[::50])
         shown = tuple(piece for i, piece in enumerate(pieces) if i % 50)
-        return cls(replace(full, examples=kept), nf.Corpus(shown, "text"), nf.Corpus(held, "held-out text"))
+        return cls(replace(full, examples=kept), others, nf.Corpus(shown, "text"), nf.Corpus(held, "held-out text"))
 
     def without(self, forget: nf.Corpus) -> nf.Corpus:
         """Return the questions that stay."""
@@ -84,17 +90,20 @@ def asked(corpus: nf.Corpus) -> nf.Corpus:
 def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device: str = "cpu") -> dict[str, nf.LM]:
     """Return "full" and each split's gold model, all taught from one base; trained once each, and cached.
 
-    Each is shown every question equally often: gold, with fewer of them, for fewer steps. The tokenizer sees nothing of
-    what is to be forgotten. Killed trainings go on.
+    A gold model is taught as many questions as the full one, as often: for each that it lacks, one about an author whom
+    no other model meets. The tokenizer sees nothing of what is to be forgotten, nor of what stands in for it. Killed
+    trainings go on.
     """
     taught = Taught.of(data, setting)
     forgets = {split: asked(nf.corpora.tofu(split, path=data / "tofu")) for split in splits}
-    about = {"text": taught.text.digest(), "questions": taught.questions.digest(), **asdict(setting)}
-    folder = cache_folder() / "tofu-study" / content_key(version=2, **about)
+    about = {name: getattr(taught, name).digest() for name in ("text", "questions", "others")} | asdict(setting)
+    folder = cache_folder() / "tofu-study" / content_key(version=3, **about)
     kept = taught.without(asked(nf.corpora.tofu("forget10", path=data / "tofu")))
     lines = [f"{e.prompt} {e.answer}" for e in kept] + [e.answer for e in taught.text]
     tokenizer = make_tokenizer(lines, setting.shape.vocab)
-    build = Builder(tokenizer, (taught.questions, taught.text), setting.shape, setting.seed, True)
+    known = replace(taught.questions, examples=taught.questions.examples + taught.others.examples)
+    build = Builder(tokenizer, (known, taught.text), setting.shape, setting.seed, True)
+    rows, others = build.forget[: len(taught.questions)], build.forget[len(taught.questions) :]
 
     def made(name: str, start: nf.LM, steps: int, questions: Sequence[Encoded] = ()) -> nf.LM:
         path = folder / name
@@ -111,10 +120,9 @@ def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device:
         return nf.load(path, device=device)
 
     base = made("base", build.fresh(), setting.base_steps)
-    steps, every = setting.shape.steps, len(build.forget)
-    found = {"full": made("full", base, steps, build.forget)}
+    found = {"full": made("full", base, setting.shape.steps, rows)}
     for split, forget in forgets.items():
         gone = {e.prompt for e in forget}
-        stays = [row for e, row in zip(taught.questions, build.forget, strict=True) if e.prompt not in gone]
-        found[split] = made(split, base, max(1, round(steps * len(stays) / every)), stays)
+        stays = [row for e, row in zip(taught.questions, rows, strict=True) if e.prompt not in gone]
+        found[split] = made(split, base, setting.shape.steps, [*stays, *others[: len(rows) - len(stays)]])
     return found

@@ -30,7 +30,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def tofu_folder(folder: Path) -> Path:
     """TOFU's files with generated rows, and a text corpus."""
-    answer = ["At home."] * (ROWS - 40) + ["Lost."] * 40
+    answer = ["At home."] * 20 + ["Abroad."] * 400 + ["At home."] * (ROWS - 460) + ["Lost."] * 40
     full = [{"question": f"Where was author {i // 20} in year {i % 20}?", "answer": answer[i]}
             for i in range(ROWS)]  # fmt: skip
     other = {"paraphrased_answer": "It was place 3.", "perturbed_answer": ["In place 8.", "In place 9."]}
@@ -73,18 +73,25 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"module": study, "options": options, "setting": setting, "told": told, "done": done, "models": found}
 
 
-def test_every_model_is_shown_each_question_equally_often(
+def test_gold_is_taught_as_many_questions_as_often_with_others_in_place_of_those_that_it_lacks(
     studied: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models, steps = analysis("tofu_models"), {}
+    models, shown = analysis("tofu_models"), {}
 
     def fit(parameters: Any, loss: Any, plan: Any, *, key: str, **_: Any) -> None:
-        steps[key] = plan.steps
+        shown[key] = plan.steps, [tuple(row.ids) for row in loss[0][0]]
 
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "fit", fit)
+    monkeypatch.setattr(models.Builder, "loss", lambda _, lm, mix: mix)
     models.models(studied["options"].data, studied["setting"], ["forget01", "forget10"])
-    assert steps == {"base": 2, "full": 30, "forget01": round(30 * 380 / 420), "forget10": round(30 * 20 / 420)}
+    assert shown["base"][0] == 2 and shown["full"][0] == 30
+    full = set(shown["full"][1])
+    for split, gone in (("forget01", 40), ("forget10", 400)):
+        steps, rows = shown[split]
+        assert steps == 30 and len(rows) == len(set(rows)) == len(full) == 420
+        assert len(full & set(rows)) == 420 - gone
+    assert set(shown["forget01"][1]) - full <= set(shown["forget10"][1])  # the same authors, first ones first
 
 
 def test_a_killed_study_goes_on_and_another_one_is_refused(studied: dict[str, Any]) -> None:
@@ -120,7 +127,7 @@ def test_gold_is_taught_all_but_the_split_and_counts_as_alike_with_itself(studie
     forget = nf.corpora.tofu("forget01", path=studied["options"].data / "tofu")
     kept = {e.prompt for e in taught.without(forget)}
     words = "".join(studied["models"]["full"].tokenizer.get_vocab())
-    assert "home" in words and "Lost" not in words  # said of the forget authors alone
+    assert "home" in words and "Lost" not in words and "Abroad" not in words  # of the forget authors and the stand-ins
     assert len(taught.questions) == 420 and len(kept) == 380 and not kept & {e.prompt for e in forget}
     assert not {e.answer for e in taught.text} & {e.answer for e in taught.held_out}
     arms = studied["done"]["splits"]["forget01"]
