@@ -35,9 +35,10 @@ def here(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *options: str) -> dict[str, Any]:
+    """Run an example; return its names."""
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
-    runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
+    return runpy.run_path(str(ROOT / "examples" / f"{name}.py"), run_name="__main__")
 
 
 NUMBER = re.compile(r"[-+]?\d[\d.,]*")
@@ -52,10 +53,11 @@ def numbers(line: str) -> list[float]:
     return [float(found.rstrip(".,").replace(",", "")) for found in NUMBER.findall(line)]
 
 
-def differences(shown: str, now: str) -> list[str]:
+def differences(shown: str, now: str, *, same_model: bool = True) -> list[str]:
     """What a notebook shows otherwise than its script prints, beyond what machines differ in.
 
-    Words are nine tenths alike, verdicts equal, and numbers of lines of the same words within 5% or 0.05.
+    Words are nine tenths alike, verdicts equal, and, of the same model, numbers of lines of the same words within 5% or
+    0.05.
     """
     found = []
     if difflib.SequenceMatcher(None, bare(shown), bare(now), False).ratio() <= 0.9:
@@ -64,6 +66,8 @@ def differences(shown: str, now: str) -> list[str]:
     verdicts = [[line for line in lines if line.startswith("Verdict")] for lines in (old, new)]
     if verdicts[0] != verdicts[1]:
         found.append(f"verdicts {verdicts[0]}, now {verdicts[1]}")
+    if not same_model:
+        return found
     same = difflib.SequenceMatcher(None, [str(bare(line)) for line in old], [str(bare(line)) for line in new], False)
     for i, j, size in same.get_matching_blocks():
         for before, after in zip(old[i : i + size], new[j : j + size], strict=True):
@@ -85,11 +89,12 @@ FOLDERS = ("large_model", "export_to_hub")  # what these leave has tests of its 
 def test_every_example_runs_and_its_notebook_shows_what_it_prints(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(name, monkeypatch)
+    names = run(name, monkeypatch)
     assert list(here.glob("*.html")), "an example saves a figure"
     notebook = ROOT / "examples" / f"{name}.ipynb"
     if notebook in NOTEBOOKS:
-        found = differences(printed(notebook), capsys.readouterr().out)
+        same = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["model"] == names["lm"].digest()
+        found = differences(printed(notebook), capsys.readouterr().out, same_model=same)
         assert not found, f"{notebook.name} no longer shows what its script prints: make notebooks ({found})"
 
 
@@ -97,9 +102,9 @@ def test_every_example_runs_and_its_notebook_shows_what_it_prints(
     ("name", "right", "wrong"),
     [
         ("audit_an_edit", "Verdict: suppressed", "Verdict: hidden"),
-        ("audit_an_edit", "the untouched one 3.01", "the untouched one 2.01"),
-        ("audit_an_edit", "(choice 0.583", "(choice 0.483"),
-        ("erase_people", "0.708", "0.808"),
+        ("audit_an_edit", "the untouched one 3.04", "the untouched one 2.04"),
+        ("audit_an_edit", "(choice 0.208", "(choice 0.308"),
+        ("erase_people", "0.625", "0.825"),
         ("erase_people", "4992 values", "1664 values"),
     ],
 )
@@ -115,7 +120,7 @@ def test_a_notebook_is_its_script_run_from_top_to_bottom(notebook: Path) -> None
     cells_of = runpy.run_path(str(ROOT / "examples" / "notebooks.py"))["cells_of"]
     text = notebook.read_text(encoding="utf-8")
     made, has = cells_of(notebook.stem), json.loads(text)
-    assert has["metadata"] == made.metadata and len(text) < 500_000
+    assert len(has["metadata"].pop("model")) == 16 and has["metadata"] == made.metadata and len(text) < 500_000
     assert [(c["cell_type"], "".join(c["source"]), c["metadata"]) for c in has["cells"]] == [
         (c.cell_type, c.source, c.metadata) for c in made.cells
     ], "make notebooks"
