@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from drawing import FAINT, INK, PLACES, legend, line, mark, scale, svg, text
+from sources import DAMAGE
 
 Splits = Mapping[str, Mapping[str, Any]]
 #: Number of the study -> its words.
 SHOWN = {"KS": "KS from gold", "retain utility": "retain utility"}
-LEFT, ABOVE, WIDE, GAP, ROW = 110, 84, 170, 26, 19
+LEFT, ABOVE, WIDE, GAP, ROW = 110, 96, 170, 26, 19
 OTHER = ("guard", "#6b6b6b", "", "square")
 
 
@@ -19,9 +20,10 @@ def picture(splits: Splits) -> str:
     names = list(dict.fromkeys(name for arms in splits.values() for name in arms if "@" in name))
     width = LEFT + len(splits) * len(SHOWN) * (WIDE + GAP)
     height = ABOVE + ROW * len(names) + 36
-    note = ("filled: tuned at equal retain loss; hollow: full strength; bars: 95% over authors; dotted: untouched; "
-            "dash-dotted: gold; KS 0: truth ratios distributed as gold's")  # fmt: skip
-    parts = [legend(LEFT, 20, lines=False), text(LEFT, 42, note, size=11, fill=FAINT)]
+    notes = (f"filled: tuned, retain loss up by at most {DAMAGE}; hollow: full strength",
+             "bars: 95% over authors; dotted: untouched; dash-dotted: gold (KS 0)")  # fmt: skip
+    parts = [legend(LEFT, 20, lines=False)]
+    parts += [text(LEFT, 42 + 15 * i, note, size=11, fill=FAINT) for i, note in enumerate(notes)]
     rows = {name: ABOVE + ROW * (i + 0.5) for i, name in enumerate(names)}
     parts += [text(LEFT - 10, y + 4, name.partition("@")[0], size=12, anchor="end") for name, y in rows.items()]
     for i, (split, arms) in enumerate(splits.items()):

@@ -91,8 +91,8 @@ def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device:
     """Return "full" and each split's gold model, all taught from one base; trained once each, and cached.
 
     A gold model is taught as many questions as the full one, as often: for each that it lacks, one about an author whom
-    no other model meets. The tokenizer sees nothing of what is to be forgotten, nor of what stands in for it. Killed
-    trainings go on.
+    the full model never meets. The tokenizer sees nothing of what is to be forgotten, nor of what stands in for it.
+    Killed trainings go on.
     """
     taught = Taught.of(data, setting)
     forgets = {split: asked(nf.corpora.tofu(split, path=data / "tofu")) for split in splits}

@@ -17,19 +17,21 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from methods import Makes, arms, names
 from sources import DAMAGE, Source, chosen_point, in_one_line
 from tofu_figure import picture
-from tofu_models import WHOLE, Setting, Taught, asked, models
+from tofu_models import LAST, WHOLE, Setting, Taught, asked, models
 from tofu_numbers import numbers_of
 from tofu_tables import tables
 from where_knowledge_lives import keep, shortlist_exact
 
 import neuronforget as nf
 from neuronforget.comparison import sampled
+from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
 from neuronforget.generation import Decoding
 from neuronforget.measuring import measure
 from neuronforget.metrics import kl_gold, nll
@@ -46,6 +48,7 @@ METHODS = (
 ).split()
 AUDITED = ("ablate@found", "npo@full")
 SETTINGS = ("steps", "batch", "n", "measured", "tokens", "rates", "audited", "seed")
+RETAIN_ASKED = 400  # rows of TOFU's retain questions, about its first twenty authors
 COUNTS = ("steps", "batch", "n", "measured", "tokens")
 
 
@@ -81,14 +84,25 @@ class Study:
         values = numbers_of(found, options.seed)
         return {**values, "text": [float(measure(lm, self.held_out, [nll])["nll"].mean())]}
 
-    def measured(self, lm: nf.LM) -> dict[str, Any]:
-        """Return TOFU's numbers, and the KL from gold on forget questions by which no neuron or strength was chosen."""
+    @cached_property
+    def test(self) -> nf.Corpus | None:
+        """Forget questions by which no neuron or strength was chosen (edits were shown them), where there are any."""
         used = {example.prompt for example in self.source.corpora["forget"]}
         unused = tuple(example for example in self.source.forget if example.prompt not in used)
+        whole = replace(self.source.forget, examples=unused) if unused else None
+        return None if whole is None else sampled(whole, self.options.measured, self.options.seed)
+
+    @property
+    def authors(self) -> list[int]:
+        """Which of the split's authors each question of `test` is about."""
+        number = {e.prompt: i // ROWS_PER_AUTHOR for i, e in enumerate(self.source.forget)}
+        return [] if self.test is None else [number[example.prompt] for example in self.test]
+
+    def measured(self, lm: nf.LM) -> dict[str, Any]:
+        """Return TOFU's numbers, and the KL from gold on each question of `test`."""
         found: dict[str, Any] = {"tofu": self.numbers(lm)}
-        if unused:
-            test = sampled(replace(self.source.forget, examples=unused), self.options.measured, self.options.seed)
-            found["test"] = measure(lm, test, [kl_gold], gold=self.source.twin)["kl_gold"].tolist()
+        if self.test is not None:
+            found["test"] = measure(lm, self.test, [kl_gold], gold=self.source.twin)["kl_gold"].tolist()
         return found
 
     def audit(self, edit: nf.Edit | nf.LM) -> str:
@@ -174,8 +188,11 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def check(options: argparse.Namespace) -> None:
+def check(options: argparse.Namespace, setting: Setting) -> None:
     """Raise InputError for settings that are no study's, before anything is trained."""
+    taught = (setting.authors - LAST) * ROWS_PER_AUTHOR
+    if min(options.n, RETAIN_ASKED) > taught:
+        raise nf.InputError(f"--n {options.n} asks of authors whom the model is not taught: at most {taught}")
     if wrong := [name for name in COUNTS if getattr(options, name) < 1]:
         raise nf.InputError(f"--{wrong[0]} is 1 or more, found {getattr(options, wrong[0])}")
     if not all(0 < rate < float("inf") for rate in options.rates):
@@ -187,7 +204,7 @@ def check(options: argparse.Namespace) -> None:
 
 def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[str, Any], str]]:
     """Measure what is missing of OUT/study.json; yield (all that is done, what was added last)."""
-    check(options)
+    check(options, setting)
     path = options.out / "study.json"
     taught = Taught.of(options.data, setting)
     about = {key: getattr(options, key) for key in SETTINGS} | {"setting": asdict(setting)}
@@ -201,9 +218,12 @@ def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[
     found = models(options.data, setting, options.splits, options.device)
     done |= {"about": about, "parameters": sum(p.numel() for p in found["full"].parameters.values())}
     for split in options.splits:
-        for name in Study.of(split, found, taught, options).run(done.setdefault("splits", {}).setdefault(split, {})):
+        own, arms = Study.of(split, found, taught, options), done.setdefault("splits", {}).setdefault(split, {})
+        done.setdefault("authors", {})[split] = own.authors
+        for name in own.run(arms):
             keep(path, **{k: v for k, v in done.items() if k != "environment"})
             yield done, f"{split}: {name}"
+        keep(path, **{k: v for k, v in done.items() if k != "environment"})
 
 
 def main(argv: Sequence[str] | None = None) -> None:

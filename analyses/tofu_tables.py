@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,19 @@ def tables(splits: Mapping[str, Arms], done: Mapping[str, Any]) -> str:
     about = done["about"]
     words = (f"{done['parameters'] / 1e6:.1f}M parameters, {about['setting']['authors']} authors, "
              f"{about['n']} questions of each set, seed {about['seed']}.")  # fmt: skip
-    parts = [words, *(_split(name, arms) for name, arms in splits.items())]
+    parts = [words, *(_split(name, arms, done["authors"][name]) for name, arms in splits.items())]
     return "\n\n".join(parts) + "\n"
 
 
-def _split(name: str, arms: Arms) -> str:
+def _split(name: str, arms: Arms, authors: Sequence[int]) -> str:
     parts = [f"## {name}", f"### {POINTS['tuned']}", _rows(arms, "tuned")]
     parts += [folded(_rows(arms, "full"), POINTS["full"]), "### Does it matter where? Found neurons less random ones"]
-    parts += [_where(arms)]
+    parts += [_where(arms, authors)]
     stayed = [key for key, arm in arms.items() if "@" in key and "tuned" in arm and "tofu" not in arm["tuned"]]
     if stayed:
-        parts.append(f"At no strength within the damage closer to gold than the untouched model: {', '.join(stayed)}.")
+        parts.append(
+            f"At no strength tried within the damage closer to gold than the untouched model: {', '.join(stayed)}."
+        )
     failed = [f"- {key}, {what}: {why}" for key, arm in arms.items() for what, why in arm.get("failed", {}).items()]
     return "\n\n".join([*parts, *(["Not measured:\n\n" + "\n".join(failed)] if failed else [])])
 
@@ -56,30 +59,46 @@ def _rows(arms: Arms, point: str) -> str:
 def _cell(value: Sequence[float]) -> str:
     """A number with its interval, where it has one; small p-values by their power of ten."""
     mean, *ends = value
-    words = f"{mean:.1e}" if 0 < mean < 0.005 else f"{mean:.2f}"
-    return f"{words} [{ends[0]:.2f}, {ends[1]:.2f}]" if ends and ends[0] == ends[0] else words
+    words, *shown = (f"{number:.1e}" if 0 < number < 0.005 else f"{number:.2f}" for number in (mean, *ends))
+    return f"{words} [{', '.join(shown)}]" if ends and ends[0] == ends[0] else words
 
 
-def _where(arms: Arms) -> str:
-    """KL from gold on questions that chose nothing, paired by question, bold where told apart; TOFU's as they are.
+def _where(arms: Arms, authors: Sequence[int]) -> str:
+    """What the place does, where tuned and where both cost the same.
 
-    A method whose tuned point is the untouched model stands as that.
+    KL, test: on questions that chose nothing, paired, bold where told apart over authors; left out where one of both is
+    the untouched model. At equal rise: on those that chose, without an interval.
     """
-
-    def point(key: str) -> Mapping[str, Any]:
-        tuned = arms[key]["tuned"]
-        return dict(tuned) if "tofu" in tuned else arms["untouched"]["tuned"]
-
-    names, rows = ("KS", "retain utility"), []
+    start, rows = arms["untouched"]["tuned"], []
     for key in (key for key in arms if key.endswith("@found")):
-        other = f"{key.partition('@')[0]}@random"
-        if not all("tuned" in arms.get(name, {}) for name in (key, other)):
+        pair = [arms.get(name, {}) for name in (key, f"{key.partition('@')[0]}@random")]
+        if not all("tuned" in arm for arm in pair):
             continue
-        found, random = point(key), point(other)
-        row = [key.partition("@")[0], ""]
-        if "test" in found:
-            value, low, high = bootstrap(np.array(found["test"]) - np.array(random["test"]), 0)
+        found, random = (arm["tuned"] for arm in pair)
+        row = [key.partition("@")[0], *(f"{_rise(point, start):+.3f}" for point in (found, random)), ""]
+        if "test" in found and "test" in random:
+            difference = np.array(found["test"]) - np.array(random["test"])
+            value, low, high = bootstrap(difference, 0, units=np.array(authors))
             words = f"{value:+.2f} [{low:.2f}, {high:.2f}]"
-            row[1] = f"**{words}**" if low > 0 or high < 0 else words
-        rows.append([*row, *(f"{found['tofu'][name][0] - random['tofu'][name][0]:+.2f}" for name in names)])
-    return table(["method", "KL, test", *names], rows)
+            row[-1] = f"**{words}**" if low > 0 or high < 0 else words
+        here, there = (at_damage(arm["dials"][-1], start) for arm in pair)
+        rows.append([*row, f"{here - there:+.2f}"])
+    return table(["method", "rise, found", "rise, random", "KL, test", f"KL at a rise of {DAMAGE}"], rows)
+
+
+def _rise(point: Mapping[str, Any], start: Mapping[str, Any]) -> float:
+    return float(point["retain"]["nll"] - start["retain"]["nll"])
+
+
+def at_damage(dial: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> float:
+    """Return a dial's KL from gold where its retain loss has risen by the damage, linear between its strengths.
+
+    Where it never does, that of its end.
+    """
+    points = [start, *dial]
+    for one, other in pairwise(points):
+        low, high = _rise(one, start), _rise(other, start)
+        if low <= DAMAGE < high:
+            ends = [point["forget"]["kl_gold"] for point in (one, other)]
+            return float(np.interp(DAMAGE, [low, high], ends))
+    return float(points[-1]["forget"]["kl_gold"])

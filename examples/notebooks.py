@@ -37,7 +37,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             client = NotebookClient(made, timeout=600, record_timing=False, resources={"metadata": {"path": folder}})
             client.execute()
-        made.metadata.model = made.cells.pop().outputs[0].text.strip()
+        made.metadata.model = "".join(
+            out.text for out in made.cells.pop().outputs if out.get("name") == "stdout"
+        ).strip()
         made.metadata.pop("language_info")
         nbformat.write(made, HERE / f"{name}.ipynb")
         print(f"written to {name}.ipynb")

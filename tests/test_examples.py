@@ -7,6 +7,7 @@ import json
 import re
 import runpy
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -94,25 +95,29 @@ def test_every_example_runs_and_its_notebook_shows_what_it_prints(
     notebook = ROOT / "examples" / f"{name}.ipynb"
     if notebook in NOTEBOOKS:
         same = json.loads(notebook.read_text(encoding="utf-8"))["metadata"]["model"] == names["lm"].digest()
+        if not same:
+            warnings.warn(f"{notebook.name}: this processor trains another model: no numbers compared", stacklevel=1)
         found = differences(printed(notebook), capsys.readouterr().out, same_model=same)
         assert not found, f"{notebook.name} no longer shows what its script prints: make notebooks ({found})"
 
 
 @pytest.mark.parametrize(
-    ("name", "right", "wrong"),
+    ("name", "right", "wrong", "small"),
     [
-        ("audit_an_edit", "Verdict: suppressed", "Verdict: hidden"),
-        ("audit_an_edit", "the untouched one 3.04", "the untouched one 2.04"),
-        ("audit_an_edit", "(choice 0.208", "(choice 0.308"),
-        ("erase_people", "0.625", "0.825"),
-        ("erase_people", "4992 values", "1664 values"),
+        ("audit_an_edit", "Verdict: suppressed", "Verdict: hidden", "0.982"),
+        ("audit_an_edit", "the untouched one 3.04", "the untouched one 2.04", "0.982"),
+        ("audit_an_edit", "(choice 0.208", "(choice 0.308", "0.982"),
+        ("erase_people", "0.625", "0.825", "0.947"),
+        ("erase_people", "4992 values", "1664 values", "0.947"),
     ],
 )
-def test_a_notebook_of_wrong_numbers_or_another_verdict_is_found(name: str, right: str, wrong: str) -> None:
+def test_a_notebook_of_wrong_numbers_or_another_verdict_is_found(name: str, right: str, wrong: str, small: str) -> None:
     text = printed(ROOT / "examples" / f"{name}.ipynb")
-    assert right in text and not differences(text, text)
+    assert right in text and small in text and not differences(text, text)
     assert differences(text.replace(right, wrong, 1), text)
-    assert not differences(text.replace("0.996", "0.998"), text)
+    assert not differences(text.replace(small, f"{small[:-1]}{int(small[-1]) - 1}"), text)
+    of_another = differences(text.replace(right, wrong, 1), text, same_model=False)
+    assert bool(of_another) is right.startswith("Verdict")
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -105,7 +105,8 @@ def test_a_killed_study_goes_on_and_another_one_is_refused(studied: dict[str, An
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [("methods", ["ablate@nowhere"], "'ablate@nowhere'; there are all, ablate@found"),
-     ("audited", ["npo"], "no method is called 'npo'"), ("n", 0, "--n is 1 or more"), ("rates", [0.0], "above 0")],
+     ("audited", ["npo"], "no method is called 'npo'"), ("n", 0, "--n is 1 or more"),
+     ("n", 21, "--n 21 asks of authors whom the model is not taught: at most 20"), ("rates", [0.0], "above 0")],
 )  # fmt: skip
 def test_bad_settings_are_refused_before_any_model_is_taught(
     studied: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, value: Any, words: str
@@ -197,10 +198,35 @@ def test_tables_and_figure_show_every_arm(studied: dict[str, Any]) -> None:
     for arm in wide["forget01"].values():  # intervals, which two authors have none of
         if "tofu" in arm.get("tuned", {}):
             arm["tuned"]["tofu"]["retain utility"] = [0.4, 0.3, 0.5]
-            arm["tuned"]["test"] = [1.0, 2.0]
     picture, shown = analysis("tofu_figure").picture, analysis("tofu_tables").tables(wide, studied["done"])
     assert picture(wide).count("<line") > picture(splits).count("<line") and "0.40 [0.30, 0.50]" in shown
-    assert "| ablate | +0.00 [0.00, 0.00]" in shown
     drawn = ElementTree.fromstring(picture(splits))
     words = [node.text for node in drawn.iter("{http://www.w3.org/2000/svg}text")]
     assert {"ablate", "grad_diff", "forget01: retain utility"} <= set(words)
+
+
+def point(rise: float, kl: float, **more: Any) -> dict[str, Any]:
+    """A point of a dial."""
+    return {"retain": {"nll": 1 + rise}, "forget": {"kl_gold": kl}, **more}
+
+
+def test_places_are_compared_over_authors_and_where_both_cost_the_same() -> None:
+    where, start = analysis("tofu_tables")._where, point(0, 8)
+    # Six questions about two authors: the first author's differences are -1, the second's 0.1.
+    found = {"tuned": point(0.01, 7, test=[4, 4, 4, 4.1, 4.1, 4.1]), "dials": [[point(0.01, 7), point(0.09, 3)]]}
+    random = {"tuned": point(0.04, 7.5, test=[5, 5, 5, 4, 4, 4]), "dials": [[point(0.04, 7.5)]]}
+    arms = {"untouched": {"tuned": start}, "npo@found": found, "npo@random": random}
+    shown = where(arms, [0, 0, 0, 1, 1, 1])
+    assert "| npo | +0.010 | +0.040 | -0.45 [-1.00, 0.10] | -2.50 |" in shown  # 5 at .05, less 7.5 at its end
+    del random["tuned"]["test"]  # the untouched model: nothing to compare with
+    assert "| npo | +0.010 | +0.040 |  | -2.50 |" in where(arms, [0, 0, 0, 1, 1, 1])
+
+
+def test_each_question_that_chose_nothing_is_counted_to_its_author(studied: dict[str, Any]) -> None:
+    taught = analysis("tofu_models").Taught.of(studied["options"].data, studied["setting"])
+    study = studied["module"].Study.of("forget01", studied["models"], taught, studied["options"])
+    assert studied["done"]["authors"]["forget01"] == study.authors and study.test is not None
+    named = [int(e.prompt.split("author ")[1].split()[0]) for e in study.test]
+    assert named == [ROWS // 20 - 2 + author for author in study.authors]
+    chose = {e.prompt for corpus in study.source.corpora.values() for e in corpus}
+    assert not chose & {e.prompt for e in study.test}

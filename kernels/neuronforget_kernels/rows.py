@@ -115,9 +115,8 @@ def _fill(
     fields: Tensor, names: list[int], sums: Tensor, pivot: Tensor, extremes: Tensor, counts: Tensor, wide: Tensor
 ) -> None:
     """The fields of one group from its examples' sums [example, sum, neuron]."""
-    bases = sum(name in BASES for name in names)
+    total, bases = sums.sum(0, dtype=torch.float64), sum(name in BASES for name in names)
     wide, products = wide[:bases].copy_(sums[:, :bases].transpose(0, 1)), wide[len(BASES) :]
-    total = torch.cat([wide.sum(1), sums[:, bases:].sum(0).double()])  # no base: no cancelling, fp32 is enough
     of = dict(zip(names, wide, strict=False))
     made = [field for field, factors in _PRODUCTS.items() if of.keys() >= set(factors)]
     for field, into in zip(made, products, strict=False):
