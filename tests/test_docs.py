@@ -31,12 +31,15 @@ INSTEAD = {
     "guards.md": {"lm.model.generate(...)": "__import__('neuronforget.generation').generation.generate(lm, forget)"},
     "influence.md": {
         "head(200)": "head(9)",
-        'lm, forget, retain, "adapter"': 'lm, forget, retain.head(9), "adapter"',
+        'lm, forget, retain, "adapter"': 'lm, forget, retain.head(9), "adapter", steps=100, tolerance=0.99',
         "damping=0.1": "damping=1.0, tolerance=0.9",
         "shards=4": "shards=4, train=quick",
     },
     "operators.md": {"layers=[3, 4, 5],": "layers=[3, 4, 5], cut=0.9,"},
-    "training.md": {"2: 1e-3": "2: 1e-3, 3: 0.0, 4: 0.0, 5: 0.0"},
+    "training.md": {
+        "finetune(lm, forget, retain": "finetune(lm, forget, retain, steps=3",
+        "2: 1e-3": "2: 1e-3, 3: 0.0, 4: 0.0, 5: 0.0",
+    },
     "suites.md": {'path="FOLDER"': 'path="FOLDER", n=2, protocol=short, progress=False'},
     "howto/find.md": {
         "q=0.05": "q=0.05, permutations=50",
