@@ -212,6 +212,7 @@ def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[
     files = sorted((options.data / "tofu").glob("*.jsonl"))
     data = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
     key = content_key(text=taught.text.digest(), data=data, **about)
+    options.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if done.setdefault("key", key) != key:
         raise SystemExit(f"{path} holds another study (models or settings): give another --out")
@@ -229,7 +230,6 @@ def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[
 def main(argv: Sequence[str] | None = None) -> None:
     """Teach the models, measure every arm, write `study.json` (as the work goes on), `tables.md` and `tofu.svg`."""
     options = parser().parse_args(argv)
-    options.out.mkdir(parents=True, exist_ok=True)
     setting = replace(WHOLE, seed=options.seed) if options.whole else Setting(seed=options.seed)
     with in_one_line():
         for _, name in study(options, setting):

@@ -35,6 +35,10 @@ INSTEAD = {
         "damping=0.1": "damping=1.0, tolerance=0.9",
         "shards=4": "shards=4, train=quick",
     },
+    "losses.md": {
+        "finetune(lm, forget, retain": "finetune(lm, forget, retain, steps=3",
+        "finetune(lm, forget, loss": "finetune(lm, forget, steps=3, loss",
+    },
     "operators.md": {"layers=[3, 4, 5],": "layers=[3, 4, 5], cut=0.9,"},
     "training.md": {
         "finetune(lm, forget, retain": "finetune(lm, forget, retain, steps=3",

@@ -109,11 +109,13 @@ def test_a_killed_study_goes_on_and_another_one_is_refused(studied: dict[str, An
      ("n", 21, "--n 21 asks of authors whom the model is not taught: at most 20"), ("rates", [0.0], "above 0")],
 )  # fmt: skip
 def test_bad_settings_are_refused_before_any_model_is_taught(
-    studied: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str, value: Any, words: str
+    studied: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: Any, words: str
 ) -> None:
+    options = {**vars(studied["options"]), "out": tmp_path / "out", name: value}
     monkeypatch.setattr(studied["module"], "models", lambda *_: pytest.fail("models are taught"))
     with pytest.raises(nf.InputError, match=words):
-        list(studied["module"].study(Namespace(**{**vars(studied["options"]), name: value}), studied["setting"]))
+        list(studied["module"].study(Namespace(**options), studied["setting"]))
+    assert not options["out"].exists()
 
 
 def test_every_arm_has_a_name_that_can_be_asked_for(studied: dict[str, Any]) -> None:
