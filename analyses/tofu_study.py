@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,7 @@ def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[
     about |= {"strengths": STRENGTHS, "share": SHARE, "damage": DAMAGE}
     files = sorted((options.data / "tofu").glob("*.jsonl"))
     data = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    key = content_key(text=taught.text.digest(), data=data, **about)
+    key = content_key(text=taught.text.digest(), others=taught.others.digest(), data=data, **about)
     options.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     if done.setdefault("key", key) != key:
@@ -221,10 +222,10 @@ def study(options: argparse.Namespace, setting: Setting) -> Iterator[tuple[dict[
     for split in options.splits:
         own, arms = Study.of(split, found, taught, options), done.setdefault("splits", {}).setdefault(split, {})
         done.setdefault("authors", {})[split] = own.authors
-        for name in own.run(arms):
+        for name in chain([None], own.run(arms)):  # first the authors, also where every arm is there
             keep(path, **{k: v for k, v in done.items() if k != "environment"})
-            yield done, f"{split}: {name}"
-        keep(path, **{k: v for k, v in done.items() if k != "environment"})
+            if name is not None:
+                yield done, f"{split}: {name}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
