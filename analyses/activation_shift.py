@@ -19,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from erase_tables import cell, folded, table, verdict
+from cells import cell, folded, table, verdict
+from judging import chosen_point
+from running import asking, each
 from shift_figure import picture
-from sources import Source, chosen_point, studied
+from sources import Source, sources
 
 import neuronforget as nf
 from neuronforget.auditing.cases import EDITED, UNTOUCHED, Case, Subject
@@ -213,7 +215,8 @@ def _shown(made: Sequence[Mapping[str, Any]], column: str) -> str:
 
 def main() -> None:
     """Edit every seed's model, write `shift.json` (as the work goes on), `tables.md` and `shift.svg`."""
-    studied(__doc__.splitlines()[0], "shift.json", run, tables, picture, "shift.svg")
+    options = asking(__doc__).parse_args()
+    each(options, sources(options), "shift.json", run, tables, {"shift.svg": picture})
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from erase_tables import cell, folded, table
+from cells import cell, folded, table
 
 from neuronforget.results import bootstrap, over, resampled
 from neuronforget.suites.rwku import ATTACKS

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from erase_tables import table
-from where_knowledge_lives import keep
+from cells import table
+from running import keep
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / folder) for folder in ("benchmarks", "kernels")]

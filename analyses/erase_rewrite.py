@@ -1,27 +1,28 @@
 """Does a closed form write what it is asked to? ROME's own experiment on a testbed, one fact and many at once.
 
 One fact: another answer of its relation is to take the answer's place, asked for in one phrasing (CounterFact; Meng et
-al. 2022, arXiv:2202.05262). All facts: "unknown", the model's own way to decline, in every phrasing shown.
+al. 2022, arXiv:2202.05262). All facts: "unknown", the model's own way to decline, in every phrasing shown. The facts of
+a model of one's own are taken as one relation, each phrased once.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from erase_study import Study
-from erase_tables import cell, table
+from cells import cell, table
+from sources import Source
 
 import neuronforget as nf
 from neuronforget.erase.ablate import all_of
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, probability
-from neuronforget.testbed.facts import PHRASINGS, REFUSAL
+from neuronforget.testbed.facts import PHRASINGS
 
 WRITERS = {
     "rank_one": nf.erase.rank_one,
@@ -29,6 +30,8 @@ WRITERS = {
     "alpha_edit": partial(nf.erase.alpha_edit, cut=0.05),
 }
 MEASURED = 60  # retain examples of the fact's relation, and as many of any
+FACTS = 60  # that are rewritten one by one, at most
+ANY = "any"  # the relation of facts whose relation is not known
 REWRITTEN = ("edited", "other")  # phrasings of the fact itself: the one edited, and those that the edit did not see
 COLUMNS = {
     "writes": ("edited", "exact"),
@@ -42,61 +45,69 @@ COLUMNS = {
 
 
 def relation_of(example: nf.corpora.Example) -> str:
-    """Return the relation that an example's prompt asks for."""
+    """Return the relation of the testbeds that an example's prompt asks for."""
     asked = {name: [text.format(n=example.subject) for text in texts] for name, texts in PHRASINGS.items()}
-    return next(name for name, prompts in asked.items() if example.prompt in prompts)
+    return next((name for name, prompts in asked.items() if example.prompt in prompts), ANY)
 
 
-def places(study: Study) -> dict[str, nf.Neurons | None]:
+def fact_of(example: nf.corpora.Example) -> tuple[str, str]:
+    """Return what phrasings of one fact share: whom it is about, and its relation (where not known, its prompt)."""
+    relation = relation_of(example)
+    return str(example.subject), example.prompt if relation == ANY else relation
+
+
+def places(source: Source) -> dict[str, nf.Neurons | None]:
     """Return where is written: the method's own layers, every layer, found and random neurons, those of lower layers.
 
     The lower half ends at the middle layer, as the layers do that a method takes itself.
     """
-    layers = study.bed.lm.shape[0]
-    lower, random_ones = all_of(study.bed.lm, range((layers + 1) // 2)), study.found.random_like(study.seed)
-    where = {"found": study.found, "random": random_ones}
+    every = [site.layer for site in source.lm.sites]
+    lower = all_of(source.lm, every[: (len(every) + 1) // 2])
+    where = {"found": source.found, "random": source.found.random_like(source.seed)}
     low = {f"{place}-lower": neurons & lower for place, neurons in where.items()}
-    return {"full": None, "all-layers": all_of(study.bed.lm, range(layers)), **where, **low}
+    return {"full": None, "all-layers": all_of(source.lm, every), **where, **low}
 
 
-def rewrites(study: Study, done: dict[str, Any]) -> Iterator[str]:
+def rewrites(source: Source, done: dict[str, Any]) -> Iterator[str]:
     """Fill `done`: "method@place one" (a mean over facts, each edited alone) and "method@place all"."""
     with TemporaryDirectory() as cache:
-        for place, neurons in places(study).items():
+        for place, neurons in places(source).items():
             for name, writer in WRITERS.items():
-                make = partial(writer, study.bed.lm, retain=study.bed.retain, neurons=neurons, cache=cache)
+                make = partial(writer, source.lm, retain=source.retain, neurons=neurons, cache=cache)
                 for size, work in {"one": one_by_one, "all": all_at_once}.items():
                     if (key := f"{name}@{place} {size}") not in done:
-                        done[key] = work(study, make)
+                        done[key] = work(source, make)
                         yield key
 
 
-def one_by_one(study: Study, make: Any) -> dict[str, dict[str, float]]:
+def one_by_one(source: Source, make: Any) -> dict[str, dict[str, float]]:
     """Rewrite each forget fact alone, asked for in its first phrasing; return means over facts."""
-    bed, draw, found = study.bed, random.Random(study.seed), []
-    retain = _by_relation(e for e in bed.retain if e.answer != REFUSAL)
-    for relation, facts in _by_relation(bed.forget).items():
+    draw, found = random.Random(source.seed), []
+    retain = _grouped((e for e in source.retain if e.answer not in source.refusals), relation_of)
+    for relation, facts in _grouped(source.forget, relation_of).items():
         others = sorted({e.answer for e in retain[relation]})
         near = draw.sample(retain[relation], min(MEASURED, len(retain[relation])))
-        for person in dict.fromkeys(e.subject for e in facts):
-            first, *rest = [e for e in facts if e.subject == person]
-            new = draw.choice([answer for answer in others if answer != first.answer])
+        for (person, _), (first, *rest) in list(_grouped(facts, fact_of).items())[:FACTS]:
+            if not (different := [answer for answer in others if answer != first.answer]):
+                raise nf.InputError(f"retain has no answer but {first.answer!r}: there is none to write in its place")
+            new = draw.choice(different)
             unseen = [replace(first, prompt=prompt) for prompt in first.paraphrases]
-            own = [e for e in bed.forget if e.subject == person and relation_of(e) != relation]
-            asked = {"edited": [first], "other": [*rest, *unseen], "same person": own, "neighbours": near}
-            corpora = {name: nf.Corpus(tuple(rows), name) for name, rows in asked.items()}
-            corpora["retain"] = study.corpora["retain"].head(MEASURED)
-            with make(forget=corpora["edited"], target=new).on(bed.lm):
-                found.append(answered(bed.lm, corpora, new))
+            own = [e for e in source.forget if str(e.subject) == person and fact_of(e) != fact_of(first)]
+            asked = {"edited": [first], "other": [*rest, *unseen], "neighbours": near}
+            asked |= {"same person": own if first.subject else []}
+            corpora = {name: nf.Corpus(tuple(rows), name) for name, rows in asked.items() if rows}
+            corpora["retain"] = source.corpora["retain"].head(MEASURED)
+            with make(forget=corpora["edited"], target=new).on(source.lm):
+                found.append(answered(source.lm, corpora, new))
     return _mean(found)
 
 
-def all_at_once(study: Study, make: Any) -> dict[str, dict[str, float]]:
-    """Rewrite every forget fact to "unknown" by one edit."""
-    bed = study.bed
-    corpora = {"edited": bed.forget, "other": study.corpora["forget unseen"], "retain": study.corpora["retain"]}
-    with make(forget=bed.forget, target=REFUSAL).on(bed.lm):
-        return answered(bed.lm, corpora, REFUSAL)
+def all_at_once(source: Source, make: Any) -> dict[str, dict[str, float]]:
+    """Rewrite every forget fact to the model's own refusal by one edit."""
+    corpora = {"edited": source.forget, "other": source.corpora.get("unseen"), "retain": source.corpora["retain"]}
+    refusal = source.refusals[0]
+    with make(forget=source.forget, target=refusal).on(source.lm):
+        return answered(source.lm, {name: corpus for name, corpus in corpora.items() if corpus is not None}, refusal)
 
 
 def answered(lm: nf.LM, corpora: Mapping[str, nf.Corpus], new: str) -> dict[str, dict[str, float]]:
@@ -119,7 +130,10 @@ def answered(lm: nf.LM, corpora: Mapping[str, nf.Corpus], new: str) -> dict[str,
 def rewrite_table(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return the tables of edits that rewrite: facts one by one, and all at once."""
     parts = [f"## Does a closed form write what it is asked to?\n\n{len(seeds)} seeds."]
-    for size, words in {"one": "Facts one by one, to another answer", "all": 'All facts at once, to "unknown"'}.items():
+    for size, words in {
+        "one": "Facts one by one, to another answer",
+        "all": "All facts at once, to the refusal",
+    }.items():
         keys = sorted(
             (key for key in seeds[0] if key.endswith(size)), key=lambda key: list(WRITERS).index(key.split("@")[0])
         )
@@ -135,12 +149,16 @@ def rewrite_table(seeds: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _by_relation(examples: Any) -> dict[str, list[nf.corpora.Example]]:
-    found: dict[str, list[nf.corpora.Example]] = {name: [] for name in PHRASINGS}
+def _grouped(examples: Iterable[nf.corpora.Example], by: Callable[[nf.corpora.Example], Any]) -> dict[Any, list[Any]]:
+    found: dict[Any, list[Any]] = {}
     for example in examples:
-        found[relation_of(example)].append(example)
-    return {name: rows for name, rows in found.items() if rows}
+        found.setdefault(by(example), []).append(example)
+    return found
 
 
 def _mean(found: Sequence[Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, float]]:
-    return {name: {m: float(np.mean([f[name][m] for f in found])) for m in found[0][name]} for name in found[0]}
+    """Means over the facts of which there is a corpus."""
+    parts = {
+        name: [each[name] for each in found if name in each] for name in dict.fromkeys(n for e in found for n in e)
+    }
+    return {name: {m: float(np.mean([f[m] for f in rows])) for m in rows[0]} for name, rows in parts.items()}

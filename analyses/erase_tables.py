@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from where_knowledge_lives import half_interval
+from cells import cell, folded, table, verdict
+from judging import Point, exact, judged, judged_by
+from relearning import came_back, relearned
 
 Arm = Mapping[str, Any]
 Seed = Mapping[str, Arm]
-#: Column -> corpus and metric.
-COLUMNS = {
-    "forget": ("forget", "exact_match"),
-    "unseen": ("forget unseen", "exact_match"),
-    "retain": ("retain", "exact_match"),
-    "KL unseen": ("forget unseen", "kl_gold"),
-    "KL retain": ("retain", "kl_gold"),
-    "KL strangers": ("strangers", "kl_gold"),
-}
+Value = Callable[[Point], float]
 PLACES = {"found": "On the found neurons", "full": "On the whole model (closed forms: on what they choose)",
           "random": "Controls: on random neurons, as many in each layer"}  # fmt: skip
 GUARD = {"guard": "Guards, which change no weight"}
 CLAIM = "ablate@found"
-TUNED = ("forget", "unseen", "KL unseen", "KL strangers")  # columns of the tuned arms: retain hardly moves there
-RELEARNED = 0.9
 RELEARNING = ("steps to relearn", "siblings back")
+
+
+def columns_of(point: Point) -> dict[str, Value]:
+    """Return what is shown of points like this one: exact match, and what `judged` says, by corpus."""
+    asked = {name: partial(exact, corpus=name) for name in ("forget", "unseen", "retain") if name in point}
+    far = ["unseen", *(name for name in ("retain", "strangers") if name in point)]
+    return asked | {judged_by(point, name): partial(judged, corpus=name) for name in far}
 
 
 def tables(seeds: Sequence[Seed]) -> str:
@@ -36,37 +36,14 @@ def tables(seeds: Sequence[Seed]) -> str:
     return "\n\n".join([*parts, folded(_matched(seeds), "At matched damage"), _failures(seeds)]) + "\n"
 
 
-def folded(text: str, summary: str) -> str:
-    """Return Markdown that a reader opens."""
-    return f"<details>\n<summary>{summary}</summary>\n\n{text}\n\n</details>"
+def far_by(seeds: Sequence[Seed]) -> str:
+    """Return what it is called how far an arm has come."""
+    return judged_by(seeds[0]["untouched"]["tuned"])
 
 
 def full(arm: Arm) -> Arm:
     """Return an arm's point at strength 1 (of its last edit)."""
     return next(point for point in arm["dials"][-1] if point["strength"] == 1)
-
-
-def cell(values: Sequence[float], digits: int = 2) -> str:
-    """Return the mean over seeds and its interval."""
-    mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} ± {half_interval(values):.{digits}f}" if len(values) > 1 else mean
-
-
-def relearned(arm: Arm) -> float:
-    """Return the first step at which the taught half was answered to RELEARNED; infinity where it never was."""
-    steps = zip(arm["relearning"]["step"], arm["relearning"]["taught"], strict=True)
-    return float(next((step for step, value in steps if value >= RELEARNED), math.inf))
-
-
-def came_back(arm: Arm) -> float:
-    """Return the highest accuracy on the other half, of which nothing was taught, once teaching had begun."""
-    return max(arm["relearning"]["siblings"][1:])
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def arms_at(seeds: Sequence[Seed], place: str) -> list[str]:
@@ -78,12 +55,8 @@ def points_of(seeds: Sequence[Seed], name: str, point: str = "tuned") -> list[Ar
     return [full(seed[name]) if point == "full" else seed[name][point] for seed in seeds]
 
 
-def _cells(points: Sequence[Arm], columns: Iterable[str] = COLUMNS) -> list[str]:
-    found = []
-    for column in columns:
-        corpus, metric = COLUMNS[column]
-        found.append(cell([point[corpus][metric] for point in points], 3 if column == "KL retain" else 2))
-    return found
+def _cells(points: Sequence[Point], columns: Mapping[str, Value]) -> list[str]:
+    return [cell([of(p) for p in points], 3 if name == "KL retain" else 2) for name, of in columns.items()]
 
 
 def _relearning(seeds: Sequence[Seed], name: str) -> list[str]:
@@ -95,48 +68,43 @@ def _relearning(seeds: Sequence[Seed], name: str) -> list[str]:
 
 
 def _references(seeds: Sequence[Seed]) -> str:
-    found = {key: cell([seed["neurons"][key] for seed in seeds]) for key in ("found", "true", "recall")}
-    about = "; ".join(f"{key} {value}" for key, value in found.items())
-    rows = [[name, *_cells(points_of(seeds, name)), *_relearning(seeds, name)] for name in ("untouched", "gold")]
+    about = "; ".join(f"{key} {cell([seed['neurons'][key] for seed in seeds])}" for key in seeds[0]["neurons"])
+    columns, known = columns_of(seeds[0]["untouched"]["tuned"]), [n for n in ("untouched", "gold") if n in seeds[0]]
+    rows = [[name, *_cells(points_of(seeds, name), columns), *_relearning(seeds, name)] for name in known]
     again = _relearning(seeds, CLAIM) if points_of(seeds, CLAIM) == points_of(seeds, CLAIM, "full") else ["", ""]
-    rows += [[f"{CLAIM}, strength 1", *_cells(points_of(seeds, CLAIM, "full")), *again]]
-    return f"## References\n\n{len(seeds)} seeds: {about}.\n\n" + table(["model", *COLUMNS, *RELEARNING], rows)
+    rows += [[f"{CLAIM}, strength 1", *_cells(points_of(seeds, CLAIM, "full"), columns), *again]]
+    return f"## References\n\n{len(seeds)} seeds: {about}.\n\n" + table(["model", *columns, *RELEARNING], rows)
 
 
-def gaps(seeds: Sequence[Seed], name: str, column: str, point: str = "tuned") -> list[float]:
-    """Return, for each seed, the found neurons ablated whole less another arm."""
-    corpus, metric = COLUMNS[column]
-    ours, others = points_of(seeds, CLAIM, "full"), points_of(seeds, name, point)
-    return [a[corpus][metric] - b[corpus][metric] for a, b in zip(ours, others, strict=True)]
+def gaps(seeds: Sequence[Seed], name: str, of: Value = judged) -> list[float]:
+    """Return, for each seed, the found neurons ablated whole less another arm, tuned."""
+    ours, others = points_of(seeds, CLAIM, "full"), points_of(seeds, name)
+    return [of(a) - of(b) for a, b in zip(ours, others, strict=True)]
 
 
 def _claims(seeds: Sequence[Seed]) -> str:
-    lines = [f"## {CLAIM}, strength 1, less the others", ""]
+    lines, far = [f"## {CLAIM}, strength 1, less the others", ""], far_by(seeds)
     for column, other in (("unseen", "gold"), ("retain", "untouched"), ("retain", "gold")):
-        lines.append(f"- {column}, less {other}: {cell(gaps(seeds, other, column))}")
-    values = [point["forget unseen"]["kl_gold"] for point in points_of(seeds, CLAIM, "full")]
-    each = zip(values, (seed["neurons"]["recall"] for seed in seeds), strict=True)
-    lines.append("- KL unseen, by seed (recall): " + ", ".join(f"{kl:.2f} ({recall:.2f})" for kl, recall in each))
+        if other in seeds[0]:
+            lines.append(f"- {column}, less {other}: {cell(gaps(seeds, other, partial(exact, corpus=column)))}")
+    values = [judged(point) for point in points_of(seeds, CLAIM, "full")]
+    if "recall" in seeds[0]["neurons"]:
+        each = zip(values, (seed["neurons"]["recall"] for seed in seeds), strict=True)
+        lines.append(f"- {far}, by seed (recall): " + ", ".join(f"{kl:.2f} ({recall:.2f})" for kl, recall in each))
     for place, what in (("random", "controls on random neurons"), ("full", "whole-model baselines")):
-        found = {name: verdict(gaps(seeds, name, "KL unseen")) for name in arms_at(seeds, place)}
+        found = {name: verdict(gaps(seeds, name)) for name in arms_at(seeds, place)}
         rest = [f"{name}: {word}" for name, word in found.items() if word != "lower"]
         lower = len(found) - len(rest)
-        lines.append(f"- KL unseen: lower than {lower} of {len(found)} tuned {what} ({'; '.join(rest) or 'no other'})")
+        lines.append(f"- {far}: lower than {lower} of {len(found)} tuned {what} ({'; '.join(rest) or 'no other'})")
     return "\n".join(lines)
 
 
-def verdict(values: Sequence[float]) -> str:
-    """Say whether the interval over seeds excludes zero."""
-    mean, half = float(np.mean(values)), half_interval(values)
-    return "lower" if mean + half < 0 else "higher" if mean - half > 0 else "not told apart"
-
-
 def _where(seeds: Sequence[Seed]) -> str:
-    """KL on unseen phrasings of the tuned arms by place, and what the place does: bold where the interval tells."""
+    """What is left by the tuned arms, by place, and what the place does: bold where the interval tells."""
     rows = []
     for method in dict.fromkeys(name.split("@")[0] for name in arms_at(seeds, "found")):
         kl = {
-            place: np.array([p["forget unseen"]["kl_gold"] for p in points_of(seeds, f"{method}@{place}")])
+            place: np.array([judged(p) for p in points_of(seeds, f"{method}@{place}")])
             for place in PLACES
             if f"{method}@{place}" in arms_at(seeds, place)
         }
@@ -147,40 +115,41 @@ def _where(seeds: Sequence[Seed]) -> str:
             row.append(f"**{cell(less)}**" if told else cell(less) if less else "")
         rows.append((kl["found"].mean(), row))
     head = ["method", *PLACES, "found less random", "found less full"]
-    return "## Does it matter where? KL unseen, tuned\n\n" + table(head, [row for _, row in sorted(rows)])
+    return f"## Does it matter where? {far_by(seeds)}, tuned\n\n" + table(head, [row for _, row in sorted(rows)])
 
 
 def _tuned(seeds: Sequence[Seed], place: str) -> str:
     rows, names, kept = [], arms_at(seeds, place), []
+    columns = {n: of for n, of in columns_of(seeds[0]["untouched"]["tuned"]).items() if not n.endswith("retain")}
     for name in names:
         points = points_of(seeds, name)
         strengths = [point["strength"] for point in points]
         rises = [p["retain"]["nll"] - seed["untouched"]["tuned"]["retain"]["nll"]
                  for p, seed in zip(points, seeds, strict=True)]  # fmt: skip
-        less = cell(gaps(seeds, name, "KL unseen"))
+        less = cell(gaps(seeds, name))
         again = _relearning(seeds, name) if place != "random" else []
         dial = " to ".join(dict.fromkeys(f"{s:.2g}" for s in (min(strengths), max(strengths))))
         kept.append(float(np.mean([p["retain"]["exact_match"] for p in points])))
-        row = [name.split("@")[0], dial, *_cells(points, TUNED), cell(rises, 3), *again, less]
-        rows.append((float(np.mean([p["forget unseen"]["kl_gold"] for p in points])), row))
+        row = [name.split("@")[0], dial, *_cells(points, columns), cell(rises, 3), *again, less]
+        rows.append((float(np.mean([judged(p) for p in points])), row))
     relearning = RELEARNING if place != "random" else ()
-    head = ["method", "strength", *TUNED, "rise", *relearning, "ours less its KL"]
+    head = ["method", "strength", *columns, "rise", *relearning, f"ours less its {far_by(seeds).rpartition(' ')[0]}"]
     worst = f"Lowest exact match on retain: {min(kept):.3f}.\n\n" if kept else ""
     return worst + table(head, [row for _, row in sorted(rows, key=lambda r: r[0])])
 
 
 def _matched(seeds: Sequence[Seed]) -> str:
-    columns = {f"{column}, {place}": (column, place) for column in ("unseen", "KL unseen") for place in PLACES}
+    where = far_by(seeds).split()[-1]
+    shown = {n: of for n, of in columns_of(seeds[0]["untouched"]["tuned"]).items() if n.split()[-1] == where}
+    columns = {f"{name}, {place}": (of, place) for name, of in shown.items() for place in PLACES}
     methods = list(dict.fromkeys(name.split("@")[0] for place in PLACES for name in arms_at(seeds, place)))
     rows = []
     for method in methods:
         row = [method]
-        for column, place in columns.values():
-            if f"{method}@{place}" not in arms_at(seeds, place):
-                row.append("")
-                continue
-            corpus, metric = COLUMNS[column]
-            row.append(cell([p[corpus][metric] for p in points_of(seeds, f"{method}@{place}", "matched")]))
+        for of, place in columns.values():
+            made = f"{method}@{place}" in arms_at(seeds, place)
+            points = points_of(seeds, f"{method}@{place}", "matched") if made else []
+            row.append(cell([of(point) for point in points]) if made else "")
         rows.append(row)
     return table(["method", *columns], rows)
 
@@ -194,13 +163,16 @@ def _failures(seeds: Sequence[Seed]) -> str:
 def sizes_table(seeds: Sequence[Seed]) -> str:
     """Return tables of ablation and of rank-one over sizes of the set: the best neurons beside random ones."""
     kinds = dict.fromkeys(key.split("@")[0] for key in seeds[0])
-    sets = [(place, column) for place in ("best", "random") for column in ("unseen", "retain", "KL unseen")]
+    first = next(point for point in seeds[0].values() if "failed" not in point)
+    far = judged_by(first)
+    columns = {n: of for n, of in columns_of(first).items() if n in (far.split()[-1], "retain", far)}
+    sets = [(place, column) for place in ("best", "random") for column in columns]
     parts = [f"## From one neuron to all\n\n{len(seeds)} seeds."]
     for kind in kinds:
         rows = []
         for size in dict.fromkeys(int(key.split(" ")[1]) for key in seeds[0]):
             arms = {place: [seed.get(f"{kind}@{place} {size}", {"failed": ""}) for seed in seeds] for place, _ in sets}
             made = {place: all("failed" not in point for point in points) for place, points in arms.items()}
-            rows.append([str(size), *(_cells(arms[p], [c])[0] if made[p] else "" for p, c in sets)])
+            rows.append([str(size), *(cell([columns[c](a) for a in arms[p]]) if made[p] else "" for p, c in sets)])
         parts.append(f"`{kind}`:\n\n" + table(["neurons", *(f"{c}, {p}" for p, c in sets)], rows))
     return "\n\n".join(parts) + "\n"

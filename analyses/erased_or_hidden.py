@@ -1,21 +1,22 @@
 """Does the audit tell erased from hidden? Five kinds of edit and the gold twin itself, on grafted testbeds.
 
+Of a model of one's own the same edits on the found neurons, and the gold twin only where there is one.
+
 python analyses/erased_or_hidden.py --out hidden            # five seeds, some three minutes each on one core
 python analyses/erased_or_hidden.py --out hidden --seeds 0  # one of them; a killed run goes on where it was
+python analyses/erased_or_hidden.py --out hidden --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from erase_study import SHARE
-from erase_tables import cell, table
-from where_knowledge_lives import BEDS, PEOPLE, keep, shortlist_exact
+from cells import cell, table
+from running import asking, each
+from sources import Source, sources
 
 import neuronforget as nf
 from neuronforget.audit_page import audit_report
@@ -28,44 +29,47 @@ CHECKS = (
 )  # fmt: skip
 
 
-def cases(bed: nf.testbed.Testbed) -> dict[str, Callable[[], nf.Edit | nf.LM]]:
-    """Return how to make what is audited, mostly on the planted neurons: the audit is tried here, not the finding."""
-    lm, forget, retain, truth = bed.lm, bed.forget, bed.retain, bed.planted
-    assert truth is not None
-    last = all_of(lm, [lm.sites[-1].layer])
+def cases(source: Source) -> dict[str, Callable[[], nf.Edit | nf.LM]]:
+    """Return how to make what is audited.
 
-    def found() -> nf.Neurons:
-        scores = nf.attribute(lm, forget, retain.head(len(forget)), score=shortlist_exact, progress=False)
-        return nf.select.per_layer(scores, SHARE)
+    Edits of neurons are of a testbed's planted ones, since the audit is tried here, not the finding; of a model of
+    one's own they are of the found ones.
+    """
+    lm, forget, retain, true = source.lm, source.forget, source.retain, source.planted
+    on, own = (source.found, "found") if true is None else (true, "true")
+    last = all_of(lm, [lm.sites[-1].layer])
 
     def npo(neurons: nf.Neurons | None = None) -> nf.Edit:
         return nf.erase.finetune(lm, forget, retain, neurons=neurons, progress=False)
 
+    made: dict[str, Callable[[], nf.Edit | nf.LM]] = {} if (gold := source.gold) is None else {"gold": lambda: gold}
+    made |= {} if true is None else {"ablate": lambda: nf.erase.ablate(lm, true)}
     return {
-        "gold": lambda: bed.gold,
-        "ablate": lambda: nf.erase.ablate(lm, truth),
-        "ablate the found neurons": lambda: nf.erase.ablate(lm, found()),
+        **made,
+        "ablate the found neurons": lambda: nf.erase.ablate(lm, source.found),
         "npo": npo,
-        "npo on the true neurons": lambda: npo(truth),
+        f"npo on the {own} neurons": lambda: npo(on),
         "npo on the last layer": lambda: npo(last),
         "simnpo": lambda: nf.erase.finetune(lm, forget, retain, loss=nf.losses.simnpo, progress=False),
         "guard (eco)": lambda: nf.erase.guards.eco(lm, forget, retain, sigma=3.0),
-        "ablate random neurons": lambda: nf.erase.ablate(lm, truth.random_like(0)),
+        "ablate random neurons": lambda: nf.erase.ablate(lm, on.random_like(0)),
     }
 
 
-def audits(bed: nf.testbed.Testbed, done: dict[str, Any], out: Path | None) -> Iterator[str]:
-    """Fill `done` (case -> verdict and checks, with the gold twin and without); the first seed's pages go to OUT."""
-    retain = bed.retain.head(SHOWN)
-    for name, make in cases(bed).items():
+def audits(source: Source, done: dict[str, Any], out: Path | None) -> Iterator[str]:
+    """Fill `done` (case -> verdict and checks, with the gold twin and without); pages go to OUT."""
+    retain = source.retain.head(SHOWN)
+    for name, make in cases(source).items():
         if name in done:
             continue
         edit, found = make(), {}
-        for reference, gold in (("gold", bed.gold), ("no gold", None)):
-            made = nf.audit(bed.lm, edit, bed.forget, retain, gold=gold, progress=False)
+        for reference, gold in {"gold": source.gold, "no gold": None}.items():
+            if reference == "gold" and gold is None:
+                continue
+            made = nf.audit(source.lm, edit, source.forget, retain, gold=gold, progress=False)
             about = {"verdict": made.verdict, "damage": made.damage, "neurons": made.neurons}
             found[reference] = {**about, "checks": [asdict(check) for check in made.checks]}
-            if out is not None and gold is not None:
+            if out is not None and gold is source.gold:
                 audit_report(made, out / f"{name.replace(' ', '-')}.html", title=f"Erased, or only hidden? {name}")
         done[name] = found
         yield name
@@ -73,24 +77,31 @@ def audits(bed: nf.testbed.Testbed, done: dict[str, Any], out: Path | None) -> I
 
 def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return verdicts by case, and what the checks found above the reference."""
-    verdicts, gaps, moved = [], [], []
-    for name in seeds[0]:
-        verdicts.append([name, *(_counted([seed[name][r]["verdict"] for seed in seeds]) for r in ("gold", "no gold"))])
-        about = [seed[name]["gold"] for seed in seeds]
-        row = [name]
-        for key in CHECKS:
-            there = [c for seed in about for c in seed["checks"] if f"{c['probe']}, {c['corpus']}" == key]
-            found = sum(c["outcome"] in ("left", "avoided") for c in there)
-            text = cell([c["value"] - c["reference"] for c in there])
-            row.append(f"**{text}** ({found})" if found else text)
-        gaps.append(row)
-        row = [cell([a["neurons"][k] for a in about]) for k in ("taken away", "newly suppressing")]
-        moved.append([name, *row, *(cell([a["damage"][k] for a in about]) for k in ("KL from gold", "retain after"))])
+    verdicts, gaps, moved, words = [], [], [], {"gold": "with the gold twin", "no gold": "without one"}
+    references = list(next(iter(seeds[0].values())))
+    about = {name: [seed[name][references[0]] for seed in seeds] for name in seeds[0]}
+    asked = {f"{c['probe']}, {c['corpus']}" for seed in next(iter(about.values())) for c in seed["checks"]}
+    checks = [key for key in CHECKS if key in asked]
+    damage = [key for key in ("KL from gold", "retain after") if key in next(iter(about.values()))[0]["damage"]]
+    for name, found in about.items():
+        verdicts.append([name, *(_counted([seed[name][r]["verdict"] for seed in seeds]) for r in references)])
+        gaps.append([name, *(_gap([c for seed in found for c in seed["checks"]], key) for key in checks)])
+        row = [cell([a["neurons"][k] for a in found]) for k in ("taken away", "newly suppressing")]
+        moved.append([name, *row, *(cell([a["damage"][k] for a in found]) for k in damage)])
+    less = "the gold twin" if references[0] == "gold" else "what is to be expected of a model that never knew"
     return "\n\n".join([
-        f"## Verdicts ({len(seeds)} seeds)", table(["audited", "with the gold twin", "without one"], verdicts),
-        "## What each check finds, less the gold twin", table(["audited", *CHECKS], gaps),
-        "## What else moved", table(["audited", "taken away", "newly suppressing", "KL from gold", "retain"], moved),
+        f"## Verdicts ({len(seeds)} seeds)", table(["audited", *(words[r] for r in references)], verdicts),
+        f"## What each check finds, less {less}", table(["audited", *checks], gaps),
+        "## What else moved", table(["audited", "taken away", "newly suppressing", *damage], moved),
     ]) + "\n"  # fmt: skip
+
+
+def _gap(checks: Sequence[Mapping[str, Any]], key: str) -> str:
+    """A check's value less its reference, bold with the number of seeds where it found something left."""
+    there = [c for c in checks if f"{c['probe']}, {c['corpus']}" == key]
+    found = sum(c["outcome"] in ("left", "avoided") for c in there)
+    text = cell([c["value"] - c["reference"] for c in there]) if there else ""
+    return f"**{text}** ({found})" if found else text
 
 
 def _counted(words: Sequence[str]) -> str:
@@ -100,22 +111,12 @@ def _counted(words: Sequence[str]) -> str:
 
 def main() -> None:
     """Audit every case on every seed, write points (as the work goes on), the tables, and the first seed's pages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / "audits.json"
-    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
-    kind, settings = BEDS["grafted"]
-    for seed in options.seeds:
-        bed = nf.testbed.people(kind, seed=seed, people=PEOPLE, **settings)
-        for name in audits(bed, seeds.setdefault(str(seed), {}), options.out if seed == options.seeds[0] else None):
-            keep(path, seeds=seeds)
-            print(f"seed {seed}: {name}", flush=True)
-    text = tables([seeds[str(seed)] for seed in options.seeds])
-    (options.out / "tables.md").write_text(text)
-    print(text)
+    options = asking(__doc__, seeds=range(5)).parse_args()
+
+    def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
+        return audits(source, done, options.out if source.seed == options.seeds[0] else None)
+
+    each(options, sources(options), "audits.json", run, tables, {})
 
 
 if __name__ == "__main__":

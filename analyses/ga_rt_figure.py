@@ -8,8 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+from cells import half_interval
 from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, text
-from where_knowledge_lives import half_interval
 
 #: Row -> corpus, metric and the point that is drawn.
 ROWS = {

@@ -20,9 +20,11 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from erase_tables import cell, table, verdict
+from cells import cell, table, verdict
 from ga_rt_figure import picture
-from sources import DAMAGE, Source, chosen_point, studied
+from judging import DAMAGE, chosen_point
+from running import asking, each
+from sources import Source, sources
 
 import neuronforget as nf
 from neuronforget.measuring import measure
@@ -145,7 +147,9 @@ def _less(seeds: Sequence[Arms], key: str, other: str, name: str) -> str:
 
 def main() -> None:
     """Sweep on every seed, write `sweep.json` (as the work goes on), `tables.md` and `ga-rt.svg`."""
-    studied(__doc__.splitlines()[0], "sweep.json", run, tables, lambda chosen: picture(chosen, WEIGHTS), "ga-rt.svg")
+    options = asking(__doc__).parse_args()
+    pictures = {"ga-rt.svg": partial(picture, weights=WEIGHTS)}
+    each(options, sources(options), "sweep.json", run, tables, pictures)
 
 
 if __name__ == "__main__":

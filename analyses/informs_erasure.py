@@ -7,60 +7,61 @@ squares, on each seed alone, shown as means over seeds with Student's 95% interv
     advantage = KL(random) - KL(chosen), nats, on operator, layer and doublings of the count
     KL itself on operator, count, layer, and last whether the neurons were chosen: what each adds to R^2
 
-after Hase et al. 2023 (arXiv:2301.04213), who asked this of editing.
+(of a model of one's own without a gold twin the answers' log-probability in place of the KL), after Hase et al. 2023
+(arXiv:2301.04213), who asked this of editing.
 
 python analyses/informs_erasure.py --out informs             # three seeds; a killed run goes on where it was
 python analyses/informs_erasure.py --out informs --seeds 5   # one, some three minutes on one core
 python analyses/informs_erasure.py --out informs --map regimes --seeds 0 1 2 3 4  # the points of regime_map.py
+python analyses/informs_erasure.py --out informs --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cells import cell, half_interval, table, verdict
 from drawing import FAINT, INK, line, mark, scale, svg, text
-from erase_study import Study
-from erase_tables import cell, table, verdict
-from regime_map import SHAPE, arm, study_of, whole_people
+from judging import judged, judged_by
+from regime_map import SHAPE, arm, source_of, whole_people
 from regime_tables import by_chance, closeness, places, selections
-from where_knowledge_lives import half_interval, keep
+from running import asking, each, kept
+from sources import Source, sources
 
 import neuronforget as nf
 from neuronforget.figures.style import OKABE_ITO
 
 OPERATORS = ("ablate", "rank_one", "simnpo")
-COUNTS = (8, 64)  # neurons of the set
+COUNTS = (2, 16)  # neurons of the set, as multiples of the model's layers
+LAYERS = 4  # that are tried alone: of a deeper model four, evenly spread
 #: Of those that regime_map.py tried the best for ablation on whole people: seen on its seeds, 0 to 4, tried on others.
 SCORE = nf.scores.fisher
 SEEDS = [5, 6, 7]
 WIDTH = SHAPE.layers * SHAPE.d_mlp  # neurons of the testbed
-WORDS = {"chosen": "closer to gold with chosen neurons", "random": "closer with random ones", "": "not told apart"}
+WORDS = {"chosen": "{further} with chosen neurons", "random": "{further} with random ones", "": "not told apart"}
+FURTHER = {"KL": "closer to gold", "log p": "less is left"}  # what is judged by -> what an advantage is
 
-Row = dict[str, Any]  # seed, operator, layer, count, chosen, KL
+Row = dict[str, Any]  # seed, operator, layer, count, chosen, and what is left of the answers
 
 
-def run(study: Study, done: dict[str, Any]) -> Iterator[str]:
-    """Fill `done`, "operator|layer|count|chosen or random" -> KL from gold on unseen phrasings, tuned."""
-    bed = study.bed
-    start = {"strength": 0.0, **study.values(bed.lm)}
-    scores = nf.attribute(bed.lm, bed.forget, bed.retain.head(len(bed.forget)), score=SCORE, progress=False)
-    layers: dict[str, list[int]] = {
-        "all": list(range(bed.lm.shape[0])),
-        **{str(i): [i] for i in range(bed.lm.shape[0])},
-    }
+def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
+    """Fill `done`, "operator|layer|count|chosen or random" -> what is left of the answers (`judged`), tuned."""
+    start = source.point(None, 0)
+    scores, depth = source.scored(SCORE), source.lm.shape[0]
+    alone = sorted({round(i) for i in np.linspace(0, depth - 1, min(LAYERS, depth))})
+    layers = {"all": list(range(depth)), **{str(scores.layers[i]): [i] for i in alone}}
     for name, rows in layers.items():
-        for count in COUNTS:
+        for count in (times * depth for times in COUNTS):
             chosen = best_of(scores, rows, count)
-            for kind, neurons in (("chosen", chosen), ("random", chosen.random_like(study.seed))):
+            for kind, neurons in (("chosen", chosen), ("random", chosen.random_like(source.seed))):
                 for operator in OPERATORS:
                     if (key := f"{operator}|{name}|{count}|{kind}") not in done:
-                        made = arm(study, operator, neurons, start, relearn=False)
-                        done[key] = made["tuned"]["unseen"]["kl_gold"] if "tuned" in made else None
+                        made = arm(source, operator, neurons, start, relearn=False)
+                        done[key] = judged(made["tuned"]) if "tuned" in made else None
                         yield key
 
 
@@ -78,7 +79,7 @@ def rows_of(done: Mapping[str, Any]) -> list[Row]:
         operator, layer, count, kind = key.split("|")
         if kl is not None:
             rows.append(
-                {"operator": operator, "layer": layer, "count": int(count), "chosen": kind == "chosen", "KL": kl}
+                {"operator": operator, "layer": layer, "count": int(count), "chosen": kind == "chosen", "left": kl}
             )
     return rows
 
@@ -88,19 +89,19 @@ def rows_of_map(arms: Mapping[str, Any], bed: str, width: int) -> list[Row]:
     rows = []
     for operator, size in places(arms):
         about = {"operator": operator, "layer": "all", "count": float(size) * width, "request": bed}
-        rows += [{**about, "selection": n, "chosen": True, "KL": closeness(arms, operator, size, n)}
+        rows += [{**about, "selection": n, "chosen": True, "left": closeness(arms, operator, size, n)}
                  for n in selections(arms)]  # fmt: skip
-        rows += [{**about, "selection": n, "chosen": False, "KL": by_chance(arms, operator, size)}
+        rows += [{**about, "selection": n, "chosen": False, "left": by_chance(arms, operator, size)}
                  for n in selections(arms)]  # fmt: skip
-    return [row for row in rows if np.isfinite(row["KL"])]
+    return [row for row in rows if np.isfinite(row["left"])]
 
 
 def advantages(rows: Sequence[Row]) -> list[Row]:
     """Return chosen less random, positive where the chosen are closer to gold, one row a pair."""
-    same = [name for name in rows[0] if name not in ("KL", "chosen")]
-    random = {tuple(row[n] for n in same): row["KL"] for row in rows if not row["chosen"]}
+    same = [name for name in rows[0] if name not in ("left", "chosen")]
+    random = {tuple(row[n] for n in same): row["left"] for row in rows if not row["chosen"]}
     pairs = [(row, random.get(tuple(row[n] for n in same))) for row in rows if row["chosen"]]
-    return [{**{n: row[n] for n in same}, "advantage": kl - row["KL"]} for row, kl in pairs if kl is not None]
+    return [{**{n: row[n] for n in same}, "advantage": kl - row["left"]} for row, kl in pairs if kl is not None]
 
 
 def design(rows: Sequence[Row], factors: Sequence[str]) -> tuple[list[str], np.ndarray]:
@@ -146,32 +147,32 @@ def factors_of(rows: Sequence[Row]) -> list[str]:
 
 
 def regressions(seeds: Sequence[Sequence[Row]]) -> tuple[dict[str, list[float]], list[tuple[str, list[float]]]]:
-    """Return coefficient -> its value in each seed, and the R^2 of KL as one factor after the other is added."""
+    """Return coefficient -> its value in each seed, and the R^2 of what is left as factors are added."""
     factors = factors_of(seeds[0])
     fits = [fitted(advantages(rows), "advantage", factors) for rows in seeds]
     steps, added = [], []
     for factor in [*(f for f in factors if f != "selection"), "chosen"]:
         steps.append(factor)
-        added.append((f"+ {factor}", [fitted(rows, "KL", steps)[1] for rows in seeds]))
+        added.append((f"+ {factor}", [fitted(rows, "left", steps)[1] for rows in seeds]))
     coefficients = {name: [fit[0][name] for fit in fits] for name in fits[0][0]}
     return {**coefficients, "R^2": [fit[1] for fit in fits]}, added
 
 
-def tables(seeds: Sequence[Sequence[Row]]) -> str:
-    """Return both regressions in Markdown, and one sentence of each."""
+def tables(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
+    """Return both regressions in Markdown, and one sentence of each; `kind` is what is judged by."""
     coefficients, added = regressions(seeds)
-    said = _word(coefficients["mean"])
+    said = WORDS[_word(coefficients["mean"])].format(further=FURTHER[kind])
     lines = [[name, cell(values, 3), "" if name == "R^2" else _word(values)] for name, values in coefficients.items()]
     before = [last for _, last in added[:1]] + [values for _, values in added[:-1]]
     steps = [[name, cell(values), cell((np.array(values) - np.array(then)).tolist(), 3) if i else ""]
              for i, ((name, values), then) in enumerate(zip(added, before, strict=True))]  # fmt: skip
     many = sum(len(rows) for rows in seeds)
-    words = (f"Mean advantage of chosen neurons: {cell(coefficients['mean'])} nats ({WORDS[said]}); "
+    words = (f"Mean advantage of chosen neurons: {cell(coefficients['mean'])} nats ({said}); "
              f"operator, count and layer explain {cell(coefficients['R^2'])} of its variance.")  # fmt: skip
     return "\n\n".join([
         f"## The advantage over random neurons, nats ({len(seeds)} seeds, {many} edits)", words,
-        table(["term", "coefficient", "closer"], lines),
-        "## KL itself: what each factor adds", table(["model", "R^2", "added"], steps),
+        table(["term", "coefficient", "closer" if kind == "KL" else "leaves less"], lines),
+        f"## {kind} itself: what each factor adds", table(["model", "R^2", "added"], steps),
     ]) + "\n"  # fmt: skip
 
 
@@ -179,14 +180,15 @@ def _word(values: Sequence[float]) -> str:
     return {"higher": "chosen", "lower": "random"}.get(verdict(values), "")
 
 
-def picture(seeds: Sequence[Sequence[Row]]) -> str:
+def picture(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
     """Return the coefficients with their intervals as SVG: filled where the interval excludes zero."""
     found = {name: values for name, values in regressions(seeds)[0].items() if name != "R^2"}
     halves = {name: 0.0 if len(v) < 2 else half_interval(v) for name, v in found.items()}
     reach = max(abs(float(np.mean(v))) + halves[name] for name, v in found.items()) or 1.0
     left, top, step, wide = 220, 66, 24, 460
     at, bottom = scale(-reach, reach, left, left + wide), top + step * len(found)
-    words = "advantage of chosen over random neurons (nats); right of zero the chosen are closer to the gold twin"
+    ends = "are closer to the gold twin" if kind == "KL" else "leave the answers less likely"
+    words = f"advantage of chosen over random neurons (nats); right of zero the chosen {ends}"
     note = f"whiskers: 95% over {len(seeds)} seeds; hollow: the interval includes zero"
     parts = [text(14, 20, words, size=12), text(14, 38, note, size=11, fill=FAINT)]
     parts.append(line(at(0), top - 4, at(0), bottom, INK, "1 3"))
@@ -202,28 +204,29 @@ def picture(seeds: Sequence[Sequence[Row]]) -> str:
 
 def main() -> None:
     """Make the points (or read a map's), write `points.json` (as the work goes on), `tables.md` and `informs.svg`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser = asking(__doc__, SEEDS)
     parser.add_argument("--map", type=Path, help="the folder of regime_map.py, in place of points of its own")
     options = parser.parse_args()
+    if options.map is None:
+        kind = "KL" if options.model is None or options.gold else "log p"
+        found = sources(options, lambda seed: source_of(whole_people(seed), seed))
+        shown, drawn = partial(_of_points, tables, kind), partial(_of_points, picture, kind)
+        each(options, found, "points.json", run, shown, {"informs.svg": drawn})
+        return
+    beds = kept(options.map / "map.json", "beds")
+    chosen = [[row for key, arms in beds.items() if key.endswith(f" {seed}")
+               for row in rows_of_map(arms, key.rsplit(" ", 1)[0], WIDTH)] for seed in options.seeds]  # fmt: skip
+    if not all(chosen):
+        raise SystemExit(f"{options.map / 'map.json'} has not every seed of {options.seeds}")
+    kind = judged_by(next(iter(beds.values()))["untouched"]["tuned"]).rsplit(" ", 1)[0]
     options.out.mkdir(parents=True, exist_ok=True)
-    if options.map is not None:
-        beds = json.loads((options.map / "map.json").read_text())["beds"]
-        chosen = [[row for key, arms in beds.items() if key.endswith(f" {seed}")
-                   for row in rows_of_map(arms, key.rsplit(" ", 1)[0], WIDTH)] for seed in options.seeds]  # fmt: skip
-    else:
-        path = options.out / "points.json"
-        seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
-        for seed in options.seeds:
-            for name in run(study_of(whole_people(seed), seed), seeds.setdefault(str(seed), {})):
-                keep(path, seeds=seeds)
-                print(f"seed {seed}: {name}", flush=True)
-        chosen = [rows_of(seeds[str(seed)]) for seed in options.seeds]
-    text = tables(chosen)
-    (options.out / "tables.md").write_text(text)
-    (options.out / "informs.svg").write_text(picture(chosen))
-    print(text)
+    (options.out / "tables.md").write_text(tables(chosen, kind))
+    (options.out / "informs.svg").write_text(picture(chosen, kind))
+    print(tables(chosen, kind))
+
+
+def _of_points(show: Callable[[Sequence[Sequence[Row]], str], str], kind: str, seeds: Sequence[Any]) -> str:
+    return show([rows_of(seed) for seed in seeds], kind)
 
 
 if __name__ == "__main__":

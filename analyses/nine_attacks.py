@@ -26,7 +26,9 @@ import numpy as np
 from attack_figure import picture
 from attack_rows import TINY, Rows, tiny
 from attack_tables import tables
-from sources import DAMAGE, Source, chosen_point, each, own_models, running
+from judging import DAMAGE, chosen_point
+from running import each, own_models, running
+from sources import Source
 
 import neuronforget as nf
 from neuronforget.generation import Decoding, generate
@@ -63,6 +65,11 @@ class Study:
     def seed(self) -> int:
         """The seed of targets, trainings and controls."""
         return self.source.seed
+
+    @property
+    def key(self) -> str:
+        """What tells the source from others."""
+        return self.source.key
 
     @classmethod
     def of(cls, lm: nf.LM, gold: nf.LM | None, rows: Rows, seed: int) -> Study:
@@ -186,7 +193,7 @@ def studies(options: argparse.Namespace) -> Iterator[Study]:
 
 def parser() -> argparse.ArgumentParser:
     """Return the options; their defaults suit the tiny models."""
-    found = running(__doc__.splitlines()[0])
+    found = running(__doc__)
     shared = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
     found.add_argument("--data", type=Path, default=shared / "data", help="folder with rwku")
     found.add_argument("--targets", nargs="+", help="to be forgotten (one seed); default: other ones by seed")
@@ -200,7 +207,7 @@ def main() -> None:
     options = parser().parse_args()
     if options.targets:  # another seed would ask the same questions, and count each answer again
         options.seeds = options.seeds[:1]
-    each(options, studies(options), "attacks.json", run, tables, picture, "attacks.svg")
+    each(options, studies(options), "attacks.json", run, tables, {"attacks.svg": picture})
 
 
 if __name__ == "__main__":

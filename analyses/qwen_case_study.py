@@ -23,7 +23,7 @@ from typing import Any
 from qwen_measures import Costs, constants, shift, state
 from qwen_rows import SHAPES, TINY, Rows, Size, shaped, tiny
 from qwen_tables import cost_table, tables
-from where_knowledge_lives import keep
+from running import keep
 
 import neuronforget as nf
 from neuronforget.measuring import measure

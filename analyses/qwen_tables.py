@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from erase_tables import folded, table
+from cells import folded, table
 
 from neuronforget.results import bootstrap
 from neuronforget.suites.rwku import ATTACKS

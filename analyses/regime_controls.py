@@ -4,22 +4,20 @@ Random neurons may lose only because they are weak ones. For each cell of `regim
 closer to the gold twin than random ones by an interval that excludes zero, the same edit on neurons that are as many in
 each layer and alike in write norm, or in root mean square activation on retain, tuned alike.
 
-python analyses/regime_controls.py --out regimes   # after regime_map.py into the same folder; a killed run goes on
+python analyses/regime_controls.py --out regimes   # after regime_map.py with the same options; a killed run goes on
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from erase_study import Study
-from erase_tables import cell, table
-from regime_map import BEDS, SELECTIONS, arm, study_of
+from cells import cell, table
+from judging import judged
+from regime_map import SELECTIONS, arm, makers, mapping
 from regime_tables import Arms, closeness, gains, places, selections, verdict
-from where_knowledge_lives import keep
+from running import claim, in_one_line, keep, kept
+from sources import Source
 
 import neuronforget as nf
 from neuronforget.recording import write_norms
@@ -34,22 +32,19 @@ def won(arms: Sequence[Arms]) -> list[Cell]:
     return [found for found in cells if verdict(gains(arms, *found)) == "chosen"]
 
 
-def run(study: Study, cells: Sequence[Cell], start: Any, done: dict[str, Any]) -> Iterator[str]:
+def run(source: Source, cells: Sequence[Cell], start: Any, done: dict[str, Any]) -> Iterator[str]:
     """Fill `done`, "operator|size|selection|kind" -> arm, saying which is finished."""
     missing = [found for found in cells if any("|".join((*found, kind)) not in done for kind in KINDS)]
     if not missing:
         return
-    bed = study.bed
-    shown = bed.retain.head(len(bed.forget))
-    moments = nf.record(bed.lm, bed.retain, progress=False)
-    values = {"norm": write_norms(bed.lm), "activation": moments.rms}
-    scores = {name: nf.attribute(bed.lm, bed.forget, shown, score=SELECTIONS[name], progress=False)
-              for name in dict.fromkeys(name for *_, name in missing)}  # fmt: skip
+    moments = nf.record(source.lm, source.retain, progress=False)
+    values = {"norm": write_norms(source.lm), "activation": moments.rms}
+    scores = {name: source.scored(SELECTIONS[name]) for name in dict.fromkeys(name for *_, name in missing)}
     for operator, size, name in missing:
         chosen = nf.select.per_layer(scores[name], float(size))
         for kind in KINDS:
             if (key := f"{operator}|{size}|{name}|{kind}") not in done:
-                done[key] = arm(study, operator, chosen.matched(values[kind], study.seed), start, relearn=False)
+                done[key] = arm(source, operator, chosen.matched(values[kind], source.seed), start, relearn=False)
                 yield key
 
 
@@ -89,31 +84,32 @@ def tables(done: Mapping[str, Arms], controls: Mapping[str, Arms], beds: Sequenc
 
 def _matched(controls: Arms, found: Cell, kind: str) -> float:
     edit = controls["|".join((*found, kind))]
-    return float(edit["tuned"]["unseen"]["kl_gold"]) if "tuned" in edit else float("nan")
+    return judged(edit["tuned"]) if "tuned" in edit else float("nan")
 
 
 def main() -> None:
     """Measure the controls, write `controls.json` (as the work goes on) and `controls.md`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    done = json.loads((options.out / "map.json").read_text())["beds"]
-    seeds = sorted({int(name.rsplit(" ", 1)[1]) for name in done})
-    path = options.out / "controls.json"
-    controls: dict[str, dict[str, Any]] = json.loads(path.read_text())["beds"] if path.is_file() else {}
-    for seed in seeds:
-        for kind in BEDS:
-            cells = won([done[f"{kind} {other}"] for other in seeds])
-            into = controls.setdefault(f"{kind} {seed}", {})
-            if any("|".join((*found, control)) not in into for found in cells for control in KINDS):
-                study, start = study_of(BEDS[kind](seed), seed), done[f"{kind} {seed}"]["untouched"]["tuned"]
-                again = study.values(study.bed.lm)["unseen"]["kl_gold"]
-                if abs(again - start["unseen"]["kl_gold"]) > 1e-3:
-                    raise SystemExit(f"{options.out / 'map.json'} was made on another model of {kind!r}, seed {seed}")
-                for name in run(study, cells, start, into):
+    options = mapping(__doc__).parse_args()
+    mapped = options.out / "map.json"
+    done = {key: arms for key, arms in kept(mapped, "beds").items() if int(key.rsplit(" ", 1)[1]) in options.seeds}
+    kinds = {kind: make for kind, make in makers(options).items() if f"{kind} {options.seeds[0]}" in done}
+    if not kinds:
+        raise SystemExit(f"{mapped} has no such map: run regime_map.py with the same options first")
+    subjects, path = kept(mapped, "subjects"), options.out / "controls.json"
+    controls = kept(path, "beds")
+    with in_one_line():
+        for seed in options.seeds:
+            for kind, make in kinds.items():
+                bed, cells = f"{kind} {seed}", won([done[f"{kind} {other}"] for other in options.seeds])
+                into = controls.setdefault(bed, {})
+                if all("|".join((*found, control)) in into for found in cells for control in KINDS):
+                    continue
+                source = make(seed)
+                claim(subjects, bed, source.key, mapped)
+                for name in run(source, cells, done[bed]["untouched"]["tuned"], into):
                     keep(path, beds=controls)
                     print(f"{kind}, seed {seed}: {name}", flush=True)
-    text = tables(done, controls, list(BEDS), seeds)
+    text = tables(done, controls, list(kinds), options.seeds)
     (options.out / "controls.md").write_text(text)
     print(text)
 

@@ -4,24 +4,28 @@ Ordinary testbeds, where nobody knows the place of the facts. Three kinds of req
 some people, which others have too; and the same relation where nobody else has it, so that no retain example shares
 its phrasing. Each edit is measured along a dial of strengths and shown where it is tuned: of the strengths that raise
 the retain loss by at most .05 nats, the one whose forget answers are closest to the gold twin's. Random neurons, as
-many in each layer, are tuned alike.
+many in each layer, are tuned alike. Of a model of one's own without a gold twin, tuned is the strength whose answers
+are least likely.
 
 python analyses/regime_map.py --out regimes             # a killed run goes on where it was
 python analyses/regime_map.py --out regimes --seeds 0   # one seed, a quarter of an hour
+python analyses/regime_map.py --out regimes --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from erase_study import Point, Remembered, Study, relearning, strangers
-from regime_tables import picture, tables
-from where_knowledge_lives import HALF, PEOPLE, keep, shortlist_exact
+from judging import DAMAGE, Point, chosen_point
+from regime_figure import picture
+from regime_tables import tables
+from relearning import relearning
+from running import asking, claim, in_one_line, keep, kept
+from sources import HALF, OWN, PEOPLE, Source, own_source, shortlist_exact, strangers
 
 import neuronforget as nf
 from neuronforget.comparison import sampled
@@ -31,7 +35,6 @@ Bed = nf.testbed.Testbed
 SIZES = (0.0025, 0.02, 0.16)  # of each layer
 SHAPE = HALF(steps=200)
 STRENGTHS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
-DAMAGE = 0.05  # rise of the retain loss, nats per answer token
 DRAWS = 2  # random sets for each size
 MEASURED = 100  # retain examples, and as many siblings or strangers at most
 RELEARNED_AT = 0.02  # the size at which it is measured how fast the facts come back
@@ -75,91 +78,100 @@ BEDS: dict[str, Callable[[int], Bed]] = {
 }
 
 
-def study_of(bed: Bed, seed: int) -> Study:
+def source_of(bed: Bed, seed: int) -> Source:
     """What is measured: forget, unseen phrasings, retain, and siblings (the same people's other facts) or strangers."""
-    people = {example.subject for example in bed.forget}
-    siblings = tuple(e for e in bed.retain if e.subject in people)
-    near = sampled(nf.Corpus(siblings, "near"), MEASURED, seed) if siblings else strangers(bed, MEASURED // 2, seed)
-    unseen = bed.forget.paraphrased()
-    assert unseen is not None
-    corpora = {"forget": bed.forget, "unseen": unseen, "retain": sampled(bed.retain, MEASURED, seed), "near": near}
-    gold = nf.LM(Remembered(bed.gold.model), bed.gold.tokenizer)
-    return Study(
-        bed, gold, corpora, nf.Neurons(frozenset(), tuple(site.layer for site in bed.lm.sites), bed.lm.shape[1]), seed
-    )
+    return beside_near(Source.bare(bed, seed, measured=MEASURED))
 
 
-def edit_of(study: Study, operator: str, neurons: nf.Neurons | None) -> nf.Edit:
+def beside_near(source: Source) -> Source:
+    """Measure siblings too; a testbed without them is asked about strangers, of a model of one's own nothing."""
+    people = {example.subject for example in source.forget} - {None}
+    siblings = tuple(e for e in source.retain if e.subject in people)
+    if siblings:
+        return replace(source, beside={"near": sampled(nf.Corpus(siblings, "near"), MEASURED, source.seed)})
+    return replace(source, beside={"near": strangers(source, MEASURED // 2)} if source.info else {})
+
+
+def edit_of(source: Source, operator: str, neurons: nf.Neurons | None) -> nf.Edit:
     """Make one edit, by the defaults."""
-    bed = study.bed
+    lm, forget, retain = source.lm, source.forget, source.retain
     if operator == "ablate":
         assert neurons is not None
-        return nf.erase.ablate(bed.lm, neurons)
+        return nf.erase.ablate(lm, neurons)
     if operator == "rank_one":
-        return nf.erase.rank_one(bed.lm, bed.forget, bed.retain, neurons=neurons)
-    return nf.erase.finetune(bed.lm, bed.forget, bed.retain, loss=LOSSES[operator], neurons=neurons, seed=study.seed,
+        return nf.erase.rank_one(lm, forget, retain, neurons=neurons)
+    return nf.erase.finetune(lm, forget, retain, loss=LOSSES[operator], neurons=neurons, seed=source.seed,
                              progress=False)  # fmt: skip
 
 
-def arm(study: Study, operator: str, neurons: nf.Neurons | None, start: Point, relearn: bool) -> dict[str, Any]:
+def arm(source: Source, operator: str, neurons: nf.Neurons | None, start: Point, relearn: bool) -> dict[str, Any]:
     """Return an edit's dial, where it is tuned, what it touched and, if asked for, how fast the facts come back."""
     try:
-        edit = edit_of(study, operator, neurons)
+        edit = edit_of(source, operator, neurons)
     except nf.InputError as error:  # a training that diverges is a finding
         return {"failed": str(error)}
-    dial = [study.point(edit, strength) for strength in STRENGTHS]
-    allowed = [start, *(p for p in dial if p["retain"]["nll"] <= start["retain"]["nll"] + DAMAGE)]
-    tuned = min(allowed, key=lambda point: point["forget"]["kl_gold"])
-    about = edit.summary()
+    dial = [source.point(edit, strength) for strength in STRENGTHS]
+    tuned, about = chosen_point(dial, start), edit.summary()
     found = {"dial": dial, "tuned": tuned, "values": about["values"], "moved": about["norm"]}
-    if relearn and tuned is not start:
-        with edit.scaled(tuned["strength"]).on(study.bed.lm):
-            found["relearning"] = relearning(study.bed.lm, study.bed.forget)
+    if relearn and tuned["strength"]:
+        with edit.scaled(tuned["strength"]).on(source.lm):
+            found["relearning"] = relearning(source.lm, source.forget)
     return found
 
 
-def run(study: Study, done: dict[str, Any]) -> Iterator[str]:
+def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
     """Fill `done`, "operator|size|selection" -> arm, saying which is finished; "all" neurons are one size."""
-    bed = study.bed
-    if "gold" not in done:
-        for name, lm in (("untouched", bed.lm), ("gold", bed.gold)):
-            done[name] = {"tuned": {"strength": 0.0, **study.values(lm)}, "relearning": relearning(lm, bed.forget)}
+    if "untouched" not in done:
+        for name, lm in source.references.items():
+            again = relearning(lm, source.forget)
+            done[name] = {"tuned": {"strength": 0.0, **source.values(lm)}, "relearning": again}
         yield "references"
-    start, shown = done["untouched"]["tuned"], bed.retain.head(len(bed.forget))
-    scores = {n: nf.attribute(bed.lm, bed.forget, shown, score=s, progress=False) for n, s in SELECTIONS.items()}
+    start = done["untouched"]["tuned"]
+    scores = {name: source.scored(score) for name, score in SELECTIONS.items()}
     for size in SIZES:
         chosen = {name: nf.select.per_layer(values, size) for name, values in scores.items()}
-        chosen |= {f"random {i}": chosen["grad_x_act"].random_like(100 * study.seed + i) for i in range(DRAWS)}
+        chosen |= {f"random {i}": chosen["grad_x_act"].random_like(100 * source.seed + i) for i in range(DRAWS)}
         for operator in OPERATORS:
             for name, neurons in chosen.items():
                 if (key := f"{operator}|{size:g}|{name}") not in done:
-                    done[key] = arm(study, operator, neurons, start, size == RELEARNED_AT)
+                    done[key] = arm(source, operator, neurons, start, size == RELEARNED_AT)
                     yield key
     for operator in OPERATORS[1:]:
         if (key := f"{operator}|1|all") not in done:
-            done[key] = arm(study, operator, None, start, relearn=True)
+            done[key] = arm(source, operator, None, start, relearn=True)
             yield key
+
+
+def makers(options: argparse.Namespace) -> dict[str, Callable[[int], Source]]:
+    """Return kind of request -> what makes its source for a seed; a model of one's own is one kind."""
+    if (own := own_source(options)) is not None:
+        return {OWN: lambda seed: beside_near(replace(own, seed=seed, measured=MEASURED))}
+    return {kind: lambda seed, kind=kind: source_of(BEDS[kind](seed), seed) for kind in options.beds}
+
+
+def mapping(about: str | None, seeds: Sequence[int] = range(5)) -> argparse.ArgumentParser:
+    """Return a parser of what is mapped."""
+    parser = asking(about, seeds)
+    parser.add_argument("--beds", nargs="+", choices=list(BEDS), default=list(BEDS))
+    return parser
 
 
 def main() -> None:
     """Make the beds, measure every arm, write `map.json` (as the work goes on), `tables.md` and `map.svg`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--beds", nargs="+", choices=list(BEDS), default=list(BEDS))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    options = mapping(__doc__).parse_args()
     path = options.out / "map.json"
-    done: dict[str, dict[str, Any]] = json.loads(path.read_text())["beds"] if path.is_file() else {}
-    for seed in options.seeds:
-        for kind in options.beds:
-            study = study_of(BEDS[kind](seed), seed)
-            for name in run(study, done.setdefault(f"{kind} {seed}", {})):
-                keep(path, beds=done)
-                print(f"{kind}, seed {seed}: {name}", flush=True)
-    text = tables(done, options.beds, options.seeds, DAMAGE)
+    done, subjects, kinds = kept(path, "beds"), kept(path, "subjects"), makers(options)
+    with in_one_line():
+        for seed in options.seeds:
+            for kind, make in kinds.items():
+                source, bed = make(seed), f"{kind} {seed}"
+                claim(subjects, bed, source.key, path)
+                for name in run(source, done.setdefault(bed, {})):
+                    keep(path, subjects=subjects, beds=done)
+                    print(f"{kind}, seed {seed}: {name}", flush=True)
+    text = tables(done, list(kinds), options.seeds, DAMAGE)
     (options.out / "tables.md").write_text(text)
-    (options.out / "map.svg").write_text(picture(done, options.beds, options.seeds))
+    (options.out / "map.svg").write_text(picture(done, list(kinds), options.seeds))
     print(text)
 
 

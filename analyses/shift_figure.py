@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from cells import half_interval
 from drawing import FAINT, INK, line, mark, scale, svg, text
-from where_knowledge_lives import half_interval
 
 from neuronforget.figures.style import OKABE_ITO
 

@@ -1,82 +1,77 @@
-"""What an analysis runs on: a grafted testbed for each seed, or a model and JSONL corpora of one's own."""
+"""What an analysis runs on: a testbed for each seed, or a model and JSONL corpora of one's own."""
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+from typing import Any
 
-from erase_study import MEASURED, SHARE, Remembered
-from where_knowledge_lives import BEDS, PEOPLE, keep, shortlist_exact
+import torch
+from judging import Point
+from running import own_models
 
 import neuronforget as nf
 from neuronforget.comparison import sampled
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, kl_gold, nll
+from neuronforget.scores import Scores, runs_model
+from neuronforget.testbed.facts import FIRST, LAST
 
-DAMAGE = 0.05  # rise of the retain loss, nats per answer token
-
-Values = dict[str, dict[str, float]]
-
-
-class Seeded(Protocol):
-    """What a run is made of, by its seed."""
-
-    @property
-    def seed(self) -> int:
-        """The seed under which the run is kept."""
-        ...
-
-
-S = TypeVar("S", bound=Seeded)
-
-
-def studied(
-    about: str,
-    name: str,
-    run: Callable[[Source, dict[str, Any]], Iterator[str]],
-    tables: Callable[[Sequence[Any]], str],
-    picture: Callable[[Sequence[Any]], str],
-    drawn: str,
-) -> None:
-    """Run an analysis on the sources that `asking` asks for (see `each`)."""
-    options = asking(about).parse_args()
-    each(options, sources(options), name, run, tables, picture, drawn)
+#: Half the people of the default testbed, and half its batches, to afford five seeds.
+PEOPLE, HALF = 50, partial(nf.testbed.Shape, batch=128)
+#: Name -> kind of testbed and its settings. Two people's facts fit into 1% of the value vectors where norms are free,
+#: into 12.5% where they are kept.
+BEDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "grafted": ("grafted", {"forget_people": 5, "shape": HALF()}),
+    "planted": ("planted", {"forget_people": 2, "shape": HALF(planted=5)}),
+    "planted, norms kept": ("planted", {"forget_people": 2, "shape": HALF(planted=64, keep_norms=True)}),
+    "ordinary": ("ordinary", {"forget_people": 5, "shape": HALF()}),
+}
+OWN = "own model"
+SHARE = 0.05  # of each layer: what is found
+SHORTLIST = 0.1
+MEASURED = 150  # retain examples, and half as many strangers
 
 
-def each(
-    options: argparse.Namespace,
-    found: Iterable[S],
-    name: str,
-    run: Callable[[S, dict[str, Any]], Iterator[str]],
-    tables: Callable[[Sequence[Any]], str],
-    picture: Callable[[Sequence[Any]], str],
-    drawn: str,
-) -> None:
-    """Run an analysis on every seed: OUT/NAME as the work goes on, then OUT/tables.md and the picture OUT/DRAWN."""
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / name
-    seeds: dict[str, Any] = json.loads(path.read_text())["seeds"] if path.is_file() else {}
-    with in_one_line():
-        for source in found:
-            for done in run(source, seeds.setdefault(str(source.seed), {})):
-                keep(path, seeds=seeds)
-                print(f"seed {source.seed}: {done}", flush=True)
-    chosen = [seeds[str(seed)] for seed in options.seeds]
-    text = tables(chosen)
-    (options.out / "tables.md").write_text(text)
-    (options.out / drawn).write_text(picture(chosen))
-    print(text)
+@runs_model
+def shortlist_exact(lm: nf.LM, forget: nf.Corpus, retain: nf.Corpus | None = None, **settings: Any) -> Scores:
+    """Two stages: the top tenth by grad_x_act, each ablated exactly; all others are put at 0."""
+    first = nf.attribute(lm, forget, retain, score=nf.scores.grad_x_act, **settings)
+    chosen = nf.select.top(first, SHORTLIST)
+    return nf.scores.exact(lm, forget, retain, neurons=chosen, **settings)
+
+
+def bed_of(kind: str, seed: int) -> nf.testbed.Testbed:
+    """Make (or read) a testbed of `BEDS`."""
+    made, settings = BEDS[kind]
+    return nf.testbed.people(made, seed=seed, people=PEOPLE, progress=False, **settings)
+
+
+class Remembered(torch.nn.Module):
+    """A model that computes each batch once: the gold twin is asked the same questions beside every edit."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.asked, self.answers = model, {}
+
+    def forward(self, **inputs: Any) -> Any:
+        """Return what the model returns."""
+        key = inputs["input_ids"].numpy().tobytes(), inputs["attention_mask"].numpy().tobytes()
+        if key not in self.answers:
+            self.answers[key] = self.asked(**inputs)
+        return self.answers[key]
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A model and what it is to forget; `gold` never knew it, where there is such a model."""
+    """A model and what it is to forget; `gold` never knew it, where there is such a model.
+
+    `found` are the chosen neurons, `beside` what is measured beside forget and retain. Of a testbed `planted` are the
+    neurons that were made to hold it, `truth` those of them that do, and `info` is what it says of itself.
+    """
 
     lm: nf.LM
     forget: nf.Corpus
@@ -84,18 +79,43 @@ class Source:
     found: nf.Neurons
     seed: int = 0
     gold: nf.LM | None = field(default=None, repr=False)
+    planted: nf.Neurons | None = None
     truth: nf.Neurons | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)
     refusals: tuple[str, ...] = ("I don't know.",)
     measured: int = MEASURED  # retain examples
     most: int | None = None  # examples of forget, and of its other phrasings; None: all
+    beside: Mapping[str, nf.Corpus] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, bed: nf.testbed.Testbed, seed: int, measured: int = MEASURED, share: float = SHARE) -> Source:
+    def bare(cls, bed: nf.testbed.Testbed, seed: int, **settings: Any) -> Source:
+        """Take a testbed, no neurons found yet."""
+        about = {"planted": bed.planted, "truth": bed.truth, "info": bed.info, "refusals": bed.refusals, **settings}
+        return cls(bed.lm, bed.forget, bed.retain, none_of(bed.lm), seed, bed.gold, **about)
+
+    @classmethod
+    def of(cls, bed: nf.testbed.Testbed, seed: int, share: float = SHARE, **settings: Any) -> Source:
         """Find a testbed's neurons by two stages (grad_x_act, then exact)."""
-        shown = bed.retain.head(len(bed.forget))
-        scores = nf.attribute(bed.lm, bed.forget, shown, score=shortlist_exact, progress=False)
-        neurons = nf.select.per_layer(scores, share)
-        return cls(bed.lm, bed.forget, bed.retain, neurons, seed, bed.gold, bed.truth, bed.refusals, measured)
+        return cls.bare(bed, seed, **settings).finding(shortlist_exact, share)
+
+    def finding(self, score: Any, share: float = SHARE) -> Source:
+        """Choose neurons by a score, as much of each layer, shown as many retain as forget examples."""
+        return replace(self, found=nf.select.per_layer(self.scored(score), share))
+
+    def scored(self, score: Any) -> Scores:
+        """Score every neuron, shown as many retain as forget examples."""
+        return nf.attribute(self.lm, self.forget, self.shown, score=score, progress=False)
+
+    @cached_property
+    def shown(self) -> nf.Corpus:
+        """As many retain examples as there are to forget."""
+        return self.retain.head(len(self.forget))
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of models and corpora."""
+        parts = [self.lm.digest(), self.gold and self.gold.digest(), self.forget.digest(), self.retain.digest()]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     @property
     def places(self) -> dict[str, nf.Neurons | None]:
@@ -104,13 +124,13 @@ class Source:
 
     @cached_property
     def corpora(self) -> dict[str, nf.Corpus]:
-        """What is measured: forget, its phrasings that no edit sees (where there are some), and retain."""
+        """What is measured: forget, its phrasings that no edit sees (where there are some), retain, what is beside."""
         found = {"forget": self.forget, "unseen": self.forget.paraphrased(), "retain": self.retain}
         return {
             name: sampled(corpus, self.measured if name == "retain" else self.most or len(corpus), self.seed)
             for name, corpus in found.items()
             if corpus is not None
-        }
+        } | dict(self.beside)
 
     @cached_property
     def twin(self) -> nf.LM | None:
@@ -119,7 +139,7 @@ class Source:
             return self.gold
         return nf.LM(Remembered(self.gold.model), self.gold.tokenizer)
 
-    def values(self, lm: nf.LM) -> Values:
+    def values(self, lm: nf.LM) -> dict[str, dict[str, float]]:
         """Return corpus -> metric -> mean over its examples; KL where there is a gold twin."""
         wanted = [exact_match, nll, *([kl_gold] if self.gold is not None else [])]
         return {
@@ -127,74 +147,60 @@ class Source:
             for name, corpus in self.corpora.items()
         }
 
-    def point(self, edit: nf.Edit, strength: float) -> dict[str, Any]:
-        """Measure an edit at a strength."""
+    def point(self, edit: nf.Edit | None, strength: float) -> Point:
+        """Measure an edit at a strength (None: the model as it is)."""
+        if edit is None or strength == 0:
+            return {"strength": 0.0, **self.values(self.lm)}
         with edit.scaled(strength).on(self.lm) as edited:
             return {"strength": strength, **self.values(edited)}
 
+    @property
+    def references(self) -> dict[str, nf.LM]:
+        """What edits are held against: the model as it is and, where there is one, its gold twin."""
+        return {"untouched": self.lm, **({} if self.gold is None else {"gold": self.gold})}
 
-def chosen_point(points: Sequence[Mapping[str, Any]], start: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the tuned point, the untouched model's among them: within DAMAGE on retain, closest to gold on forget.
 
-    Without a gold twin: the one whose forget answers are least likely.
+def strangers(source: Source, count: int) -> nf.Corpus:
+    """Return a testbed's retain questions asked of people whom neither model has met."""
+    known = {example.subject for corpus in (source.forget, source.retain) for example in corpus}
+    names = [name for a in FIRST for b in LAST if (name := f"{a} {b}") not in known]
+    rows = [
+        replace(e, prompt=e.prompt.replace(str(e.subject), names[(31 * i) % len(names)]), paraphrases=(), subject=None)
+        for i, e in enumerate(sampled(source.retain, count, source.seed + 2))
+    ]
+    return nf.Corpus(tuple(rows), "strangers")
+
+
+def none_of(lm: nf.LM) -> nf.Neurons:
+    """Return no neurons."""
+    return nf.Neurons(frozenset(), tuple(site.layer for site in lm.sites), lm.shape[1])
+
+
+def own_source(options: argparse.Namespace) -> Source | None:
+    """Return a model of one's own with its two corpora, no neurons found yet; None where none was named.
+
+    Raises SystemExit for a model without corpora, and corpora without a model.
     """
-    allowed = [start, *(p for p in points if p["retain"]["nll"] <= start["retain"]["nll"] + DAMAGE)]
-    return dict(min(allowed, key=lambda p: p["forget"].get("kl_gold", -p["forget"]["nll"])))
-
-
-def asking(about: str) -> argparse.ArgumentParser:
-    """Return a parser of what to run on, corpora of one's own too, and where to write."""
-    parser = running(about)
-    parser.add_argument("--forget", type=Path, help="JSONL rows with prompt and answer, of a model of one's own")
-    parser.add_argument("--retain", type=Path, help="the same")
-    return parser
-
-
-def running(about: str) -> argparse.ArgumentParser:
-    """Return a parser of where to write, seeds, and a model of one's own."""
-    parser = argparse.ArgumentParser(description=about)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--model", help="checkpoint folder or hub id, in place of the testbeds")
-    parser.add_argument("--gold", help="the same of a model that never knew")
-    parser.add_argument("--device", default="cpu")
-    return parser
-
-
-def own_models(options: argparse.Namespace) -> tuple[nf.LM, nf.LM | None] | None:
-    """Return the model of one's own and its gold twin, where they were given; None without."""
-    if options.model is None:
-        if options.gold is not None:
-            raise SystemExit("--gold is a twin of --model: give both")
+    given = options.forget is not None, options.retain is not None
+    if options.model is not None and not all(given):
+        raise SystemExit("--model needs --forget and --retain, JSONL files with prompt and answer")
+    if options.model is None and any(given):
+        raise SystemExit("--forget and --retain are of a model of one's own: name it by --model")
+    if (own := own_models(options)) is None:
         return None
-    gold = nf.load(options.gold, device=options.device) if options.gold else None
-    return nf.load(options.model, device=options.device), gold
+    lm, gold = own
+    return Source(lm, nf.corpora.jsonl(options.forget), nf.corpora.jsonl(options.retain), none_of(lm), gold=gold)
 
 
-@contextmanager
-def in_one_line() -> Iterator[None]:
-    """Bad input ends an analysis with its reason, not with a traceback."""
-    try:
-        yield
-    except nf.InputError as error:
-        raise SystemExit(f"error: {error}") from error
-
-
-def sources(options: argparse.Namespace, seeds: list[int] | None = None) -> Iterator[Source]:
+def sources(options: argparse.Namespace, make: Callable[[int], Source] | None = None) -> Iterator[Source]:
     """Yield what to run on, a seed at a time: of a model of one's own the seed is that of trainings and controls.
 
-    There the neurons are found by grad_x_act alone. Raises SystemExit for a model without its two corpora.
+    Neurons are found by grad_x_act alone there, by two stages in the grafted testbeds. `make` makes other ones.
     """
-    if options.model is not None and (options.forget is None or options.retain is None):
-        raise SystemExit("--model needs --forget and --retain, JSONL files with prompt and answer")
-    seeds = options.seeds if seeds is None else seeds
-    if (own := own_models(options)) is None:
-        kind, settings = BEDS["grafted"]
-        for seed in seeds:
-            yield Source.of(nf.testbed.people(kind, seed=seed, people=PEOPLE, progress=False, **settings), seed)
+    if (own := own_source(options)) is None:
+        for seed in options.seeds:
+            yield make(seed) if make is not None else Source.of(bed_of("grafted", seed), seed)
         return
-    lm, gold = own
-    forget, retain = nf.corpora.jsonl(options.forget), nf.corpora.jsonl(options.retain)
-    scores = nf.attribute(lm, forget, retain.head(len(forget)), progress=False)
-    for seed in seeds:
-        yield Source(lm, forget, retain, nf.select.per_layer(scores, SHARE), seed, gold)
+    own = own.finding(nf.scores.grad_x_act)
+    for seed in options.seeds:
+        yield replace(own, seed=seed)

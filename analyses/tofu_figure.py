@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drawing import FAINT, INK, PLACES, legend, line, mark, scale, svg, text
-from sources import DAMAGE
+from judging import DAMAGE
 
 Splits = Mapping[str, Mapping[str, Any]]
 #: Number of the study -> its words.

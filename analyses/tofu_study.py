@@ -22,13 +22,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from judging import DAMAGE, chosen_point
 from methods import Makes, arms, names
-from sources import DAMAGE, Source, chosen_point, in_one_line
+from running import in_one_line, keep
+from sources import Source, shortlist_exact
 from tofu_figure import picture
 from tofu_models import LAST, WHOLE, Setting, Taught, asked, models
 from tofu_numbers import numbers_of
 from tofu_tables import tables
-from where_knowledge_lives import keep, shortlist_exact
 
 import neuronforget as nf
 from neuronforget.comparison import sampled

@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from erase_tables import folded, table
-from sources import DAMAGE
+from cells import folded, table
+from judging import DAMAGE
 
 from neuronforget.results import bootstrap
 

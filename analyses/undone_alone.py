@@ -1,21 +1,24 @@
 """What is left of requests B and C when A, which came before them, is undone alone?
 
 The people to be forgotten are split into three requests, erased one after the other; then A is undone alone, and
-beside that model stands one on which B and C were made without A. `python analyses/undone_alone.py --out undone`.
+beside that model stands one on which B and C were made without A.
+
+python analyses/undone_alone.py --out undone   # the default testbed, seed 0
+python analyses/undone_alone.py --out undone --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from typing import Any
 
-import pandas as pd
-import tyro
+from cells import table
+from running import asking, each
+from sources import Source, sources
 
 import neuronforget as nf
 from neuronforget.ledger import Ledger
-from neuronforget.runs import whole_folder
 
 Maker = Callable[[nf.LM, nf.Corpus, nf.Corpus], nf.Edit]
 
@@ -34,27 +37,30 @@ def npo(lm: nf.LM, forget: nf.Corpus, retain: nf.Corpus) -> nf.Edit:
     return nf.erase.finetune(lm, forget, retain, loss=nf.losses.npo, neurons=chosen, progress=False)
 
 
-def rows_of(bed: nf.testbed.Testbed, make: Maker, requests: str = "ABC") -> list[dict[str, object]]:
+def rows_of(source: Source, make: Maker, requests: str = "ABC") -> list[dict[str, Any]]:
     """Exact match on each request's examples and on retain, state by state; the model is left as it was."""
-    lm, subjects = bed.lm, sorted({example.subject for example in bed.forget.examples})
+    lm, whose = source.lm, [example.subject or example.prompt for example in source.forget]
+    subjects = sorted(set(whose))
+    if len(subjects) < len(requests):
+        raise nf.InputError(f"{len(requests)} requests need as many subjects to forget, there are {len(subjects)}")
     group = {subject: requests[i * len(requests) // len(subjects)] for i, subject in enumerate(subjects)}
+    pairs = list(zip(source.forget, whose, strict=True))
     parts = {
-        r: replace(bed.forget, examples=tuple(e for e in bed.forget.examples if group[e.subject] == r), name=r)
-        for r in requests
+        r: replace(source.forget, examples=tuple(e for e, who in pairs if group[who] == r), name=r) for r in requests
     }
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
 
     def measure(state: str) -> None:
-        row: dict[str, object] = {"edit": make.__name__, "state": state}
+        row: dict[str, Any] = {"edit": make.__name__, "state": state}
         for request, part in parts.items():
-            results = nf.evaluate(lm, {}, part, bed.retain, strengths=(), damage=None, progress=False)
+            results = nf.evaluate(lm, {}, part, source.retain, strengths=(), damage=None, progress=False)
             row |= {request: results.value("untouched", "forget"), "retain": results.value("untouched", "retain")}
         rows.append(row)
 
     ledger, fresh = Ledger(), Ledger()
     measure("untouched")
     for request, part in parts.items():
-        ledger.apply(lm, make(lm, part, bed.retain), request=request)
+        ledger.apply(lm, make(lm, part, source.retain), request=request)
         measure(f"{request} applied")
     try:
         ledger.undo(lm, requests[0])
@@ -63,21 +69,37 @@ def rows_of(bed: nf.testbed.Testbed, make: Maker, requests: str = "ABC") -> list
         rows.append({"edit": make.__name__, "state": f"refused: {refusal}"})
     ledger.undo_all(lm)
     for request in requests[1:]:
-        fresh.apply(lm, make(lm, parts[request], bed.retain), request=request)
+        fresh.apply(lm, make(lm, parts[request], source.retain), request=request)
     measure(f"made without {requests[0]}")
     fresh.undo_all(lm)
     return rows
 
 
-def main(out: Path) -> None:
-    """Write the table of the default testbed, seed 0, to OUT/table.md."""
-    bed = nf.testbed.people()
-    table = pd.DataFrame([row for make in (ablate, rank_one, npo) for row in rows_of(bed, make)])
-    with whole_folder(out) as scratch:
-        cells = [table.columns, ["---"] * len(table.columns), *table.round(2).fillna("").astype(str).to_numpy()]
-        (scratch / "table.md").write_text("\n".join(f"| {' | '.join(row)} |" for row in cells))
-    print(table.round(2).to_string())
+def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
+    """Fill `done`, edit -> rows, saying which is finished."""
+    for make in (ablate, rank_one, npo):
+        if make.__name__ not in done:
+            done[make.__name__] = rows_of(source, make)
+            yield make.__name__
+
+
+def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Return a table for each seed: exact match."""
+    parts = []
+    for seed in seeds:
+        rows = [row for rows in seed.values() for row in rows]
+        head = list(rows[0])
+        lines = [[v if isinstance(v := row.get(name, ""), str) else f"{v:.2f}" for name in head] for row in rows]
+        parts.append(table(head, lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def main() -> None:
+    """Measure every state, write `states.json` (as the work goes on) and `tables.md`."""
+    options = asking(__doc__, seeds=[0]).parse_args()
+    found = sources(options, lambda seed: Source.bare(nf.testbed.people(seed=seed), seed))
+    each(options, found, "states.json", run, tables, {})
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main()

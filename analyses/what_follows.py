@@ -2,34 +2,52 @@
 
 Testbeds whose people teach one another: a model answers two-step questions ("The one who taught X is a certain person.
 That person was born in"). Some are erased, by requests that name their own facts alone; then every question that takes
-a forgotten fact is asked, and what can be deduced from what is still answered is deduced.
+a forgotten fact is asked, and what can be deduced from what is still answered is deduced. Of a model of one's own
+facts are read in the form of the LRE data, and those that it answers are forgotten and asked, alone and in chains.
 
 python analyses/what_follows.py --out follows             # three seeds; a killed run goes on where it was
 python analyses/what_follows.py --out follows --seeds 0   # one seed, some ten minutes on two cores
+python analyses/what_follows.py --out follows --model CHECKPOINT --data relations
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Iterator
-from dataclasses import replace
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from erase_tables import cell, table
-from where_knowledge_lives import keep
+from cells import cell, table
+from running import claim, in_one_line, keep, kept, own_models, running
+from sources import OWN, SHARE, Source, none_of
 
 import neuronforget as nf
+from neuronforget.corpora import Corpus, Example
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match
-from neuronforget.suites.multihop import Chain, Fact, Rule, given_back
+from neuronforget.suites.multihop import Chain, Fact, Rule, chains, given_back, relations
 from neuronforget.testbed.linked import STEPS, TEACHER, Linked, linked
 
 PEOPLE, FORGOTTEN, UNKNOWN = 40, 4, 2
+FACTS = 20  # that a model of one's own is to forget, or half of those that its chains take
 SHAPE = nf.testbed.Shape(batch=128, steps=450)
-SHARE = 0.05  # of each layer
-COLUMNS = ("forget", "retain", "own step", "teacher's step", "kept questions", "unshown", "given back")
+
+
+@dataclass(frozen=True, eq=False)
+class Questions:
+    """A source, what it is asked, by column, and the share of forgotten facts that some answered prompts give back."""
+
+    source: Source
+    corpora: Mapping[str, Corpus]
+    deduced: Callable[[set[str]], float] | None = None
+
+
+def of_testbed(kind: str, seed: int) -> Questions:
+    """Make (or read) a testbed of people who teach one another, and ask what its corpora hold."""
+    bed, made = bed_of(kind, seed)
+    return Questions(Source.bare(bed, seed), corpora_of(made), partial(deduced, made))
 
 
 def bed_of(kind: str, seed: int) -> tuple[nf.testbed.Testbed, Linked]:
@@ -45,9 +63,9 @@ def corpora_of(made: Linked) -> dict[str, nf.Corpus]:
     people = {example.subject for example in made.forget}
     questions = {chain.prompt for chain in made.chains}
     parts = {
+        "retain": (made.retain, lambda e: e.prompt not in questions),
         "own step": (made.derived, lambda e: e.subject in people),
         "teacher's step": (made.derived, lambda e: e.subject not in people),
-        "retain": (made.retain, lambda e: e.prompt not in questions),
         "kept questions": (made.retain, lambda e: e.prompt in questions),
     }
     found = {
@@ -56,10 +74,36 @@ def corpora_of(made: Linked) -> dict[str, nf.Corpus]:
     return {"forget": made.forget, **found, "unshown": made.unshown}
 
 
-def answered(lm: nf.LM, corpus: nf.Corpus) -> set[str]:
-    """Return the prompts that are answered exactly."""
-    values = measure(lm, corpus, [exact_match])["exact_match"]
-    return {example.prompt for example, value in zip(corpus, values, strict=True) if value == 1}
+def of_facts(lm: nf.LM, gold: nf.LM | None, folder: Path, seed: int) -> Questions:
+    """Let a model forget some of the facts that it answers and whose chains it answers.
+
+    `folder` holds facts in the form of the LRE data. Raises InputError where the model answers too few to ask.
+    """
+    facts, known = relations(folder)
+    prompts = [Example(known[f.relation].prompt.format(f.subject), f.object, subject=f.subject) for f in facts]
+    held = {facts[i]: prompts[i] for i in right(lm, Corpus(tuple(prompts), "facts"))}
+    if len(held) < 2:
+        raise nf.InputError(f"the model answers {len(held)} of {len(facts)} facts: too few to ask what follows")
+    found = chains(held, known)
+    found = [found[i] for i in right(lm, Corpus(tuple(chain.example for chain in found), "questions"))]
+    if len(found) < 2:
+        raise nf.InputError(f"of the questions that take two of its facts the model answers {len(found)}: too few")
+    steps = list(dict.fromkeys(fact for chain in found for fact in (chain.first, chain.second)))
+    gone = set(random.Random(seed).sample(steps, min(FACTS, len(steps) // 2)))
+    parts = {
+        "forget": [example for fact, example in held.items() if fact in gone],
+        "retain": [example for fact, example in held.items() if fact not in gone],
+        "first step": [c.example for c in found if c.first in gone],
+        "second step": [c.example for c in found if c.second in gone and c.first not in gone],
+        "kept questions": [c.example for c in found if not {c.first, c.second} & gone],
+    }
+    asked = {name: Corpus(tuple(rows), name) for name, rows in parts.items() if rows}
+    return Questions(Source(lm, asked["forget"], asked["retain"], none_of(lm), seed, gold), asked)
+
+
+def right(lm: nf.LM, corpus: Corpus) -> list[int]:
+    """Return which examples are answered exactly."""
+    return [i for i, value in enumerate(measure(lm, corpus, [exact_match])["exact_match"]) if value == 1]
 
 
 def deduced(made: Linked, said: set[str]) -> float:
@@ -79,18 +123,17 @@ def _hearsay(chain: Chain) -> Fact:
     return Fact(chain.first.subject, f"the teacher's {chain.second.relation}", chain.second.object)
 
 
-def row_of(lm: nf.LM, made: Linked) -> dict[str, float]:
+def row_of(lm: nf.LM, asked: Questions) -> dict[str, float]:
     """Measure a model as it is now."""
-    corpora = corpora_of(made)
-    said = {name: answered(lm, corpus) for name, corpus in corpora.items()}
-    shares = {name: len(own) / len({e.prompt for e in corpora[name]}) for name, own in said.items()}
-    return {**shares, "given back": deduced(made, set().union(*said.values()))}
+    said = {name: {corpus.examples[i].prompt for i in right(lm, corpus)} for name, corpus in asked.corpora.items()}
+    shares = {name: len(own) / len({e.prompt for e in asked.corpora[name]}) for name, own in said.items()}
+    return shares | ({"given back": asked.deduced(set().union(*said.values()))} if asked.deduced else {})
 
 
-def edits_of(bed: nf.testbed.Testbed, seed: int) -> Iterator[tuple[str, nf.Edit]]:
+def edits_of(source: Source) -> Iterator[tuple[str, nf.Edit]]:
     """Yield every edit by its defaults; each is shown the forget corpus alone."""
-    lm, forget, retain = bed.lm, bed.forget, bed.retain
-    neurons = nf.select.per_layer(nf.attribute(lm, forget, retain.head(len(forget)), progress=False), SHARE)
+    lm, forget, retain, seed = source.lm, source.forget, source.retain, source.seed
+    neurons = source.finding(nf.scores.grad_x_act, SHARE).found
     yield "ablate", nf.erase.ablate(lm, neurons)
     yield "ablate@random", nf.erase.ablate(lm, neurons.random_like(seed))
     for name, loss, where in (("npo@neurons", "npo", neurons), ("npo", "npo", None), ("grad_diff", "grad_diff", None)):
@@ -98,43 +141,49 @@ def edits_of(bed: nf.testbed.Testbed, seed: int) -> Iterator[tuple[str, nf.Edit]
                                       progress=False)  # fmt: skip
 
 
-def measured(kind: str, seed: int) -> dict[str, dict[str, float]]:
+def measured(asked: Questions) -> dict[str, dict[str, float]]:
     """Return model -> column -> share."""
-    bed, made = bed_of(kind, seed)
-    found = {"untouched": row_of(bed.lm, made), "gold twin": row_of(bed.gold, made)}
-    for name, edit in edits_of(bed, seed):
-        with edit.on(bed.lm):
-            found[name] = row_of(bed.lm, made)
+    source, names = asked.source, {"untouched": "untouched", "gold": "gold twin"}
+    found = {names[name]: row_of(lm, asked) for name, lm in source.references.items()}
+    for name, edit in edits_of(source):
+        with edit.on(source.lm):
+            found[name] = row_of(source.lm, asked)
     return found
 
 
-def tables(done: dict[str, dict[str, Any]], kinds: list[str], seeds: list[int]) -> str:
+def tables(done: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], seeds: Sequence[int]) -> str:
     """Return a table for each kind of testbed: means over seeds, Student's 95% intervals."""
     parts = []
     for kind in kinds:
         arms = [done[f"{kind} {seed}"] for seed in seeds]
-        rows = [[name, *(cell([arm[name][column] for arm in arms]) for column in COLUMNS)] for name in arms[0]]
-        parts.append(f"**{kind}** ({len(seeds)} seeds)\n\n" + table(["model", *COLUMNS], rows))
+        columns = [name for name in arms[0]["untouched"] if all(name in arm["untouched"] for arm in arms)]
+        rows = [[name, *(cell([arm[name][column] for arm in arms]) for column in columns)] for name in arms[0]]
+        parts.append(f"**{kind}** ({len(seeds)} seeds)\n\n" + table(["model", *columns], rows))
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
     """Make the beds, measure, write `rows.json` (as the work goes on) and `tables.md`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser = running(__doc__)
     parser.add_argument("--kinds", nargs="+", choices=["ordinary", "grafted"], default=["ordinary", "grafted"])
+    parser.add_argument("--data", type=Path, help="facts for --model: samples.jsonl, templates.jsonl of the LRE data")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    if (options.model is None) != (options.data is None):
+        raise SystemExit("--model and --data go together: a model of one's own, and facts to ask it")
     path = options.out / "rows.json"
-    done: dict[str, dict[str, Any]] = json.loads(path.read_text())["beds"] if path.is_file() else {}
-    for seed in options.seeds:
-        for kind in options.kinds:
-            if (key := f"{kind} {seed}") not in done:
-                done[key] = measured(kind, seed)
-                keep(path, beds=done)
-                print(key, json.dumps(done[key]), flush=True)
-    text = tables(done, options.kinds, options.seeds)
+    done, subjects = kept(path, "beds"), kept(path, "subjects")
+    with in_one_line():
+        own = own_models(options)
+        kinds = options.kinds if own is None else [OWN]
+        for seed in options.seeds:
+            for kind in kinds:
+                asked = of_testbed(kind, seed) if own is None else of_facts(*own, options.data, seed)
+                claim(subjects, key := f"{kind} {seed}", asked.source.key, path)
+                if key not in done:
+                    done[key] = measured(asked)
+                    keep(path, subjects=subjects, beds=done)
+                    print(key, done[key], flush=True)
+    text = tables(done, kinds, options.seeds)
     (options.out / "tables.md").write_text(text)
     print(text)
 

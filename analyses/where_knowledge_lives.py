@@ -3,56 +3,41 @@
 grafted    facts trained into fresh neurons, hidden among the others: the true ones are known.
 planted    facts trained into 1% of the value vectors, whose norms give them away; or into 12.5%, with norms kept.
 ordinary   no location is known: scores are held against `exact`, the ablation of every neuron alone.
+own model  the same, of a checkpoint and corpora of one's own; a seed draws half of the examples, 100 at most.
 
 python analyses/where_knowledge_lives.py --out where            # all of it; a killed run goes on where it was
 python analyses/where_knowledge_lives.py --out where --seeds 0  # one seed
+python analyses/where_knowledge_lives.py --out where --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import t
+from cells import cell, table
+from running import asking, claim, in_one_line, keep, kept
+from sources import BEDS, OWN, Source, bed_of, own_source, shortlist_exact
 
 import neuronforget as nf
+from neuronforget.comparison import sampled
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics import localisation as found
 from neuronforget.metrics.subsets import subset_effects
 from neuronforget.recording import write_norms
-from neuronforget.runs import environment, whole_file
 from neuronforget.scores import Scores, runs_model
 
-#: Half the people of the default testbed, and half its batches, to afford five seeds.
-PEOPLE, HALF = 50, partial(nf.testbed.Shape, batch=128)
-#: Name -> kind of testbed and its settings. Two people's facts fit into 1% of the value vectors where norms are free,
-#: into 12.5% where they are kept.
-BEDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "grafted": ("grafted", {"forget_people": 5, "shape": HALF()}),
-    "planted": ("planted", {"forget_people": 2, "shape": HALF(planted=5)}),
-    "planted, norms kept": ("planted", {"forget_people": 2, "shape": HALF(planted=64, keep_norms=True)}),
-    "ordinary": ("ordinary", {"forget_people": 5, "shape": HALF()}),
-}
 SHARE = 0.01  # of each layer: the k of recall@1%, as in the published figure for planted value vectors
-SHORTLIST = 0.1
 SETS, SET_SHARE = 60, 0.05  # random sets, and the share of all neurons in each
-
-
-@runs_model
-def shortlist_exact(lm: nf.LM, forget: nf.Corpus, retain: nf.Corpus | None = None, **settings: Any) -> Scores:
-    """Two stages: the top tenth by grad_x_act, each ablated exactly; all others are put at 0."""
-    first = nf.attribute(lm, forget, retain, score=nf.scores.grad_x_act, **settings)
-    chosen = nf.select.top(first, SHORTLIST)
-    return nf.scores.exact(lm, forget, retain, neurons=chosen, **settings)
+COLUMNS = ("recall@1%", "recall@5%", "recall@k", "auroc", "spearman", "sets", "captured@1%")
 
 
 @runs_model
@@ -84,113 +69,108 @@ SCORES: dict[str, Callable[..., Scores]] = {
 }
 
 
-def rows_of(bed: nf.testbed.Testbed, scores: Mapping[str, Callable[..., Scores]] = SCORES) -> list[dict[str, Any]]:
+def rows_of(source: Source, scores: Mapping[str, Callable[..., Scores]] = SCORES) -> list[dict[str, Any]]:
     """Return one row for each score: seconds for an example, recall against the true neurons, agreement with exact.
 
     Retain is as many examples as forget. The yardsticks are of the same two corpora (effects are forget minus retain):
-    `exact` of every neuron alone, and the joint ablation of random sets.
+    `exact` of every neuron alone, and the joint ablation of random sets. A score that cannot be had has its reason.
     """
-    retain = bed.retain.head(len(bed.forget))
+    lm, truth = source.lm, source.truth
 
     def effect(lm: nf.LM) -> np.ndarray:
-        forgotten, kept = (measure(lm, corpus, [nll])["nll"] for corpus in (bed.forget, retain))
-        return forgotten - kept
+        forgotten, retained = (measure(lm, corpus, [nll])["nll"] for corpus in (source.forget, source.shown))
+        return forgotten - retained
 
-    rows, yardstick = [], nf.attribute(bed.lm, bed.forget, retain, score=nf.scores.exact, progress=False)
-    subsets = subset_effects(bed.lm, effect, size=SET_SHARE, n=SETS, progress=False)
+    rows: list[dict[str, Any]] = []
+    yardstick = source.scored(nf.scores.exact)
+    subsets = subset_effects(lm, effect, size=SET_SHARE, n=SETS, progress=False)
     for name, score in scores.items():
         start = time.perf_counter()
-        values = nf.attribute(bed.lm, bed.forget, retain, score=score, progress=False)
+        try:
+            values = source.scored(score)
+        except nf.InputError as error:
+            rows.append({"score": name, "failed": str(error)})
+            continue
         spent = time.perf_counter() - start
-        row = {"score": name, "seconds per example": spent / (len(bed.forget) + len(retain))}
+        row = {"score": name, "seconds per example": spent / (len(source.forget) + len(source.shown))}
         row["spearman"] = found.spearman(values, yardstick)[0]
         row["sets"] = subsets.agreement(values)[0]
         row["captured@1%"] = found.captured_effect(values, yardstick, [SHARE])[0]["share"]
-        if bed.truth is not None:
-            row["recall@1%"] = nf.select.per_layer(values, SHARE).recall(bed.truth)
-            if bed.info["kind"] == "grafted":  # what the demo selects, and as many as were grafted
-                row["recall@5%"] = nf.select.per_layer(values, 0.05).recall(bed.truth)
-            row["recall@k"] = found.recall_curve(values, bed.truth, [len(bed.truth)])[0]["recall"]
-            row["auroc"] = found.auroc(values, bed.truth)[0]
+        if truth is not None:
+            row["recall@1%"] = nf.select.per_layer(values, SHARE).recall(truth)
+            if source.info["kind"] == "grafted":  # what the demo selects, and as many as were grafted
+                row["recall@5%"] = nf.select.per_layer(values, 0.05).recall(truth)
+            row["recall@k"] = found.recall_curve(values, truth, [len(truth)])[0]["recall"]
+            row["auroc"] = found.auroc(values, truth)[0]
         rows.append(row)
     return rows
 
 
-def facts_of(bed: nf.testbed.Testbed) -> dict[str, Any]:
-    """Return what the bed knows: exact match of the model and of its gold twin, and what is known of the neurons."""
+def facts_of(source: Source) -> dict[str, Any]:
+    """Return exact match of the model and of its gold twin, and what a testbed knows of its neurons."""
     facts: dict[str, Any] = {}
-    for model, lm in (("model", bed.lm), ("gold", bed.gold)):
-        for corpus in (bed.forget, bed.retain):
+    for model, lm in source.references.items():
+        for name, corpus in (("forget", source.forget), ("retain", source.retain)):
             known = measure(lm, corpus, [exact_match])["exact_match"].mean()
-            facts[f"{model}, {corpus.name.split('-')[-1]}"] = float(known)
-    if bed.truth is not None:
-        most = sum(min(math.ceil(SHARE * bed.truth.width), int(n)) for n in bed.truth.mask().sum(1))
-        facts |= {"true": len(bed.truth), "dead": len(bed.info["dead"]), "best recall@1%": most / len(bed.truth)}
-        facts |= {f"detector {name}": bed.info["detectors"][name][0] for name in ("write norm", "combined")}
+            facts[f"{'model' if model == 'untouched' else model}, {name}"] = float(known)
+    if (truth := source.truth) is not None:
+        most = sum(min(math.ceil(SHARE * truth.width), int(n)) for n in truth.mask().sum(1))
+        facts |= {"true": len(truth), "dead": len(source.info["dead"]), "best recall@1%": most / len(truth)}
+        facts |= {f"detector {name}": source.info["detectors"][name][0] for name in ("write norm", "combined")}
     return facts
 
 
-def mean_interval(values: Sequence[float]) -> str:
-    """Return the mean over seeds and its 95% interval by Student's t."""
-    return f"{np.mean(values):.2f} ± {half_interval(values):.2f}" if len(values) > 1 else f"{values[0]:.2f}"
-
-
-def half_interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95% interval of a mean, by Student's t; of one value alone NaN."""
-    if len(values) < 2:
-        return math.nan
-    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
 def tables(done: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the Markdown tables of all beds: `done` is "kind seed" -> {"rows", "facts"}."""
+    """Return the Markdown tables of all kinds: `done` is "kind seed" -> {"rows", "facts"}."""
     parts = []
-    for kind in BEDS:
+    for kind in dict.fromkeys(key.rsplit(" ", 1)[0] for key in done):
         beds = [bed for key, bed in done.items() if key.rsplit(" ", 1)[0] == kind]
-        if not beds:
-            continue
-        names = [
-            n
-            for n in ("recall@1%", "recall@5%", "recall@k", "auroc", "spearman", "sets", "captured@1%")
-            if n in beds[0]["rows"][0]
-        ]
-        lines = [f"## {kind} ({len(beds)} seeds)", ""]
-        facts = [f"{name} {mean_interval([bed['facts'][name] for bed in beds])}" for name in beds[0]["facts"]]
-        lines += ["; ".join(facts) + ".", "", f"| score | ms per example | {' | '.join(names)} |"]
-        lines += ["|---" * (len(names) + 2) + "|"]
+        names = [n for n in COLUMNS if n in beds[0]["rows"][0]]
+        facts = "; ".join(f"{name} {cell([bed['facts'][name] for bed in beds])}" for name in beds[0]["facts"])
+        lines, failed = [], []
         for rows in zip(*(bed["rows"] for bed in beds), strict=True):
-            cells = [mean_interval([row[name] for row in rows]) for name in names]
+            if reason := next((row["failed"] for row in rows if "failed" in row), None):
+                failed.append(f"- {rows[0]['score']}: {reason}")
+                continue
             spent = np.median([row["seconds per example"] for row in rows]) * 1e3
-            lines.append(f"| {rows[0]['score']} | {spent:.1f} | {' | '.join(cells)} |")
-        parts.append("\n".join(lines))
+            lines.append([rows[0]["score"], f"{spent:.1f}", *(cell([row[name] for row in rows]) for name in names)])
+        head = f"## {kind} ({len(beds)} seeds)\n\n{facts}.\n\n"
+        parts.append(head + table(["score", "ms per example", *names], lines))
+        parts += ["Not made:\n\n" + "\n".join(failed)] if failed else []
     return "\n\n".join(parts) + "\n"
 
 
-def keep(path: Path, **what: Any) -> None:
-    """Write what was measured so far, with the environment, at once: a killed run leaves a whole file."""
-    with whole_file(path) as scratch:
-        scratch.write_text(json.dumps({"environment": environment(), **what}))
+def makers(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Source]]]:
+    """Yield "kind seed", and how to make what is scored."""
+    own = own_source(options)
+    for seed in options.seeds:
+        if own is not None:
+            parts = {
+                name: sampled(corpus, min(options.examples, (len(corpus) + 1) // 2), seed)
+                for name, corpus in (("forget", own.forget), ("retain", own.retain))
+            }
+            yield f"{OWN} {seed}", partial(replace, own, seed=seed, **parts)
+            continue
+        for kind in options.kinds:
+            yield f"{kind} {seed}", partial(lambda kind, seed: Source.bare(bed_of(kind, seed), seed), kind, seed)
 
 
 def main() -> None:
-    """Make the beds, score every neuron, write `rows.json` (as the work goes on) and `tables.md`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    """Score every neuron of every testbed, write `rows.json` (as the work goes on) and `tables.md`."""
+    parser = asking(__doc__, seeds=range(5))
     parser.add_argument("--kinds", nargs="+", choices=list(BEDS), default=list(BEDS))
+    parser.add_argument("--examples", type=int, default=100, help="of a corpus of one's own, at most")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "rows.json"
-    done: dict[str, Any] = json.loads(file.read_text())["beds"] if file.is_file() else {}
-    for seed in options.seeds:
-        for kind in options.kinds:
-            if f"{kind} {seed}" in done:
-                continue
-            which, settings = BEDS[kind]
-            bed = nf.testbed.people(which, seed=seed, people=PEOPLE, **settings)
-            done[f"{kind} {seed}"] = {"rows": rows_of(bed), "facts": facts_of(bed)}
-            keep(file, beds=done)
-            print(f"{kind}, seed {seed}: done", flush=True)
+    done, subjects = kept(file, "beds"), kept(file, "subjects")
+    with in_one_line():
+        for name, make in makers(options):
+            source = make()
+            claim(subjects, name, source.key, file)
+            if name not in done:
+                done[name] = {"rows": rows_of(source), "facts": facts_of(source)}
+                keep(file, subjects=subjects, beds=done)
+                print(f"{name}: done", flush=True)
     (options.out / "tables.md").write_text(tables(done))
     print(tables(done))
 

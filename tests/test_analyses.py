@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +33,8 @@ def analysis(name: str) -> ModuleType:
 
 
 def test_scores_are_held_against_the_true_neurons_and_against_exact_ablation() -> None:
-    where, made = analysis("where_knowledge_lives"), bed()
+    where, sources = analysis("where_knowledge_lives"), import_module("sources")
+    made = sources.Source.bare(bed(), 0)
     names = ("exact", "grad_x_act, then exact", "grad_x_act", "write norm", "random")
     rows = {row["score"]: row for row in where.rows_of(made, {name: where.SCORES[name] for name in names})}
     assert list(rows) == list(names) and rows["exact"]["spearman"] == pytest.approx(1)
@@ -40,7 +43,7 @@ def test_scores_are_held_against_the_true_neurons_and_against_exact_ablation() -
     # what the two stages find is what exact ablation finds among the first-order tenth
     retain = made.retain.head(len(made.forget))
     exact = nf.attribute(made.lm, made.forget, retain, score=nf.scores.exact, progress=False)
-    first = nf.select.top(nf.attribute(made.lm, made.forget, retain, progress=False), where.SHORTLIST)
+    first = nf.select.top(nf.attribute(made.lm, made.forget, retain, progress=False), sources.SHORTLIST)
     both = nf.attribute(made.lm, made.forget, retain, score=where.shortlist_exact, progress=False)
     assert nf.select.top(both, 5).members == set(sorted(first, key=lambda n: -float(exact.values[n[0], n[1]]))[:5])
 
@@ -52,17 +55,17 @@ def test_every_score_of_the_library_is_in_the_analysis() -> None:
 
 
 def test_intervals_over_seeds_are_students_and_tables_show_them() -> None:
-    where = analysis("where_knowledge_lives")
+    where, cells = analysis("where_knowledge_lives"), analysis("cells")
     values = [0.2, 0.5, 0.9]
     half = t.ppf(0.975, 2) * np.std(values, ddof=1) / 3**0.5
-    assert where.mean_interval(values) == f"{np.mean(values):.2f} ± {half:.2f}"
+    assert cells.cell(values) == f"{np.mean(values):.2f} ± {half:.2f}"
     row = {"score": "mine", "seconds per example": 0.5, "spearman": 0.25}
     text = where.tables({f"ordinary {i}": {"rows": [row], "facts": {"gold, forget": 0.0}} for i in range(2)})
     assert "| mine | 500.0 | 0.25 ± 0.00 |" in text and "ordinary (2 seeds)" in text
 
 
 def test_requests_are_undone_alone_and_the_model_comes_back() -> None:
-    undone, made = analysis("undone_alone"), bed()
+    undone, made = analysis("undone_alone"), import_module("sources").Source.bare(bed(), 0)
     start = made.lm.digest()
     rows = undone.rows_of(made, undone.ablate, "AB")
     assert [row["state"] for row in rows] == [
@@ -77,9 +80,10 @@ def test_requests_are_undone_alone_and_the_model_comes_back() -> None:
 @pytest.fixture(scope="module")
 def erased() -> dict[str, Any]:
     """What the analysis of erase methods measured of a few arms of the small testbed."""
-    setting, methods = analysis("erase_study"), analysis("erase_methods")
-    methods.STRENGTHS, setting.TAUGHT, setting.SHARE = (0.5, 1.0), 6, 0.1  # of 128 neurons, 12 are grafted
-    study, done = setting.Study.of(bed(), 0, measured=40), {}
+    sources, again, methods = analysis("sources"), analysis("relearning"), analysis("erase_methods")
+    methods.STRENGTHS, again.TAUGHT = (0.5, 1.0), 6
+    study, done = sources.Source.of(bed(), 0, share=0.1, measured=40), {}  # of 128 neurons, 12 are grafted
+    study = replace(study, beside={"strangers": sources.strangers(study, 20)})
     yielded = list(methods.run(study, done, only=("ablate", "ssd", "grad_diff")))
     assert yielded[0] == "references" and not list(methods.run(study, done, only=("ablate", "ssd", "grad_diff")))
     return {"study": study, "done": json.loads(json.dumps(done)), "methods": methods}
@@ -89,20 +93,20 @@ def test_found_neurons_ablated_are_closer_to_gold_than_random_ones(erased: dict[
     done = erased["done"]
     places = {name.split("@")[-1] for name in done if "@" in name}
     assert places == {"found", "random", "full"} and "ssd@full" in done and "ablate@full" not in done
-    kl = {name: done[name]["dials"][-1][1]["forget unseen"]["kl_gold"] for name in ("ablate@found", "ablate@random")}
+    kl = {name: done[name]["dials"][-1][1]["unseen"]["kl_gold"] for name in ("ablate@found", "ablate@random")}
     assert kl["ablate@found"] < 0.5 * kl["ablate@random"]
-    assert done["gold"]["tuned"]["forget unseen"]["kl_gold"] == pytest.approx(0, abs=1e-6)
+    assert done["gold"]["tuned"]["unseen"]["kl_gold"] == pytest.approx(0, abs=1e-6)
 
 
 def test_points_are_what_evaluate_measures(erased: dict[str, Any]) -> None:
     study, done = erased["study"], erased["done"]
-    edit = nf.erase.ablate(study.bed.lm, study.found)
-    results = nf.evaluate(study.bed.lm, {"a": edit}, study.bed.forget, study.corpora["retain"], gold=study.bed.gold,
+    edit = nf.erase.ablate(study.lm, study.found)
+    results = nf.evaluate(study.lm, {"a": edit}, study.forget, study.corpora["retain"], gold=study.gold,
                           strengths=(), damage=None, progress=False)  # fmt: skip
     point = done["ablate@found"]["dials"][0][1]
-    for corpus in ("forget", "forget unseen", "retain"):
+    for name, corpus in (("forget", "forget"), ("unseen", "forget unseen"), ("retain", "retain")):
         for metric in ("exact_match", "nll", "kl_gold"):
-            assert point[corpus][metric] == pytest.approx(results.value("a", corpus, metric), abs=1e-6)
+            assert point[name][metric] == pytest.approx(results.value("a", corpus, metric), abs=1e-6)
 
 
 def test_tuned_points_keep_the_damage_and_matched_ones_reach_no_more(erased: dict[str, Any]) -> None:
@@ -119,7 +123,7 @@ def test_tuned_points_keep_the_damage_and_matched_ones_reach_no_more(erased: dic
 
 def test_strangers_are_in_neither_corpus(erased: dict[str, Any]) -> None:
     study = erased["study"]
-    text = " ".join(e.prompt for corpus in (study.bed.forget, study.bed.retain) for e in corpus)
+    text = " ".join(e.prompt for corpus in (study.forget, study.retain) for e in corpus)
     asked = [e.prompt for e in study.corpora["strangers"]]
     assert len(asked) == 20 and len(set(asked)) > 15 and not any(prompt in text for prompt in asked)
 
@@ -138,9 +142,9 @@ def test_tables_say_what_was_measured(erased: dict[str, Any]) -> None:
     text = show.tables([done, done])
     point = done["ablate@found"]["tuned"]
     assert f"| ablate | {point['strength']:.2g} | {point['forget']['exact_match']:.2f} ± 0.00" in text
-    gap = show.gaps([done], "ablate@random", "KL unseen")[0]
+    gap = show.gaps([done], "ablate@random")[0]
     assert gap < 0 and f"| {gap:.2f} ± 0.00 |" in text and "2 seeds" in text
-    kl = [done[f"ssd@{place}"]["tuned"]["forget unseen"]["kl_gold"] for place in ("found", "full", "random")]
+    kl = [done[f"ssd@{place}"]["tuned"]["unseen"]["kl_gold"] for place in ("found", "full", "random")]
     told = f"| ssd | {kl[0]:.2f} ± 0.00 | {kl[1]:.2f} ± 0.00 | {kl[2]:.2f} ± 0.00 | **{kl[0] - kl[2]:.2f} ± 0.00** |"
     assert kl[0] < kl[2] and told in text
 
@@ -152,7 +156,7 @@ def test_figures_put_the_marks_where_the_numbers_are(erased: dict[str, Any]) -> 
         words = {"".join(node.itertext()) for node in tree.iter() if node.tag.endswith("text")}
         assert {"ablate", "ssd", "found neurons", "whole model", "random neurons"} <= words
         assert len(text) < 100_000 and "script" not in text and "href" not in text
-    found = [arm["tuned"]["forget unseen"]["kl_gold"] for name, arm in done.items() if name.endswith("@found")]
+    found = [arm["tuned"]["unseen"]["kl_gold"] for name, arm in done.items() if name.endswith("@found")]
     marks = [node for node in ElementTree.fromstring(draw.dots([done])).iter() if node.tag.endswith("circle")]
     across = [float(node.get("cx") or 0) for node in marks[1:]]  # the first is the legend's
     assert across == pytest.approx([152 + 620 * kl / 8 for kl in sorted(found)], abs=0.06)
@@ -186,7 +190,7 @@ def test_rank_one_and_ablation_go_from_one_neuron_to_all(
     assert keys == list(done) and "rank_one@best 256" in keys and "ablate@random 256" not in keys
     assert done["ablate@best 1"]["forget"]["nll"] < done["ablate@best 24"]["forget"]["nll"]
     best = done["ablate@best 24"]
-    row = f"| 24 | {best['forget unseen']['exact_match']:.2f} | {best['retain']['exact_match']:.2f} |"
+    row = f"| 24 | {best['unseen']['exact_match']:.2f} | {best['retain']['exact_match']:.2f} |"
     assert row in show.sizes_table([done])
 
 
@@ -230,7 +234,7 @@ def test_the_page_shows_small_figures_that_are_there() -> None:
 
 
 def test_every_operator_and_guard_is_tried_and_shown_beside_the_references() -> None:
-    every, made = analysis("every_operator"), bed()
+    every, made = analysis("every_operator"), import_module("sources").Source.bare(bed(), 0)
     edits = every.erasures(made)
     tried = {name.split("`")[1] for name in edits}
     # trainings (docs/losses.md), and what makes units anew or needs an adapter, have pages of their own

@@ -91,7 +91,7 @@ def points(advantage: Any, operators: tuple[str, ...] = ("ablate", "simnpo")) ->
             for count in (8, 32, 128):
                 about = {"operator": operator, "layer": layer, "count": count}
                 gain = advantage(operator, layer, count)
-                found += [{**about, "chosen": True, "KL": 5.0 - gain}, {**about, "chosen": False, "KL": 5.0}]
+                found += [{**about, "chosen": True, "left": 5.0 - gain}, {**about, "chosen": False, "left": 5.0}]
     return found
 
 
@@ -148,8 +148,8 @@ def test_the_points_of_the_map_are_read_as_they_were_compared() -> None:
 
 
 def test_sets_lie_in_the_layers_that_their_names_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    informs, study = import_module("informs_erasure"), import_module("regime_map").study_of(bed(), 0)
-    monkeypatch.setattr(informs, "COUNTS", (8,))
+    informs, study = import_module("informs_erasure"), import_module("regime_map").source_of(bed(), 0)
+    monkeypatch.setattr(informs, "COUNTS", (4,))
     monkeypatch.setattr(informs, "OPERATORS", ("ablate",))
     done: dict[str, Any] = {}
     keys = list(informs.run(study, done))

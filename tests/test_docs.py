@@ -251,9 +251,10 @@ def options_of(*command: str) -> set[str]:
 def options_of_script(path: Path) -> set[str]:
     """The options of a script: argparse's, or the parameters of a `main` that tyro reads."""
     source = path.read_text(encoding="utf-8")
-    # what the analyses of own models have in common
-    if re.search(r"\b(asking|running|studied)\(", source) and path.name != "sources.py":
-        source += (path.parent / "sources.py").read_text(encoding="utf-8")
+    # what the analyses have in common
+    for home, parsers in (("regime_map.py", "mapping"), ("running.py", "asking|mapping|running")):
+        if re.search(rf"= ({parsers})\(", source) and path.name != home:
+            source += (path.parent / home).read_text(encoding="utf-8")
     by_tyro = re.findall(r"(\w+): ", "".join(re.findall(r"^def main\((.*?)\) ->", source, re.M | re.S)))
     return {*re.findall(r"add_argument\(\"(--[\w-]+)", source), *(f"--{name.replace('_', '-')}" for name in by_tyro)}
 

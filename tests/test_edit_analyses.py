@@ -58,17 +58,17 @@ def test_an_arm_is_the_training_that_its_name_says(source: Any, swept: dict[str,
 
 
 def test_a_heavier_retain_term_keeps_more_and_tuned_points_keep_the_damage(swept: dict[str, Any]) -> None:
-    sources, start = import_module("sources"), swept["untouched"]["full"]
+    judging, start = import_module("judging"), swept["untouched"]["full"]
     kept = [swept[f"{name}|full"]["full"]["retain"]["nll"] for name in ("ascent|0", "retain|8")]
     assert kept[1] < kept[0]
     for name, arm in swept.items():
-        assert arm["tuned"]["retain"]["nll"] <= start["retain"]["nll"] + sources.DAMAGE or name == "gold"
+        assert arm["tuned"]["retain"]["nll"] <= start["retain"]["nll"] + judging.DAMAGE or name == "gold"
     bare = [
         {k: {"nll": v["nll"]} for k, v in point.items() if k not in ("strength", "refused")}
         for point in swept["ascent|0|full"]["dial"]
     ]
-    best = sources.chosen_point(bare, {k: {"nll": start[k]["nll"]} for k in ("forget", "retain")})
-    allowed = [p for p in bare if p["retain"]["nll"] <= start["retain"]["nll"] + sources.DAMAGE]
+    best = judging.chosen_point(bare, {k: {"nll": start[k]["nll"]} for k in ("forget", "retain")})
+    allowed = [p for p in bare if p["retain"]["nll"] <= start["retain"]["nll"] + judging.DAMAGE]
     assert best["forget"]["nll"] == max([start["forget"]["nll"], *(p["forget"]["nll"] for p in allowed)])
 
 
@@ -171,45 +171,3 @@ def test_the_table_and_the_figure_of_shifts_show_the_figures(shifted: dict[str, 
     tree = ElementTree.fromstring(svg)
     words = {"".join(node.itertext()) for node in tree.iter() if node.tag.endswith("text")}
     assert {"npo@full", "ablate@found", "gold"} <= words and len(svg) < 100_000
-
-
-def test_an_analysis_of_one_s_own_model_needs_its_corpora(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["x", "--out", str(tmp_path / "out"), "--model", "folder"])
-    with pytest.raises(SystemExit, match="--model needs --forget and --retain"):
-        import_module("activation_shift").main()
-
-
-@pytest.fixture
-def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint and its corpora in files, and a command line that names them."""
-    made = bed()
-    made.lm.save(tmp_path / "model")
-    for name, corpus in (("forget", made.forget), ("retain", made.retain)):
-        rows = [json.dumps({"prompt": e.prompt, "answer": e.answer}) for e in corpus.examples[:20]]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
-    command = "x --seeds 0 --out {0}/out --model {0}/model --forget {0}/forget.jsonl --retain {0}/retain.jsonl"
-    monkeypatch.setattr(sys, "argv", command.format(tmp_path).split())
-    return tmp_path / "out"
-
-
-def test_one_s_own_model_is_swept_without_a_gold_twin(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sweep = import_module("ga_rt_sweep")
-    monkeypatch.setattr(sweep, "STEPS", 2)
-    monkeypatch.setattr(sweep, "WEIGHTS", (0.0,))
-    monkeypatch.setattr(sweep, "run", partial(sweep.run, weights=(0.0,)))
-    sweep.main()
-    text = (own_model / "tables.md").read_text()
-    assert "| ascent | 0 | full |" in text and "KL" not in text and "gold" not in text
-    ElementTree.fromstring((own_model / "ga-rt.svg").read_text())
-
-
-def test_shifts_of_one_s_own_model_are_measured_without_a_gold_twin(
-    own_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shift = import_module("activation_shift")
-    monkeypatch.setattr(shift, "STRENGTHS", (1.0,))
-    monkeypatch.setattr(shift, "run", partial(shift.run, only=("ablate",)))
-    shift.main()
-    text = (own_model / "tables.md").read_text()
-    assert "| ablate@found |" in text and "| ablate@random |" in text and "| gold |" not in text
-    ElementTree.fromstring((own_model / "shift.svg").read_text())

@@ -21,7 +21,7 @@ def mapped() -> dict[str, Any]:
     regimes.SIZES, regimes.STRENGTHS, regimes.DRAWS, regimes.RELEARNED_AT = (0.1,), (0.5, 1.0), 2, 0.1
     regimes.SELECTIONS = {"grad_x_act": nf.scores.grad_x_act}
     regimes.OPERATORS = ("ablate", "ga")
-    start, study = bed().lm.digest(), regimes.study_of(bed(), 0)
+    start, study = bed().lm.digest(), regimes.source_of(bed(), 0)
     finished = list(regimes.run(study, done))
     assert finished[0] == "references" and len(finished) == 8 and not list(regimes.run(study, done))
     assert bed().lm.digest() == start
@@ -30,9 +30,9 @@ def mapped() -> dict[str, Any]:
 
 def test_cells_are_what_evaluate_measures_and_tuned_keeps_the_damage(mapped: dict[str, Any]) -> None:
     study, done, regimes = mapped["study"], mapped["done"], mapped["regimes"]
-    scores = nf.attribute(study.bed.lm, study.bed.forget, study.bed.retain.head(len(study.bed.forget)), progress=False)
-    edit = nf.erase.ablate(study.bed.lm, nf.select.per_layer(scores, 0.1))
-    results = nf.evaluate(study.bed.lm, {"a": edit}, study.bed.forget, study.corpora["retain"], gold=study.bed.gold,
+    scores = nf.attribute(study.lm, study.forget, study.retain.head(len(study.forget)), progress=False)
+    edit = nf.erase.ablate(study.lm, nf.select.per_layer(scores, 0.1))
+    results = nf.evaluate(study.lm, {"a": edit}, study.forget, study.corpora["retain"], gold=study.gold,
                           strengths=(), damage=None, progress=False)  # fmt: skip
     cell, start = done["ablate|0.1|grad_x_act"], done["untouched"]["tuned"]
     for name, corpus in (("forget", "forget"), ("unseen", "forget unseen"), ("retain", "retain")):
@@ -53,19 +53,19 @@ def test_the_map_says_chosen_where_neurons_are_known_and_the_tables_hold_its_num
     assert tables.gains([done], "ablate", "0.1", "grad_x_act") == pytest.approx([gain]) and gain < 0
     text = tables.tables({"bed 0": done}, ["bed"], [0])
     assert f"| ablate | 10.00% | {gain:.2f} |" in text and "| ga | 100.00% |" in text
-    picture = tables.picture({"bed 0": done}, ["bed"], [0])
+    picture = analysis("regime_figure").picture({"bed 0": done}, ["bed"], [0])
     assert picture.count(f">{gain:+.2f}<") >= 1 and picture.count("<rect") == 3  # the ground and two cells
     assert len(picture) < 100_000
 
 
 def test_matched_controls_are_alike_in_norm_or_activation_and_measured_as_the_map_is(mapped: dict[str, Any]) -> None:
     study, controls, done = mapped["study"], analysis("regime_controls"), {}
-    lm, start = study.bed.lm, mapped["done"]["untouched"]["tuned"]
+    lm, start = study.lm, mapped["done"]["untouched"]["tuned"]
     cells = [("ablate", "0.1", "grad_x_act")]
     controls.SELECTIONS["grad_x_act"] = nf.scores.grad_x_act
     assert len(list(controls.run(study, cells, start, done))) == 2 and not list(controls.run(study, cells, start, done))
     chosen = nf.select.per_layer(
-        nf.attribute(lm, study.bed.forget, study.bed.retain.head(len(study.bed.forget)), progress=False), 0.1
+        nf.attribute(lm, study.forget, study.retain.head(len(study.forget)), progress=False), 0.1
     )
     norms = torch.stack([lm.model.get_submodule(site.path).weight.detach().double().norm(dim=0) for site in lm.sites])
     others = chosen.matched(norms, 0)
