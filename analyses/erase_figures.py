@@ -53,9 +53,10 @@ def dots(seeds: Sequence[Seed]) -> str:
     parts = [legend(left, 20, lines=False)]
     mean, half = _mean([judged(p) for p in points_of(seeds, CLAIM, "full")])
     low, high = at(mean - half), at(mean + half)
-    band = f'x="{low:.1f}" y="{top}" width="{high - low:.1f}" height="{bottom - top}"'
+    band = f'x="{low:.1f}" y="{top}" width="{max(1.0, high - low):.1f}" height="{bottom - top}"'
     parts.append(f'<rect {band} fill="{OKABE_ITO[0]}" opacity=".12"/>')
-    parts.append(text(low + 3, top - 6, "found neurons ablated whole, 95%", size=11, fill=OKABE_ITO[0]))
+    side = "start" if low < left + wide / 2 else "end"  # a line above the untouched model's, so that they never meet
+    parts.append(text(low, top - 20, "found neurons ablated whole, 95%", size=11, anchor=side, fill=OKABE_ITO[0]))
     parts.append(line(at(known), top, at(known), bottom, INK, "1 3"))
     parts.append(text(at(known), top - 6, "untouched", size=11, anchor="middle"))
     for row, method in enumerate(methods):
