@@ -82,7 +82,10 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     about = {name: [seed[name][references[0]] for seed in seeds] for name in seeds[0]}
     asked = {f"{c['probe']}, {c['corpus']}" for seed in next(iter(about.values())) for c in seed["checks"]}
     checks = [key for key in CHECKS if key in asked]
-    damage = [key for key in ("KL from gold", "retain after") if key in next(iter(about.values()))[0]["damage"]]
+    known = next(iter(about.values()))[0]["damage"]
+    damage = {
+        key: head for key, head in {"KL from gold": "KL from gold", "retain after": "retain"}.items() if key in known
+    }
     for name, found in about.items():
         verdicts.append([name, *(_counted([seed[name][r]["verdict"] for seed in seeds]) for r in references)])
         gaps.append([name, *(_gap([c for seed in found for c in seed["checks"]], key) for key in checks)])
@@ -92,7 +95,7 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join([
         f"## Verdicts ({len(seeds)} seeds)", table(["audited", *(words[r] for r in references)], verdicts),
         f"## What each check finds, less {less}", table(["audited", *checks], gaps),
-        "## What else moved", table(["audited", "taken away", "newly suppressing", *damage], moved),
+        "## What else moved", table(["audited", "taken away", "newly suppressing", *damage.values()], moved),
     ]) + "\n"  # fmt: skip
 
 
