@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from cells import cell, folded, table, verdict
-from judging import chosen_point
-from running import asking, each
+from judging import chosen_point, exact, judged, judged_by
+from running import asking, each, parsed
 from shift_figure import picture
 from sources import Source, sources
 
@@ -161,16 +161,18 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
         rows = []
         for name in seeds[0]:
             made = [seed[name][point] for seed in seeds if "moved" in seed.get(name, {}).get(point, {})]
-            asked = "unseen" if "unseen" in seeds[0][name].get(point, {}) else "forget"
             if not made:
                 rows.append([name, f"0 of {len(seeds)}", *[""] * (len(COLUMNS) + 2)])
                 continue
             row = [name, f"{len(made)} of {len(seeds)}"]
-            row += [cell([m[corpus]["exact_match"] for m in made]) for corpus in (asked, "retain")]
+            row += [cell([exact(m, corpus) for m in made]) for corpus in ("unseen", "retain")]
             rows.append([*row, *(_shown(made, column) for column in COLUMNS)])
-        head = ["method", "seeds", "forget unseen", "retain", *COLUMNS]
+        known = [arm[at] for seed in seeds for arm in seed.values() for at in POINTS if "forget" in arm.get(at, {})]
+        asked = "forget unseen" if any("unseen" in there for there in known) else "forget"
+        head = ["method", "seeds", asked, "retain", *COLUMNS]
         parts.append(f"## {words.capitalize()} ({len(seeds)} seeds)\n\n" + table(head, rows))
-    parts.append("## Beside the gold twin, and in activations alone (as made)\n\n" + _beside(seeds))
+    beside = "Beside the gold twin, and in" if "gold" in seeds[0] else "In the last layer, and in"
+    parts.append(f"## {beside} activations alone (as made)\n\n" + _beside(seeds))
     listed = [
         [name, kind, f"{layer}.{neuron}", f"{before:.2f}", f"{after:.2f}", "yes" if mine else ""]
         for name, arm in seeds[0].items()
@@ -183,24 +185,25 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
 
 def _beside(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Less the gold twin, paired over seeds; shares of the last layer; how far the activations themselves moved."""
-    rows = []
+    rows, compared = [], ("taken", "suppressing", "taken, in found") if "gold" in seeds[0] else ()
     for name in seeds[0]:
         if not all("moved" in seed.get(name, {}).get("full", {}) for seed in seeds):
             continue
         made = [seed[name]["full"] for seed in seeds]
-        twin = [seed["gold"]["full"]["moved"] for seed in seeds] if "gold" in seeds[0] else None
-        row = [name, cell([m["unseen"]["kl_gold"] for m in made]) if "kl_gold" in made[0].get("unseen", {}) else ""]
-        for key in ("taken", "suppressing", "taken, in found"):
-            less = [m["moved"][key] - g[key] for m, g in zip(made, twin, strict=True)] if twin else []
-            row.append("" if not less else f"**{cell(less)}**" if verdict(less) != "not told apart" else cell(less))
+        row, far = [name, cell([judged(m) for m in made])], judged_by(made[0])
+        for key in compared:
+            less = [m["moved"][key] - seed["gold"]["full"]["moved"][key] for m, seed in zip(made, seeds, strict=True)]
+            row.append(f"**{cell(less)}**" if verdict(less) != "not told apart" else cell(less))
         row += [cell([m["moved"][f"{key}, by layer"][-1] / (m["moved"][key] or 1.0) for m in made])
                 for key in ("taken", "suppressing")]  # fmt: skip
         shifts = {"activation forget": 3, "activation forget, in found": 2, "activation retain": 3}
         row += [cell([m["moved"][key] for m in made], digits) for key, digits in shifts.items()]
         rows.append(row)
-    less = [f"{key}, less gold" for key in ("taken", "suppressing", "taken, in found")]
+    if not rows:
+        return "No edit could be made in every seed."
+    less = [f"{key}, less gold" for key in compared]
     last = [f"{key}, last layer" for key in ("taken", "suppressing")]
-    return table(["method", "KL unseen", *less, *last, "activations, forget", "in found", "activations, retain"], rows)
+    return table(["method", far, *less, *last, "activations, forget", "in found", "activations, retain"], rows)
 
 
 def _shown(made: Sequence[Mapping[str, Any]], column: str) -> str:
@@ -215,7 +218,7 @@ def _shown(made: Sequence[Mapping[str, Any]], column: str) -> str:
 
 def main() -> None:
     """Edit every seed's model, write `shift.json` (as the work goes on), `tables.md` and `shift.svg`."""
-    options = asking(__doc__).parse_args()
+    options = parsed(asking(__doc__))
     each(options, sources(options), "shift.json", run, tables, {"shift.svg": picture})
 
 

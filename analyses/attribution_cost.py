@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from cells import table
-from running import keep
+from running import claim, in_one_line, keep, kept
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / folder) for folder in ("benchmarks", "kernels")]
@@ -35,6 +35,7 @@ from problems import problem  # noqa: E402
 import neuronforget as nf  # noqa: E402
 from neuronforget.corpora import batches, encode  # noqa: E402
 from neuronforget.likelihood import answer_nll  # noqa: E402
+from neuronforget.runs import content_key  # noqa: E402
 
 #: Name -> layers, width, neurons of a layer.
 MODELS = {"2x256": (2, 64, 256), "4x512": (4, 128, 512), "6x1024": (6, 256, 1024)}
@@ -95,8 +96,6 @@ def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, nf.LM, nf.
         yield from (("model", name, *made(name, EXAMPLES)) for name in MODELS)
         yield from (("corpus", str(size), *made(MIDDLE, size)) for size in SIZES)
         return
-    if options.forget is None:
-        raise SystemExit("--model needs --forget, a JSONL file with prompt and answer")
     lm, corpus = nf.load(options.model, device=options.device), nf.corpora.jsonl(options.forget)
     for size in (*(size for size in SIZES if size < len(corpus)), len(corpus)):
         yield "corpus", str(size), lm, corpus.head(size)
@@ -139,15 +138,21 @@ def main() -> None:
     parser.add_argument("--forget", type=Path, help="JSONL rows with prompt and answer")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    if options.model is not None and options.forget is None:
+        raise SystemExit("--model needs --forget, a JSONL file with prompt and answer")
     path = options.out / "cost.json"
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
-    for what, name, lm, corpus in problems(options):
-        for score in options.scores or scores_of(lm):
-            if not any((row["varied"], row["name"], row["score"]) == (what, name, score) for row in rows):
-                rows.append({"varied": what, "name": name, **row_of(lm, corpus, score, options.turns)})
-                keep(path, rows=rows)
-                print(f"{what} {name}, {score}: {rows[-1]['ratio']:.3g}", flush=True)
+    subjects = kept(path, "subjects")
+    with in_one_line():
+        text = options.forget.read_text(encoding="utf-8") if options.forget and options.forget.is_file() else None
+        subject = content_key(model=options.model, forget=text)
+        claim(path, ["rows"] if rows else [], subjects, "rows", subject)
+        for what, name, lm, corpus in problems(options):
+            for score in options.scores or scores_of(lm):
+                if not any((row["varied"], row["name"], row["score"]) == (what, name, score) for row in rows):
+                    rows.append({"varied": what, "name": name, **row_of(lm, corpus, score, options.turns)})
+                    keep(path, subjects=subjects, rows=rows)
+                    print(f"{what} {name}, {score}: {rows[-1]['ratio']:.3g}", flush=True)
     text = tables(rows)
     (options.out / "tables.md").write_text(text)
     (options.out / "cost.svg").write_text(picture(rows))

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 from cells import half_interval
 from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, text
-from erase_tables import CLAIM, Seed, arms_at, far_by, points_of
+from erase_tables import CLAIM, Seed, arms_at, far_by, ours_at, points_of
 from judging import DAMAGE, judged
 
 from neuronforget.figures.style import OKABE_ITO
@@ -51,12 +51,14 @@ def dots(seeds: Sequence[Seed]) -> str:
     at = _held(scale(ticks[0], ticks[-1], left, left + wide), ticks)
     bottom = top + step * len(methods)
     parts = [legend(left, 20, lines=False)]
-    mean, half = _mean([judged(p) for p in points_of(seeds, CLAIM, "full")])
+    ours = points_of(seeds, CLAIM, ours_at(seeds)) if CLAIM in values else []
+    mean, half = _mean([judged(p) for p in ours]) if ours else (known, 0.0)
     low, high = at(mean - half), at(mean + half)
     band = f'x="{low:.1f}" y="{top}" width="{max(1.0, high - low):.1f}" height="{bottom - top}"'
     parts.append(f'<rect {band} fill="{OKABE_ITO[0]}" opacity=".12"/>')
     side = "start" if low < left + wide / 2 else "end"  # a line above the untouched model's, so that they never meet
-    parts.append(text(low, top - 20, "found neurons ablated whole, 95%", size=11, anchor=side, fill=OKABE_ITO[0]))
+    whole = "whole" if ours_at(seeds) == "full" else "as far as all"
+    parts.append(text(low, top - 20, f"found neurons ablated {whole}, 95%", size=11, anchor=side, fill=OKABE_ITO[0]))
     parts.append(line(at(known), top, at(known), bottom, INK, "1 3"))
     parts.append(text(at(known), top - 6, "untouched", size=11, anchor="middle"))
     for row, method in enumerate(methods):

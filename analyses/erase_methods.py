@@ -25,7 +25,7 @@ from erase_tables import sizes_table, tables
 from judging import DAMAGE, Point, judged
 from methods import Makes, arms
 from relearning import relearning
-from running import asking, each
+from running import asking, each, parsed
 from sources import MEASURED, Source, bed_of, sources, strangers
 
 import neuronforget as nf
@@ -38,10 +38,13 @@ SIZES = (1, 4, 16, 64, 128, 512)  # neurons of the whole model, and all of them
 def measured(source: Source, make: Makes, start: Point, relearn: bool) -> dict[str, Any]:
     """Return an arm's dials, its point at matched damage, the tuned one, and how fast that relearns (if asked for)."""
     try:
-        edits = make()
-        dials = [[source.point(e, strength) for strength in STRENGTHS if e.graded or strength == 1] for e in edits]
+        return _measured(source, make(), start, relearn)
     except nf.InputError as error:  # one method's failure is a finding
         return {"failed": str(error)}
+
+
+def _measured(source: Source, edits: Sequence[nf.Edit], start: Point, relearn: bool) -> dict[str, Any]:
+    dials = [[source.point(e, strength) for strength in STRENGTHS if e.graded or strength == 1] for e in edits]
     lm, retain = source.lm, source.corpora["retain"]
     matched = []
     for edit in edits:
@@ -123,7 +126,7 @@ def main() -> None:
     """Measure every arm on every seed, write points (as the work goes on), tables and figures."""
     parser = asking(__doc__, seeds=range(5))
     parser.add_argument("--part", choices=list(PARTS), default="methods")
-    options = parser.parse_args()
+    options = parsed(parser)
     work, show, pictures = PARTS[options.part]
     found = sources(options, grafted)
     each(options, found, f"{options.part}.json", work, show, pictures, text=f"{options.part}.md")

@@ -2,7 +2,7 @@
 
 One fact: another answer of its relation is to take the answer's place, asked for in one phrasing (CounterFact; Meng et
 al. 2022, arXiv:2202.05262). All facts: "unknown", the model's own way to decline, in every phrasing shown. The facts of
-a model of one's own are taken as one relation, each phrased once.
+a model of one's own are taken as one relation, a row with its paraphrases as one fact.
 """
 
 from __future__ import annotations
@@ -76,7 +76,10 @@ def rewrites(source: Source, done: dict[str, Any]) -> Iterator[str]:
                 make = partial(writer, source.lm, retain=source.retain, neurons=neurons, cache=cache)
                 for size, work in {"one": one_by_one, "all": all_at_once}.items():
                     if (key := f"{name}@{place} {size}") not in done:
-                        done[key] = work(source, make)
+                        try:
+                            done[key] = work(source, make)
+                        except nf.InputError as error:
+                            done[key] = {"failed": str(error)}
                         yield key
 
 
@@ -84,17 +87,18 @@ def one_by_one(source: Source, make: Any) -> dict[str, dict[str, float]]:
     """Rewrite each forget fact alone, asked for in its first phrasing; return means over facts."""
     draw, found = random.Random(source.seed), []
     retain = _grouped((e for e in source.retain if e.answer not in source.refusals), relation_of)
+    every = [e for rows in retain.values() for e in rows]
     for relation, facts in _grouped(source.forget, relation_of).items():
-        others = sorted({e.answer for e in retain[relation]})
-        near = draw.sample(retain[relation], min(MEASURED, len(retain[relation])))
+        kin = retain.get(relation, every)
+        others, near = sorted({e.answer for e in kin}), draw.sample(kin, min(MEASURED, len(kin)))
         for (person, _), (first, *rest) in list(_grouped(facts, fact_of).items())[:FACTS]:
             if not (different := [answer for answer in others if answer != first.answer]):
                 raise nf.InputError(f"retain has no answer but {first.answer!r}: there is none to write in its place")
             new = draw.choice(different)
             unseen = [replace(first, prompt=prompt) for prompt in first.paraphrases]
             own = [e for e in source.forget if str(e.subject) == person and fact_of(e) != fact_of(first)]
-            asked = {"edited": [first], "other": [*rest, *unseen], "neighbours": near}
-            asked |= {"same person": own if first.subject else []}
+            other = [*(e for e in rest if e.prompt != first.prompt), *unseen]
+            asked = {"edited": [first], "other": other, "neighbours": near, "same person": own if first.subject else []}
             corpora = {name: nf.Corpus(tuple(rows), name) for name, rows in asked.items() if rows}
             corpora["retain"] = source.corpora["retain"].head(MEASURED)
             with make(forget=corpora["edited"], target=new).on(source.lm):
@@ -134,9 +138,8 @@ def rewrite_table(seeds: Sequence[Mapping[str, Any]]) -> str:
         "one": "Facts one by one, to another answer",
         "all": "All facts at once, to the refusal",
     }.items():
-        keys = sorted(
-            (key for key in seeds[0] if key.endswith(size)), key=lambda key: list(WRITERS).index(key.split("@")[0])
-        )
+        there = [key for key in seeds[0] if key.endswith(size) and all("failed" not in seed[key] for seed in seeds)]
+        keys = sorted(there, key=lambda key: list(WRITERS).index(key.split("@")[0]))
         columns = {head: at for head, at in COLUMNS.items() if all(at[0] in seeds[0][key] for key in keys)}
         rows = [
             [
@@ -146,6 +149,8 @@ def rewrite_table(seeds: Sequence[Mapping[str, Any]]) -> str:
             for key in keys
         ]
         parts.append(f"{words}:\n\n" + table(["method", *columns], rows))
+    failed = {key: made["failed"] for seed in seeds for key, made in seed.items() if "failed" in made}
+    parts += ["\n".join(["Not made:", "", *(f"- {key}: {why}" for key, why in failed.items())])] if failed else []
     return "\n\n".join(parts) + "\n"
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import cell, table
-from running import asking, each
+from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
@@ -27,6 +27,7 @@ CHECKS = (
     "asked, forget", "asked, forget unseen", "choice, forget", "nf4, forget unseen", "relearning, taught again",
     "relearning, siblings", "lens, forget", "patching, states, forget", "patching, neurons, forget",
 )  # fmt: skip
+DAMAGE = {"KL from gold": "KL from gold", "retain after": "retain"}  # key -> head of its column
 
 
 def cases(source: Source) -> dict[str, Callable[[], nf.Edit | nf.LM]]:
@@ -62,40 +63,51 @@ def audits(source: Source, done: dict[str, Any], out: Path | None) -> Iterator[s
     for name, make in cases(source).items():
         if name in done:
             continue
-        edit, found = make(), {}
-        for reference, gold in {"gold": source.gold, "no gold": None}.items():
-            if reference == "gold" and gold is None:
-                continue
-            made = nf.audit(source.lm, edit, source.forget, retain, gold=gold, progress=False)
-            about = {"verdict": made.verdict, "damage": made.damage, "neurons": made.neurons}
-            found[reference] = {**about, "checks": [asdict(check) for check in made.checks]}
-            if out is not None and gold is source.gold:
-                audit_report(made, out / f"{name.replace(' ', '-')}.html", title=f"Erased, or only hidden? {name}")
-        done[name] = found
+        try:
+            edit = make()
+        except nf.InputError as error:  # a training that diverges is a finding
+            done[name] = {"failed": str(error)}
+        else:
+            done[name] = _audited(source, edit, retain, out and out / f"{name.replace(' ', '-')}.html")
         yield name
+
+
+def _audited(source: Source, edit: nf.Edit | nf.LM, retain: nf.Corpus, page: Path | None) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for reference, gold in {**({} if source.gold is None else {"gold": source.gold}), "no gold": None}.items():
+        made = nf.audit(source.lm, edit, source.forget, retain, gold=gold, progress=False)
+        about = {"verdict": made.verdict, "damage": made.damage, "neurons": made.neurons}
+        found[reference] = {**about, "checks": [asdict(check) for check in made.checks]}
+        if page is not None and gold is source.gold:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            audit_report(made, page, title=f"Erased, or only hidden? {page.stem.replace('-', ' ')}")
+    return found
 
 
 def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return verdicts by case, and what the checks found above the reference."""
+    failed = {name: case["failed"] for seed in seeds for name, case in seed.items() if "failed" in case}
+    lost = ["## Not made", "\n".join(f"- {name}: {why}" for name, why in failed.items())] if failed else []
+    if not (names := [name for name in seeds[0] if name not in failed]):
+        return "\n\n".join(lost) + "\n"
     verdicts, gaps, moved, words = [], [], [], {"gold": "with the gold twin", "no gold": "without one"}
-    references = list(next(iter(seeds[0].values())))
-    about = {name: [seed[name][references[0]] for seed in seeds] for name in seeds[0]}
-    asked = {f"{c['probe']}, {c['corpus']}" for seed in next(iter(about.values())) for c in seed["checks"]}
-    checks = [key for key in CHECKS if key in asked]
-    known = next(iter(about.values()))[0]["damage"]
-    damage = {
-        key: head for key, head in {"KL from gold": "KL from gold", "retain after": "retain"}.items() if key in known
-    }
+    references = list(seeds[0][names[0]])
+    about = {name: [seed[name][references[0]] for seed in seeds] for name in names}
+    asked = {f"{c['probe']}, {c['corpus']}" for found in about.values() for seed in found for c in seed["checks"]}
+    # without other phrasings forget itself is quantised
+    checks = [key if key in asked else key.removesuffix(" unseen") for key in CHECKS]
+    checks = [key for key in dict.fromkeys(checks) if key in asked]
+    damage = {key: head for key, head in DAMAGE.items() if all(key in a["damage"] for a in about[names[0]])}
     for name, found in about.items():
         verdicts.append([name, *(_counted([seed[name][r]["verdict"] for seed in seeds]) for r in references)])
         gaps.append([name, *(_gap([c for seed in found for c in seed["checks"]], key) for key in checks)])
         row = [cell([a["neurons"][k] for a in found]) for k in ("taken away", "newly suppressing")]
         moved.append([name, *row, *(cell([a["damage"][k] for a in found]) for k in damage)])
-    less = "the gold twin" if references[0] == "gold" else "what is to be expected of a model that never knew"
+    less = "the gold twin" if references[0] == "gold" else "its reference (see the pages)"
     return "\n\n".join([
         f"## Verdicts ({len(seeds)} seeds)", table(["audited", *(words[r] for r in references)], verdicts),
         f"## What each check finds, less {less}", table(["audited", *checks], gaps),
-        "## What else moved", table(["audited", "taken away", "newly suppressing", *damage.values()], moved),
+        "## What else moved", table(["audited", "taken away", "newly suppressing", *damage.values()], moved), *lost,
     ]) + "\n"  # fmt: skip
 
 
@@ -114,7 +126,7 @@ def _counted(words: Sequence[str]) -> str:
 
 def main() -> None:
     """Audit every case on every seed, write points (as the work goes on), the tables, and the first seed's pages."""
-    options = asking(__doc__, seeds=range(5)).parse_args()
+    options = parsed(asking(__doc__, seeds=range(5)), drawn=False)
 
     def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
         return audits(source, done, options.out if source.seed == options.seeds[0] else None)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from cells import table
-from running import asking, each
+from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
@@ -116,7 +116,7 @@ def small(seed: int) -> Source:
 
 def main() -> None:
     """Write the tables to OUT/tables.md."""
-    options = asking(__doc__, seeds=[0]).parse_args()
+    options = parsed(asking(__doc__, seeds=[0]), drawn=False)
     each(options, sources(options, small), "operators.json", run, tables, {})
 
 

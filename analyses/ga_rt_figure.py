@@ -18,6 +18,8 @@ ROWS = {
     "unseen phrasings answered, tuned": ("unseen", "exact_match", "tuned"),
     "KL from gold on unseen phrasings, tuned (nats)": ("unseen", "kl_gold", "tuned"),
 }
+#: In place of the last where there is no gold twin.
+LOSS = {"loss of the forget answers, tuned (nats)": ("forget", "nll", "tuned")}
 TERMS = {"retain": "ascent + weight × retain loss", "refusal": "ascent + weight × refusal loss"}
 WIDE, HIGH, LEFT, ABOVE, GAP = 300, 110, 60, 84, 40
 
@@ -26,9 +28,11 @@ Curve = list[tuple[int, float, float]]  # place on the axis, mean, half of its i
 
 def picture(seeds: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> str:
     """Return the SVG: a column a term, a row a figure, a line a place, bands of 95% over seeds."""
-    rows = {name: what for name, what in ROWS.items() if what[1] in seeds[0]["untouched"]["full"].get(what[0], {})}
+    asked = ROWS if "gold" in seeds[0] else ROWS | LOSS
+    rows = {name: what for name, what in asked.items() if what[1] in seeds[0]["untouched"]["full"].get(what[0], {})}
     width, height = LEFT + len(TERMS) * (WIDE + GAP), ABOVE + len(rows) * (HIGH + 40) + 4
-    note = f"bands: 95% over {len(seeds)} seeds; dotted: untouched; dash-dotted: gold twin"
+    note = f"bands: 95% over {len(seeds)} seeds; dotted: untouched"
+    note += "; dash-dotted: gold twin" if "gold" in seeds[0] else ""
     parts = [legend(LEFT, 20, lines=True), text(LEFT, 42, note, size=11, fill=FAINT)]
     for i, (term, words) in enumerate(TERMS.items()):
         left = LEFT + i * (WIDE + GAP)
@@ -58,7 +62,7 @@ def _panel(seeds: Sequence[Any], weights: Sequence[float], term: str, name: str,
     curves = {place: curve_of(seeds, weights, term, place, what) for place in PLACES}
     levels = {n: float(np.mean([s[n]["full"][corpus][metric] for s in seeds])) for n in ("untouched", "gold")
               if n in seeds[0]}  # fmt: skip
-    share = metric != "kl_gold"
+    share = metric == "exact_match" or corpus == "refused"
     top = 1.0 if share else math.ceil(max([*levels.values(), *(m + h for c in curves.values() for _, m, h in c)]))
     x, y = scale(0, max(len(weights) - 1, 1), 12, WIDE - 12), scale(0, top, HIGH, 0)
     parts = [text(0, -6, name, size=11)]

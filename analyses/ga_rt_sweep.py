@@ -23,7 +23,7 @@ import numpy as np
 from cells import cell, table, verdict
 from ga_rt_figure import picture
 from judging import DAMAGE, chosen_point
-from running import asking, each
+from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
@@ -42,6 +42,8 @@ COLUMNS = {
     "forget": ("forget", "exact_match"),
     "unseen": ("unseen", "exact_match"),
     "retain": ("retain", "exact_match"),
+    "loss unseen": ("unseen", "nll"),  # this and the next where there is no twin
+    "loss forget": ("forget", "nll"),
     "KL unseen": ("unseen", "kl_gold"),
     "KL retain": ("retain", "kl_gold"),
     "unseen refused": ("refused", "unseen"),
@@ -114,7 +116,11 @@ def tables(seeds: Sequence[Arms]) -> str:
 
 
 def _rows(seeds: Sequence[Arms], keys: Sequence[str], point: str) -> str:
-    columns = [name for name in COLUMNS if any(column(seeds, key, point, name) for key in keys)]
+    columns = [
+        name
+        for name in COLUMNS
+        if any(column(seeds, key, point, name) for key in keys) and not ("loss" in name and "gold" in seeds[0])
+    ]
     rows = []
     for key in keys:
         term, weight, place = key.split("|") if "|" in key else (key, "", "")
@@ -125,8 +131,9 @@ def _rows(seeds: Sequence[Arms], keys: Sequence[str], point: str) -> str:
 
 
 def _paired(seeds: Sequence[Arms], keys: Sequence[str]) -> str:
-    """Paired over seeds: KL on unseen phrasings, tuned (without a twin: forget answered); bold where told apart."""
-    name = "KL unseen" if column(seeds, "untouched", "tuned", "KL unseen") else "forget"
+    """Paired over seeds: KL on unseen phrasings, tuned (without a twin: their loss); bold where told apart."""
+    names = ("KL unseen", "loss unseen", "loss forget")
+    name = next(name for name in names if column(seeds, "untouched", "tuned", name))
     rows = []
     for key in (key for key in keys if key.endswith("|found")):
         term, weight, _ = key.split("|")
@@ -147,7 +154,7 @@ def _less(seeds: Sequence[Arms], key: str, other: str, name: str) -> str:
 
 def main() -> None:
     """Sweep on every seed, write `sweep.json` (as the work goes on), `tables.md` and `ga-rt.svg`."""
-    options = asking(__doc__).parse_args()
+    options = parsed(asking(__doc__))
     pictures = {"ga-rt.svg": partial(picture, weights=WEIGHTS)}
     each(options, sources(options), "sweep.json", run, tables, pictures)
 

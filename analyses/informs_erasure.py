@@ -29,8 +29,8 @@ from drawing import FAINT, INK, line, mark, scale, svg, text
 from judging import judged, judged_by
 from regime_map import SHAPE, arm, source_of, whole_people
 from regime_tables import by_chance, closeness, places, selections
-from running import asking, each, kept
-from sources import Source, sources
+from running import asking, each, kept, parsed
+from sources import OWN, Source, sources
 
 import neuronforget as nf
 from neuronforget.figures.style import OKABE_ITO
@@ -148,6 +148,10 @@ def factors_of(rows: Sequence[Row]) -> list[str]:
 
 def regressions(seeds: Sequence[Sequence[Row]]) -> tuple[dict[str, list[float]], list[tuple[str, list[float]]]]:
     """Return coefficient -> its value in each seed, and the R^2 of what is left as factors are added."""
+    made = set.intersection(*({row["operator"] for row in rows} for rows in seeds))
+    if not made:
+        raise nf.InputError("no operator could be made in every seed")
+    seeds = [[row for row in rows if row["operator"] in made] for rows in seeds]
     factors = factors_of(seeds[0])
     fits = [fitted(advantages(rows), "advantage", factors) for rows in seeds]
     steps, added = [], []
@@ -205,15 +209,16 @@ def picture(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
 def main() -> None:
     """Make the points (or read a map's), write `points.json` (as the work goes on), `tables.md` and `informs.svg`."""
     parser = asking(__doc__, SEEDS)
-    parser.add_argument("--map", type=Path, help="the folder of regime_map.py, in place of points of its own")
-    options = parser.parse_args()
+    parser.add_argument("--map", type=Path, help="folder of regime_map.py: its points (with --model: of that model)")
+    options = parsed(parser)
     if options.map is None:
         kind = "KL" if options.model is None or options.gold else "log p"
         found = sources(options, lambda seed: source_of(whole_people(seed), seed))
         shown, drawn = partial(_of_points, tables, kind), partial(_of_points, picture, kind)
         each(options, found, "points.json", run, shown, {"informs.svg": drawn})
         return
-    beds = kept(options.map / "map.json", "beds")
+    kinds = kept(options.map / "map.json", "beds")
+    beds = {key: arms for key, arms in kinds.items() if (options.model is None) != key.startswith(OWN)}
     chosen = [[row for key, arms in beds.items() if key.endswith(f" {seed}")
                for row in rows_of_map(arms, key.rsplit(" ", 1)[0], WIDTH)] for seed in options.seeds]  # fmt: skip
     if not all(chosen):

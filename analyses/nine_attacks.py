@@ -27,7 +27,7 @@ from attack_figure import picture
 from attack_rows import TINY, Rows, tiny
 from attack_tables import tables
 from judging import DAMAGE, chosen_point
-from running import each, own_models, running
+from running import each, own_models, parsed, running
 from sources import Source
 
 import neuronforget as nf
@@ -204,7 +204,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Attack every seed's models, write `attacks.json` (as the work goes on), `tables.md` and `attacks.svg`."""
-    options = parser().parse_args()
+    options = parsed(parser())
     if options.targets:  # another seed would ask the same questions, and count each answer again
         options.seeds = options.seeds[:1]
     each(options, studies(options), "attacks.json", run, tables, {"attacks.svg": picture})

@@ -10,13 +10,14 @@ python analyses/regime_controls.py --out regimes   # after regime_map.py with th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from cells import cell, table
 from judging import judged
 from regime_map import SELECTIONS, arm, makers, mapping
 from regime_tables import Arms, closeness, gains, places, selections, verdict
-from running import claim, in_one_line, keep, kept
+from running import claim, in_one_line, keep, kept, parsed
 from sources import Source
 
 import neuronforget as nf
@@ -89,26 +90,23 @@ def _matched(controls: Arms, found: Cell, kind: str) -> float:
 
 def main() -> None:
     """Measure the controls, write `controls.json` (as the work goes on) and `controls.md`."""
-    options = mapping(__doc__).parse_args()
-    mapped = options.out / "map.json"
-    done = {key: arms for key, arms in kept(mapped, "beds").items() if int(key.rsplit(" ", 1)[1]) in options.seeds}
-    kinds = {kind: make for kind, make in makers(options).items() if f"{kind} {options.seeds[0]}" in done}
-    if not kinds:
-        raise SystemExit(f"{mapped} has no such map: run regime_map.py with the same options first")
-    subjects, path = kept(mapped, "subjects"), options.out / "controls.json"
-    controls = kept(path, "beds")
+    options = parsed(mapping(__doc__))
+    mapped, path = options.out / "map.json", options.out / "controls.json"
+    done, known = kept(mapped, "beds"), kept(mapped, "subjects")
+    controls, subjects = kept(path, "beds"), kept(path, "subjects")
     with in_one_line():
-        for seed in options.seeds:
-            for kind, make in kinds.items():
-                bed, cells = f"{kind} {seed}", won([done[f"{kind} {other}"] for other in options.seeds])
-                into = controls.setdefault(bed, {})
-                if all("|".join((*found, control)) in into for found in cells for control in KINDS):
-                    continue
-                source = make(seed)
-                claim(subjects, bed, source.key, mapped)
-                for name in run(source, cells, done[bed]["untouched"]["tuned"], into):
-                    keep(path, beds=controls)
-                    print(f"{kind}, seed {seed}: {name}", flush=True)
+        kinds = makers(options)
+        beds = {f"{kind} {seed}": partial(make, seed) for seed in options.seeds for kind, make in kinds.items()}
+        if missing := [bed for bed in beds if bed not in done]:
+            raise SystemExit(f"{mapped} has not {missing[0]!r}: run regime_map.py with the same options first")
+        for bed, make in beds.items():
+            source, kind = make(), bed.rsplit(" ", 1)[0]
+            claim(mapped, done, known, bed, source.key)
+            claim(path, controls, subjects, bed, source.key)
+            cells = won([done[f"{kind} {seed}"] for seed in options.seeds])
+            for name in run(source, cells, done[bed]["untouched"]["tuned"], controls.setdefault(bed, {})):
+                keep(path, subjects=subjects, beds=controls)
+                print(f"{bed}: {name}", flush=True)
     text = tables(done, controls, list(kinds), options.seeds)
     (options.out / "controls.md").write_text(text)
     print(text)

@@ -24,7 +24,7 @@ from judging import DAMAGE, Point, chosen_point
 from regime_figure import picture
 from regime_tables import tables
 from relearning import relearning
-from running import asking, claim, in_one_line, keep, kept
+from running import asking, claim, in_one_line, keep, kept, parsed
 from sources import HALF, OWN, PEOPLE, Source, own_source, shortlist_exact, strangers
 
 import neuronforget as nf
@@ -158,14 +158,15 @@ def mapping(about: str | None, seeds: Sequence[int] = range(5)) -> argparse.Argu
 
 def main() -> None:
     """Make the beds, measure every arm, write `map.json` (as the work goes on), `tables.md` and `map.svg`."""
-    options = mapping(__doc__).parse_args()
+    options = parsed(mapping(__doc__))
     path = options.out / "map.json"
-    done, subjects, kinds = kept(path, "beds"), kept(path, "subjects"), makers(options)
+    done, subjects = kept(path, "beds"), kept(path, "subjects")
     with in_one_line():
+        kinds = makers(options)
         for seed in options.seeds:
             for kind, make in kinds.items():
                 source, bed = make(seed), f"{kind} {seed}"
-                claim(subjects, bed, source.key, path)
+                claim(path, done, subjects, bed, source.key)
                 for name in run(source, done.setdefault(bed, {})):
                     keep(path, subjects=subjects, beds=done)
                     print(f"{kind}, seed {seed}: {name}", flush=True)

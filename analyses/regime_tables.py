@@ -129,10 +129,13 @@ def _closest(arms: Sequence[Arms]) -> Iterator[str]:
 
 
 def lowest(arm: Arms, start: Arms, damage: float) -> Arms:
-    """Return the point along the dial, within the damage, that answers fewest unseen phrasings."""
+    """Return the point along the dial, within the damage, that answers fewest unseen phrasings.
+
+    Without a gold twin, of those that answer as few the one that leaves least of the answers.
+    """
     within = start["retain"]["nll"] + damage
     points = [start, *(point for point in arm["dial"] if point["retain"]["nll"] <= within)]
-    return min(points, key=exact)
+    return min(points, key=lambda p: (exact(p), *(() if "kl_gold" in p["forget"] else (judged(p),))))
 
 
 def _levels(arms: Sequence[Arms], damage: float) -> str:
@@ -148,7 +151,7 @@ def _levels(arms: Sequence[Arms], damage: float) -> str:
         found = [[_reached(seed, operator, size, names, damage) for seed in arms] for names in (chosen, drawn)]
         for i, of in enumerate((min, min, None)):
             for values in found:
-                row.append(cell([_one(seed, i, of, values is found[1]) for seed in values]) if values[0] else "")
+                row.append(cell([_one(seed, i, of, values is found[1]) for seed in values]) if all(values) else "")
         rows.append(row)
     return table(head, rows)
 

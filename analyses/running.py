@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import neuronforget as nf
+from neuronforget.evaluation import check_references
 from neuronforget.runs import environment, whole_file
 
 
@@ -32,10 +33,14 @@ Tables = Callable[[Sequence[Any]], str]
 
 
 def running(about: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
-    """Return a parser of where to write, seeds, and a model of one's own; `about` is the script's docstring."""
+    """Return a parser of where to write, seeds, and a model of one's own; `about` is the script's docstring.
+
+    What it returns is read by `parsed`: `seeds` are those of testbeds, a model of one's own has one by default.
+    """
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.set_defaults(usual=list(seeds))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=list(seeds))
+    parser.add_argument("--seeds", type=int, nargs="+", help="of testbeds, or of trainings and random neurons")
     parser.add_argument("--model", help="checkpoint folder or hub id, in place of the testbeds")
     parser.add_argument("--gold", help="the same of a model that never knew")
     parser.add_argument("--device", default="cpu")
@@ -50,14 +55,26 @@ def asking(about: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.Argu
     return parser
 
 
+def parsed(parser: argparse.ArgumentParser, drawn: bool = True) -> argparse.Namespace:
+    """Read the command line. `drawn`: something depends on the seed that is not the testbed itself."""
+    options = parser.parse_args()
+    if options.seeds is None:
+        options.seeds = options.usual if options.model is None else options.usual[:1]
+    if options.model is not None and len(options.seeds) > 1 and not drawn:
+        parser.error("of a model of one's own nothing here depends on the seed: name one")
+    return options
+
+
 def own_models(options: argparse.Namespace) -> tuple[nf.LM, nf.LM | None] | None:
     """Return the model of one's own and its gold twin, where they were given; None without."""
     if options.model is None:
         if options.gold is not None:
             raise SystemExit("--gold is a twin of --model: give both")
         return None
+    lm = nf.load(options.model, device=options.device)
     gold = nf.load(options.gold, device=options.device) if options.gold else None
-    return nf.load(options.model, device=options.device), gold
+    check_references(lm, gold)
+    return lm, gold
 
 
 @contextmanager
@@ -81,10 +98,11 @@ def kept(path: Path, name: str) -> dict[str, Any]:
     return dict(json.loads(path.read_text()).get(name, {})) if path.is_file() else {}
 
 
-def claim(subjects: dict[str, str], name: str, key: str, path: Path) -> None:
-    """Note of which models and corpora a run is. Raises SystemExit where what is kept under its name is of others."""
-    if subjects.setdefault(name, key) != key:
+def claim(path: Path, results: Collection[str], subjects: dict[str, str], name: str, key: str) -> None:
+    """Note of which models and corpora a run is. Raises SystemExit where the results under its name are of others."""
+    if name in results and subjects.get(name) != key:
         raise SystemExit(f"{path}: {name} is of another model or other corpora; name a new --out")
+    subjects[name] = key
 
 
 def each(
@@ -104,12 +122,12 @@ def each(
     seeds, subjects = kept(path, "seeds"), kept(path, "subjects")
     with in_one_line():
         for source in found:
-            claim(subjects, str(source.seed), source.key, path)
+            claim(path, seeds, subjects, str(source.seed), source.key)
             for done in run(source, seeds.setdefault(str(source.seed), {})):
                 keep(path, subjects=subjects, seeds=seeds)
                 print(f"seed {source.seed}: {done}", flush=True)
-    chosen = [seeds[str(seed)] for seed in options.seeds]
-    (options.out / text).write_text(tables(chosen))
-    for drawn, picture in pictures.items():
-        (options.out / drawn).write_text(picture(chosen))
+        chosen = [seeds[str(seed)] for seed in options.seeds]
+        (options.out / text).write_text(tables(chosen))
+        for drawn, picture in pictures.items():
+            (options.out / drawn).write_text(picture(chosen))
     print(tables(chosen))

@@ -28,7 +28,7 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "full") -> str:
     rows = {name: [seed[name][point] for seed in seeds] for name in seeds[0]
             if all("moved" in seed.get(name, {}).get(point, {}) for seed in seeds)}  # fmt: skip
     bottom = ABOVE + STEP * len(rows)
-    parts = [HATCH, *_legend()]
+    parts = [HATCH, *_legend("gold" in seeds[0])]
     for i, name in enumerate(rows):
         y = ABOVE + STEP * i
         if i % 2:
@@ -37,13 +37,14 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "full") -> str:
     for column, (key, words) in enumerate(BARS.items()):
         left = LEFT + column * (WIDE + GAP)
         most = max(_mean([p["moved"][key] for p in points])[0] + _mean([p["moved"][key] for p in points])[1]
-                   for points in rows.values())  # fmt: skip
+                   for points in rows.values()) if rows else 1.0  # fmt: skip
         at = scale(0, _round(most), left, left + WIDE)
         parts += _axis(left, bottom, words, at, _round(most))
         for i, points in enumerate(rows.values()):
             parts += _bar([p["moved"] for p in points], key, at, ABOVE + STEP * i + 5)
     left = LEFT + 2 * (WIDE + GAP)
-    most = max(p["moved"][f"shift {c}"] for points in rows.values() for p in points for c in ("forget", "retain"))
+    shifts = [p["moved"][f"shift {c}"] for points in rows.values() for p in points for c in ("forget", "retain")]
+    most = max(shifts, default=1.0)
     at = scale(0, _round(most), left, left + WIDE)
     parts += _axis(left, bottom, "shift of what is written (RMS)", at, _round(most))
     for i, points in enumerate(rows.values()):
@@ -56,7 +57,7 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "full") -> str:
     return svg(LEFT + 3 * (WIDE + GAP), bottom + 26, title, parts)
 
 
-def _legend() -> list[str]:
+def _legend(gold: bool) -> list[str]:
     parts, x = [], LEFT
     for words, fill in (("in the found neurons", MINE), ("in all others", "url(#others)")):
         parts += [f'<rect x="{x}" y="12" width="22" height="12" fill="{fill}"/>', text(x + 28, 22, words, size=12)]
@@ -64,7 +65,8 @@ def _legend() -> list[str]:
     for words, marker in (("on forget", "circle"), ("on retain", "square")):
         parts += [mark(x + 10, 18, marker, INK, 3.5, hollow=marker == "square"), text(x + 20, 22, words, size=12)]
         x += 100
-    note = "logits: per answer token, summed over neurons; whiskers: 95% over seeds; gold: the model that never knew"
+    note = "logits: per answer token, summed over neurons; whiskers: 95% over seeds"
+    note += "; gold: the model that never knew" if gold else ""
     return [*parts, text(LEFT, 44, note, size=11, fill=FAINT)]
 
 

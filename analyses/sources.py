@@ -33,6 +33,7 @@ BEDS: dict[str, tuple[str, dict[str, Any]]] = {
 OWN = "own model"
 SHARE = 0.05  # of each layer: what is found
 SHORTLIST = 0.1
+REMEMBERED = 10_000  # words of a vocabulary whose logits are kept, at most
 MEASURED = 150  # retain examples, and half as many strangers
 
 
@@ -134,8 +135,8 @@ class Source:
 
     @cached_property
     def twin(self) -> nf.LM | None:
-        """The gold twin, which on CPU computes each batch once for all edits."""
-        if self.gold is None or self.gold.device.type != "cpu":
+        """The gold twin, which on CPU computes each batch once for all edits, where its answers are small to keep."""
+        if self.gold is None or self.gold.device.type != "cpu" or len(embedding(self.gold)) > REMEMBERED:
             return self.gold
         return nf.LM(Remembered(self.gold.model), self.gold.tokenizer)
 
@@ -169,6 +170,11 @@ def strangers(source: Source, count: int) -> nf.Corpus:
         for i, e in enumerate(sampled(source.retain, count, source.seed + 2))
     ]
     return nf.Corpus(tuple(rows), "strangers")
+
+
+def embedding(lm: nf.LM) -> torch.Tensor:
+    """Return the unembedding [token, width]."""
+    return lm.model.get_output_embeddings().weight
 
 
 def none_of(lm: nf.LM) -> nf.Neurons:

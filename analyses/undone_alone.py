@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from cells import table
-from running import asking, each
+from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
@@ -96,7 +96,7 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
 
 def main() -> None:
     """Measure every state, write `states.json` (as the work goes on) and `tables.md`."""
-    options = asking(__doc__, seeds=[0]).parse_args()
+    options = parsed(asking(__doc__, seeds=[0]), drawn=False)
     found = sources(options, lambda seed: Source.bare(nf.testbed.people(seed=seed), seed))
     each(options, found, "states.json", run, tables, {})
 

@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from cells import cell, table
-from running import claim, in_one_line, keep, kept, own_models, running
+from running import claim, in_one_line, keep, kept, own_models, parsed, running
 from sources import OWN, SHARE, Source, none_of
 
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match
+from neuronforget.runs import content_key
 from neuronforget.suites.multihop import Chain, Fact, Rule, chains, given_back, relations
 from neuronforget.testbed.linked import STEPS, TEACHER, Linked, linked
 
@@ -42,6 +43,11 @@ class Questions:
     source: Source
     corpora: Mapping[str, Corpus]
     deduced: Callable[[set[str]], float] | None = None
+
+    @property
+    def key(self) -> str:
+        """A hash of models and questions."""
+        return content_key(source=self.source.key, asked=[corpus.digest() for corpus in self.corpora.values()])
 
 
 def of_testbed(kind: str, seed: int) -> Questions:
@@ -167,7 +173,7 @@ def main() -> None:
     parser = running(__doc__)
     parser.add_argument("--kinds", nargs="+", choices=["ordinary", "grafted"], default=["ordinary", "grafted"])
     parser.add_argument("--data", type=Path, help="facts for --model: samples.jsonl, templates.jsonl of the LRE data")
-    options = parser.parse_args()
+    options = parsed(parser)
     if (options.model is None) != (options.data is None):
         raise SystemExit("--model and --data go together: a model of one's own, and facts to ask it")
     path = options.out / "rows.json"
@@ -178,7 +184,7 @@ def main() -> None:
         for seed in options.seeds:
             for kind in kinds:
                 asked = of_testbed(kind, seed) if own is None else of_facts(*own, options.data, seed)
-                claim(subjects, key := f"{kind} {seed}", asked.source.key, path)
+                claim(path, done, subjects, key := f"{kind} {seed}", asked.key)
                 if key not in done:
                     done[key] = measured(asked)
                     keep(path, subjects=subjects, beds=done)

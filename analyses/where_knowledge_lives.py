@@ -3,7 +3,7 @@
 grafted    facts trained into fresh neurons, hidden among the others: the true ones are known.
 planted    facts trained into 1% of the value vectors, whose norms give them away; or into 12.5%, with norms kept.
 ordinary   no location is known: scores are held against `exact`, the ablation of every neuron alone.
-own model  the same, of a checkpoint and corpora of one's own; a seed draws half of the examples, 100 at most.
+own model  the same, of a checkpoint and corpora of one's own; of several seeds each draws half of the examples.
 
 python analyses/where_knowledge_lives.py --out where            # all of it; a killed run goes on where it was
 python analyses/where_knowledge_lives.py --out where --seeds 0  # one seed
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from cells import cell, table
-from running import asking, claim, in_one_line, keep, kept
+from running import asking, claim, in_one_line, keep, kept, parsed
 from sources import BEDS, OWN, Source, bed_of, own_source, shortlist_exact
 
 import neuronforget as nf
@@ -142,11 +142,11 @@ def tables(done: Mapping[str, Mapping[str, Any]]) -> str:
 
 def makers(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Source]]]:
     """Yield "kind seed", and how to make what is scored."""
-    own = own_source(options)
+    own, share = own_source(options), 1 if len(options.seeds) == 1 else 2
     for seed in options.seeds:
         if own is not None:
             parts = {
-                name: sampled(corpus, min(options.examples, (len(corpus) + 1) // 2), seed)
+                name: sampled(corpus, min(options.examples, -(-len(corpus) // share)), seed)
                 for name, corpus in (("forget", own.forget), ("retain", own.retain))
             }
             yield f"{OWN} {seed}", partial(replace, own, seed=seed, **parts)
@@ -160,19 +160,21 @@ def main() -> None:
     parser = asking(__doc__, seeds=range(5))
     parser.add_argument("--kinds", nargs="+", choices=list(BEDS), default=list(BEDS))
     parser.add_argument("--examples", type=int, default=100, help="of a corpus of one's own, at most")
-    options = parser.parse_args()
+    options = parsed(parser)
     file = options.out / "rows.json"
-    done, subjects = kept(file, "beds"), kept(file, "subjects")
+    done, subjects, chosen = kept(file, "beds"), kept(file, "subjects"), []
     with in_one_line():
         for name, make in makers(options):
             source = make()
-            claim(subjects, name, source.key, file)
+            claim(file, done, subjects, name, source.key)
+            chosen.append(name)
             if name not in done:
                 done[name] = {"rows": rows_of(source), "facts": facts_of(source)}
                 keep(file, subjects=subjects, beds=done)
                 print(f"{name}: done", flush=True)
-    (options.out / "tables.md").write_text(tables(done))
-    print(tables(done))
+    text = tables({name: done[name] for name in chosen})
+    (options.out / "tables.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

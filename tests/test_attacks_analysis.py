@@ -159,7 +159,7 @@ def test_edits_are_tuned_within_the_damage_and_measured_there(ran: dict[str, Any
     start = arms["untouched"]["tuned"]
     for name in ARMS:
         tuned = arms[name]["tuned"]
-        assert tuned["retain"]["nll"] <= start["retain"]["nll"] + analysis("sources").DAMAGE
+        assert tuned["retain"]["nll"] <= start["retain"]["nll"] + analysis("judging").DAMAGE
         assert tuned["forget"]["kl_gold"] <= start["forget"]["kl_gold"]
     point = arms["ablate@found"]["halved"]
     with study.edits()["ablate@found"]().scaled(point["strength"]).on(study.source.lm) as lm:
@@ -273,7 +273,9 @@ def test_a_model_of_ones_own_is_asked_about_the_named_targets_beside_chance(
 def test_the_whole_script_writes_its_files(ran: dict[str, Any], data: Path, tmp_path: Path,
                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     nine = ran["nine"]
-    tmp_path.joinpath("attacks.json").write_text(json.dumps({"seeds": {"0": ran["done"]}}))
+    tmp_path.joinpath("attacks.json").write_text(
+        json.dumps({"subjects": {"0": ran["study"].key}, "seeds": {"0": ran["done"]}})
+    )
     asked = ["x", "--data", str(data), "--out", str(tmp_path), "--count", "3", "--others", "2", "--seeds", "0"]
     monkeypatch.setattr(sys, "argv", asked)
     nine.main()

@@ -20,6 +20,7 @@ from neuronforget.corpora import Corpus, encode
 from neuronforget.corpora.tokens import collate
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
+from neuronforget.guarding import asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.measuring import measure, subjects_of
@@ -40,10 +41,10 @@ def curve(
     """
     rows = encode(taught, lm.tokenizer, lm.max_length)
     rate = default_lr(lm, None) if lr is None else lr
-    asked = {name: encode(corpus, lm.tokenizer, lm.max_length) for name, corpus in looked_at.items()}
+    seen = {name: encode(corpus, lm.tokenizer, lm.max_length) for name, corpus in looked_at.items()}
     plan = Plan(count, rate, seed=seed)
     work = {"plan": plan, "batch_size": batch_size, "metric": metric, "every": every}
-    store = Kept.of(kept, "relearning", lm, [(rows, asked)], **work)
+    store = Kept.of(kept, "relearning", lm, [(rows, seen)], **work)
     if known := store.read():
         return {name: np.array(values) for name, values in known[0].items()}
     found: dict[str, list[np.ndarray]] = {name: [] for name in looked_at}
@@ -55,7 +56,8 @@ def curve(
     def loss(step: int) -> Tensor:
         trained.put()
         batch = collate(draw(rows, min(batch_size, len(rows)), seed, step), lm.pad_id, lm.device)
-        return answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).mean()
+        with asked(lm, batch):
+            return answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).mean()
 
     with frozen(lm), whole(lm, dict.fromkeys(lm.parameters, rate)) as trained:
         look()
@@ -108,8 +110,8 @@ def halved(forget: Corpus) -> dict[str, Corpus]:
 
 def _anew(case: Case, lm: LM, halves: Mapping[str, Corpus], metric: Metric) -> dict[str, np.ndarray]:
     """The same model learning other answers to the same questions: facts that it never knew."""
-    asked = {name: other_answers(corpus) for name, corpus in halves.items()}
-    return _curve(case, lm, asked, metric)
+    other = {name: other_answers(corpus) for name, corpus in halves.items()}
+    return _curve(case, lm, other, metric)
 
 
 def other_answers(corpus: Corpus) -> Corpus:
