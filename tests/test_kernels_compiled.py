@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_cases import assert_same, draw, ragged
-from neuronforget_kernels import neuron_moments
-from neuronforget_kernels.compiled import compiled_piece_sums, piece_sums, terms
+from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, compiled, neuron_moments
+from neuronforget_kernels.accumulators import wanted
+from neuronforget_kernels.blocks import BlockSums
+from neuronforget_kernels.compiled import CompiledSums, compiled_piece_sums, piece_sums, terms
 from neuronforget_kernels.reference import neuron_moments as reference
 
 ROOT = Path(__file__).parent.parent
@@ -51,8 +53,27 @@ def test_each_term_is_what_its_accumulator_says() -> None:
     bases, rest = [[-3, 2], [5, -1], [-10, -3]], [[4, 9], [2, 3], [0, 1], [10, 3]]
     expected = [*bases, *([x * x for x in row] for row in bases), *rest]
     assert torch.cat(terms(a, g, pivot)).tolist() == expected
-    sums, extremes = piece_sums(a.expand(2, 2), g.expand(2, 2), pivot, torch.tensor([[1.0], [0.5]]))
-    assert sums.tolist() == [[1.5 * x for x in row] for row in expected] and extremes.tolist() == [[-2, 3], [2, -3]]
+    sums, extremes = piece_sums(a.expand(1, 2, 2), g.expand(1, 2, 2), pivot, torch.tensor([[[1.0], [0.5]]]))
+    assert sums.tolist() == [[[1.5 * x for x in row] for row in expected]]
+    assert extremes.tolist() == [[[-2, 3]], [[2, -3]]]
+
+
+@pytest.mark.parametrize("rows", [2, 5, 8, 1024])
+@pytest.mark.parametrize("weighed", [False, True])
+def test_pieces_of_any_length_share_calls_and_long_ones_take_several(
+    weighed: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "ROWS", rows)
+    segments = ragged([7, 1, 0, 3, 3], 2)
+    a, g = draw(len(segments), 20, 3, mean=2.0)
+    a[segments < 0], g[segments < 0] = math.nan, math.inf
+    a[int((segments == 3).nonzero()[0]), 4] = math.nan  # is that example's own
+    weights = torch.rand(len(segments), generator=torch.Generator().manual_seed(1)) if weighed else None
+    layout = Layout.of(segments, 5, weights=weights)
+    blocks, own = BlockSums(layout, 20, wanted(PIECE_FIELDS, TABLE_FIELDS)), CompiledSums(layout, 20, piece_sums)
+    pivot = a[layout.sample].nanmean(0)
+    for mine, theirs in zip(own(a, g, pivot), blocks(a, g, pivot), strict=True):
+        torch.testing.assert_close(mine, theirs, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
 def test_without_a_compiler_a_warning_says_so_and_the_moments_are_the_same(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_same, draw, ragged
-from neuronforget_kernels import Layout, fused_attribution, neuron_moments, swiglu
+from neuronforget_kernels import Layout, blocks, fused_attribution, neuron_moments, swiglu
 from neuronforget_kernels.moments import Piece
 from neuronforget_kernels.reference import neuron_moments as reference
 from torch import Tensor
@@ -37,6 +37,15 @@ def test_long_and_many_examples(lengths: list[int]) -> None:
     segments = ragged(lengths, 1)
     a, g = draw(len(segments), 200, 0)
     assert_same(neuron_moments(a, g, segments, len(lengths)), reference(a, g, segments, len(lengths)), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40, 300])
+def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
+    monkeypatch.setattr(blocks, "BLOCK", rows * 208)  # 200 neurons in whole cache lines
+    segments, given_ = ragged([70, 3, 0, 31, 120], 1), {"groups": torch.tensor([0, 1, 0, 1, 0])}
+    given_["weights"] = torch.rand(len(segments), generator=torch.Generator().manual_seed(1))
+    a, g = draw(len(segments), 200, 3)
+    assert_same(neuron_moments(a, g, segments, 5, **given_), reference(a, g, segments, 5, **given_), rel=1e-5)
 
 
 def test_sums_over_many_tokens_do_not_drift() -> None:

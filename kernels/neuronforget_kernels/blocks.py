@@ -1,7 +1,7 @@
 """The sums of pieces on CPU, no compiler needed: ATen operations on blocks of rows small enough to stay in the cache.
 
-A block holds several short pieces, or a part of a long one. Each term is written beside the others, row by row, and
-one `embedding_bag` adds up the rows of every piece, in fp32 and in order.
+A block holds several short pieces, or a part of a long one. Terms are written beside one another, row by row, and an
+`embedding_bag` adds up the rows of every piece, in fp32 and in order; squares then take the place of their bases.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from neuronforget_kernels.accumulators import (
 )
 from neuronforget_kernels.layout import Layout
 
-#: What is added up as it is, and squared.
-BASES, SQUARES = SUMS[:3], SUMS[3:6]
-#: Elements of a block's activations; with all terms ten times as many.
-BLOCK = 61_440
+#: What is added up as it is and squared, the squares, and the others.
+BASES, SQUARES, OTHERS = SUMS[:3], SUMS[3:6], SUMS[6:]
+#: Elements of a block's activations; with its gradients and the terms held at a time some eight times as many.
+BLOCK = 98_304
 
 
-def names_of(want: int) -> list[int]:
+def names_of(want: int) -> tuple[int, ...]:
     """Return the sums that the wanted accumulators take: first bases, next the squares of all of them or of none."""
     needed = want | (S if want & (ABS_AG | AG2) else 0) | (U if want & G2 else 0) | (SHIFT if want & SHIFT2 else 0)
     bases = [name for name in BASES if needed & name]
     squares = [square for base, square in zip(BASES, SQUARES, strict=True) if base in bases]
-    rest = [name for name in (SQUARE, ABS, POSITIVE, ABS_AG) if want & name]
-    return [*bases, *(squares if any(want & name for name in squares) else []), *rest]
+    rest = [name for name in OTHERS if want & name]
+    return (*bases, *(squares if any(want & name for name in squares) else []), *rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,67 +97,75 @@ class BlockSums:
     """The sums of a layout's pieces for layers of one width; its buffers, and what it returns, serve the next call."""
 
     def __init__(self, layout: Layout, width: int, want: int) -> None:
-        self.width, self.weights, self.peak, self.names = width, layout.weights, want & PEAK, names_of(want)
+        self.width, self.weights, self.peak, names = width, layout.weights, want & PEAK, names_of(want)
+        bases, others = ([name for name in names if name in some] for some in (BASES, OTHERS))
+        self.squares = len(names) - len(bases) - len(others)
         self.blocks = blocks_of(layout, max(1, BLOCK // max(1, width)))
-        most = max((block.count for block in self.blocks), default=0)
+        most, pieces = max((block.count for block in self.blocks), default=0), len(layout.low)
         self.act, self.grad = torch.empty((2, most, width)).unbind()
-        self.sums = torch.empty((len(layout.low), len(self.names), width))
-        self.extremes = torch.empty((2, len(layout.low), width))
-        terms, order = torch.empty((most, len(self.names), width)), torch.arange(most)
-        self.views = [_Views(terms[: block.count], order[: block.count], self.names) for block in self.blocks]
+        self.bases = torch.empty((pieces, len(bases), width))
+        self.rest = torch.empty((pieces, self.squares + len(others), width))
+        self.extremes = torch.empty((2, pieces, width))
+        room = [torch.empty((most, len(some), width)) for some in (bases, others)]
+        counts, order = {block.count for block in self.blocks}, torch.arange(most)
+        self.terms = {n: Terms(bases, room[0][:n], others, room[1][:n], order[:n]) for n in counts}
 
     @torch.inference_mode()
-    def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sums in `names_of(want)` [piece, sum, neuron] and extremes [max and -min, piece, neuron], fp32."""
-        for block, view in zip(self.blocks, self.views, strict=True):
-            act = _read(a, block.rows, self.act[: block.count])
+    def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sums of bases and of the rest [piece, sum, neuron], extremes [max and -min, piece, neuron]; fp32."""
+        for block in self.blocks:
+            act, terms = _read(a, block.rows, self.act[: block.count]), self.terms[block.count]
             if self.peak:
                 self._peaks(act, block)
-            if self.names:
-                view.fill(act, None if g is None else _read(g, block.rows, self.grad[: block.count]), pivot)
-                share = None if self.weights is None else self.weights[block.rows]
-                found = torch.embedding_bag(view.flat, view.order, block.first, mode=0, per_sample_weights=share)[0]
-                into, found = self.sums[block.pieces], found.view(-1, len(self.names), self.width)
-                into.copy_(found) if block.opens else into.add_(found)
-        return self.sums, self.extremes
+            terms.fill(act, None if g is None else _read(g, block.rows, self.grad[: block.count]), pivot)
+            self._add(terms.bases, terms.order, block, self.bases)
+            self._add(terms.others, terms.order, block, self.rest[:, self.squares :])
+            if self.squares:
+                self._add(terms.bases.mul_(terms.bases), terms.order, block, self.rest[:, : self.squares])
+        self.extremes[1].neg_()
+        return self.bases, self.rest, self.extremes
+
+    def _add(self, terms: Tensor, order: Tensor, block: Block, sums: Tensor) -> None:
+        """Add up the rows [row, sum * neuron] of each piece of a block."""
+        if terms.shape[1]:
+            share = None if self.weights is None else self.weights[block.rows]
+            found = torch.embedding_bag(terms, order, block.first, mode=0, per_sample_weights=share)[0]
+            into, found = sums[block.pieces], found.view(len(block.first), -1, self.width)
+            into.copy_(found) if block.opens else into.add_(found)
 
     def _peaks(self, act: Tensor, block: Block) -> None:
         runs = (act if block.even is None else act[block.even]).view(len(block.first), -1, self.width)
-        high, low = self.extremes[:, block.pieces].unbind()
+        high, low = self.extremes[:, block.pieces]
         if block.opens:
-            torch.amax(runs, 1, out=high), torch.amin(runs, 1, out=low).neg_()
+            torch.amax(runs, 1, out=high), torch.amin(runs, 1, out=low)
         else:
-            torch.maximum(high, runs.amax(1), out=high), torch.maximum(low, -runs.amin(1), out=low)
+            torch.maximum(high, runs.amax(1), out=high), torch.minimum(low, runs.amin(1), out=low)
 
 
-class _Views:
-    """Where the terms of a block's rows are written."""
+class Terms:
+    """Where the terms of a block's rows are written, [row, term * neuron]: those of bases, and others."""
 
-    def __init__(self, terms: Tensor, order: Tensor, names: list[int]) -> None:
-        self.flat, self.order = terms.flatten(1), order
-        self.of = dict(zip(names, terms.unbind(1), strict=True))
-        bases = sum(name in BASES for name in names)
-        self.bases, self.squares = terms[:, :bases], terms[:, bases : bases + sum(name in SQUARES for name in names)]
+    def __init__(self, bases: list[int], first: Tensor, others: list[int], second: Tensor, order: Tensor) -> None:
+        self.bases, self.others, self.order = first.flatten(1), second.flatten(1), order
+        self.of = dict(zip([*bases, *others], [*first.unbind(1), *second.unbind(1)], strict=True))
 
     def fill(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> None:
-        """Write what each sum adds for each row."""
+        """Write what each sum adds for each row; the squares are to come in their bases' place."""
         of = self.of
-        if ABS in of:
-            torch.abs(a, out=of[ABS])
-        if POSITIVE in of:
-            torch.gt(a, 0, out=of[POSITIVE])
-        if SQUARE in of:
-            torch.mul(a, a, out=of[SQUARE])
         if SHIFT in of:
             torch.sub(a, pivot, out=of[SHIFT])
         if U in of and g is not None:
             of[U].copy_(g)
         if S in of and g is not None:
             torch.mul(a, g, out=of[S])
+        if SQUARE in of:
+            torch.mul(a, a, out=of[SQUARE])
+        if ABS in of:
+            torch.abs(a, out=of[ABS])
+        if POSITIVE in of:
+            torch.gt(a, 0, out=of[POSITIVE])
         if ABS_AG in of:
             torch.abs(of[S], out=of[ABS_AG])
-        if self.squares.shape[1]:
-            torch.mul(self.bases, self.bases, out=self.squares)
 
 
 def _read(x: Tensor, rows: slice | Tensor, into: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""The sums of a piece as one would write them, fused by `torch.compile`: one pass over `a` and `g` on a CPU.
+"""The sums of pieces as one would write them, fused by `torch.compile`: one pass over `a` and `g` on a CPU.
 
-The first call compiles, for some seconds, and needs a C++ compiler; `rows` needs neither.
+The first call compiles, for some seconds, and needs a C++ compiler; `blocks` needs neither.
 """
 
 from __future__ import annotations
@@ -13,8 +13,15 @@ from typing import no_type_check
 import torch
 from torch import Tensor
 
-#: From activations, gradients (or None), pivot and weights (or None) to sums [sum, neuron], max and -min [2, neuron].
+from neuronforget_kernels.accumulators import SUMS
+from neuronforget_kernels.blocks import BASES, Block, blocks_of
+from neuronforget_kernels.layout import Layout
+
+#: From activations, gradients (or None) [piece, row, neuron], pivot and weights (or None) [piece, row, 1] to sums
+#: [piece, sum, neuron], max and -min [2, piece, neuron].
 PieceSums = Callable[[Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+#: Rows that are worked on by one call: shorter pieces go together.
+ROWS = 1024
 
 
 @no_type_check  # the compiler would trace what tests check
@@ -32,20 +39,58 @@ def terms(a: Tensor, g: Tensor | None, pivot: Tensor) -> list[Tensor]:
 
 @no_type_check
 def piece_sums(a: Tensor, g: Tensor | None, pivot: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the sums of a piece's rows, each times its weight in `w` [row, 1], and the extremes."""
-    added = [x.sum(0) if w is None else (x * w).sum(0) for x in terms(a, g, pivot)]
+    """Return the sums of the rows of pieces that are equally long, each times its weight, and the extremes."""
+    added = [x.sum(1) if w is None else (x * w).sum(1) for x in terms(a, g, pivot)]
     wide = a.float()
-    return torch.stack(added), torch.stack([wide.amax(0), -wide.amin(0)])
+    return torch.stack(added, 1), torch.stack([wide.amax(1), -wide.amin(1)])
 
 
 @cache
 def compiled_piece_sums() -> PieceSums | None:
-    """Return `piece_sums` compiled for any number of rows and neurons; None, with a warning, where that fails."""
+    """Return `piece_sums` compiled for any shape; None, with a warning, where that fails."""
     fused: PieceSums = torch.compile(piece_sums, dynamic=True)
     try:
-        fused(torch.ones(3, 5), torch.ones(3, 5), torch.zeros(5), None)
+        fused(torch.ones(2, 3, 5), torch.ones(2, 3, 5), torch.zeros(5), None)
     except RuntimeError as error:  # what PyTorch raises without a compiler, or on a Python that it cannot compile
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f"torch.compile does not work here, so moments are not compiled: {reason}", stacklevel=2)
         return None
     return fused
+
+
+class CompiledSums:
+    """What `BlockSums` returns for layers of one width, with every sum, by compiled code."""
+
+    def __init__(self, layout: Layout, width: int, fused: PieceSums) -> None:
+        self.fused = fused
+        self.blocks = [(block, *_even(block, layout.weights)) for block in blocks_of(layout, ROWS)]
+        if len(self.blocks) != 1:
+            self.sums = torch.empty((len(layout.low), len(SUMS), width))
+            self.extremes = torch.empty((2, len(layout.low), width))
+
+    @torch.inference_mode()
+    def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return sums of bases and of the rest [piece, sum, neuron], extremes [max and -min, piece, neuron]; fp32."""
+        for block, rows, share in self.blocks:
+            own = [None if x is None else x[rows].unflatten(0, (len(block.first), -1)) for x in (a, g)]
+            sums, extremes = self.fused(*own, pivot, share)
+            if len(self.blocks) == 1:
+                self.sums, self.extremes = sums, extremes
+            elif block.opens:
+                self.sums[block.pieces], self.extremes[:, block.pieces] = sums, extremes
+            else:
+                self.sums[block.pieces] += sums
+                self.extremes[:, block.pieces] = torch.maximum(self.extremes[:, block.pieces], extremes)
+        return self.sums[:, : len(BASES)], self.sums[:, len(BASES) :], self.extremes
+
+
+def _even(block: Block, weights: Tensor | None) -> tuple[slice | Tensor, Tensor | None]:
+    """A block's rows, repeated until every piece has as many, and the weights [piece, row, 1]: of repeated rows 0."""
+    share = None if weights is None else weights[block.rows]
+    if block.even is None:
+        return block.rows, None if share is None else share.view(len(block.first), -1, 1)
+    read = block.rows if isinstance(block.rows, Tensor) else torch.arange(block.rows.start, block.rows.stop)
+    length = torch.diff(block.first, append=torch.tensor([block.count]))[:, None]
+    even = block.even.view(len(length), -1)
+    own = (torch.arange(even.shape[1]) < length).float()
+    return read[block.even], (own if share is None else own * share[even])[..., None]

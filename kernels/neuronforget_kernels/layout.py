@@ -181,7 +181,8 @@ def _pieces(number: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cut rows into pieces; first row, row after the last, and example of each."""
     edges = _edges(number)
     start, length, owner = edges[:-1], edges.diff(), number[edges[:-1]]
-    start, length, owner = (x[owner >= 0] for x in (start, length, owner))
+    read = owner >= 0
+    start, length, owner = start[read], length[read], owner[read]
     low, high, run = _cut(start, start + length)
     owner = owner[run]
     by = (group[owner] * len(group) + owner).argsort(stable=True)
@@ -192,6 +193,8 @@ def _cut(low: Tensor, high: Tensor, most: int = PIECE_ROWS, *, aligned: bool = F
     """Cut ranges into parts of about equal length up to `most` (or at its multiples); also return each one's range."""
     begin = low // most * most if aligned else low
     parts = (high - begin + most - 1) // most
+    if bool((parts == 1).all()):
+        return low, high, torch.arange(len(low))
     run = torch.repeat_interleave(torch.arange(len(low)), parts)
     part = torch.arange(len(run)) - (parts.cumsum(0) - parts)[run]
     if aligned:
