@@ -59,11 +59,13 @@ def test_each_term_is_what_its_accumulator_says() -> None:
 
 
 @pytest.mark.parametrize("rows", [2, 5, 8, 1024])
+@pytest.mark.parametrize("mixed", [2, 64])
 @pytest.mark.parametrize("weighed", [False, True])
 def test_pieces_of_any_length_share_calls_and_long_ones_take_several(
-    weighed: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+    weighed: bool, mixed: int, rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "ROWS", rows)
+    monkeypatch.setattr(compiled, "MIXED", mixed)
     segments = ragged([7, 1, 0, 3, 3], 2)
     a, g = draw(len(segments), 20, 3, mean=2.0)
     a[segments < 0], g[segments < 0] = math.nan, math.inf

@@ -59,14 +59,18 @@ class Block:
     even: Tensor | None
 
 
-def blocks_of(layout: Layout, most: int) -> list[Block]:
-    """Cut a layout's pieces into blocks of at most `most` rows, counting every piece of one as long as its longest."""
+def blocks_of(layout: Layout, most: int, mixed: int | None = None) -> list[Block]:
+    """Cut a layout's pieces into blocks of at most `most` rows, counting every piece of one as long as its longest.
+
+    Pieces of more than `mixed` rows go together only where they are equally long.
+    """
     found: list[Block] = []
     held: list[tuple[int, int]] = []
     longest = 0
     for piece, (low, high) in enumerate(zip(layout.low.tolist(), layout.high.tolist(), strict=True)):
-        longest = max(longest, high - low)
-        if held and (len(held) + 1) * longest > most:
+        differs, longest = high - low != longest, max(longest, high - low)
+        alone = mixed is not None and differs and longest > mixed
+        if held and (alone or (len(held) + 1) * longest > most):
             found.append(_block(held, piece))
             held, longest = [], high - low
         if longest > most:

@@ -20,8 +20,8 @@ from neuronforget_kernels.layout import Layout
 #: From activations, gradients (or None) [piece, row, neuron], pivot and weights (or None) [piece, row, 1] to sums
 #: [piece, sum, neuron], max and -min [2, piece, neuron].
 PieceSums = Callable[[Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
-#: Rows that are worked on by one call: shorter pieces go together.
-ROWS = 1024
+#: Rows that are worked on by one call. Pieces of different lengths are copied to go together: worth it for short ones.
+ROWS, MIXED = 1024, 64
 
 
 @no_type_check  # the compiler would trace what tests check
@@ -63,7 +63,7 @@ class CompiledSums:
 
     def __init__(self, layout: Layout, width: int, fused: PieceSums) -> None:
         self.fused = fused
-        self.blocks = [(block, *_even(block, layout.weights)) for block in blocks_of(layout, ROWS)]
+        self.blocks = [(block, *_even(block, layout.weights)) for block in blocks_of(layout, ROWS, MIXED)]
         if len(self.blocks) != 1:
             self.sums = torch.empty((len(layout.low), len(SUMS), width))
             self.extremes = torch.empty((2, len(layout.low), width))
