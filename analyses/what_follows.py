@@ -13,7 +13,7 @@ python analyses/what_follows.py --out follows --model CHECKPOINT --data relation
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,24 +136,30 @@ def row_of(lm: nf.LM, asked: Questions) -> dict[str, float]:
     return shares | ({"given back": asked.deduced(set().union(*said.values()))} if asked.deduced else {})
 
 
-def edits_of(source: Source) -> Iterator[tuple[str, nf.Edit]]:
-    """Yield every edit by its defaults; each is shown the forget corpus alone."""
+def edits_of(source: Source) -> dict[str, Callable[[], nf.Edit]]:
+    """Return how to make every edit, by its defaults; each is shown the forget corpus alone."""
     lm, forget, retain, seed = source.lm, source.forget, source.retain, source.seed
     neurons = source.finding(nf.scores.grad_x_act, SHARE).found
-    yield "ablate", nf.erase.ablate(lm, neurons)
-    yield "ablate@random", nf.erase.ablate(lm, neurons.random_like(seed))
-    for name, loss, where in (("npo@neurons", "npo", neurons), ("npo", "npo", None), ("grad_diff", "grad_diff", None)):
-        yield name, nf.erase.finetune(lm, forget, retain, loss=getattr(nf.losses, loss), neurons=where, seed=seed,
-                                      progress=False)  # fmt: skip
+    train = partial(nf.erase.finetune, lm, forget, retain, seed=seed, progress=False)
+    return {
+        "ablate": lambda: nf.erase.ablate(lm, neurons),
+        "ablate@random": lambda: nf.erase.ablate(lm, neurons.random_like(seed)),
+        "npo@neurons": partial(train, loss=nf.losses.npo, neurons=neurons),
+        "npo": partial(train, loss=nf.losses.npo),
+        "grad_diff": partial(train, loss=nf.losses.grad_diff),
+    }
 
 
-def measured(asked: Questions) -> dict[str, dict[str, float]]:
-    """Return model -> column -> share."""
+def measured(asked: Questions) -> dict[str, dict[str, Any]]:
+    """Return model -> column -> share, or why an edit could not be made."""
     source, names = asked.source, {"untouched": "untouched", "gold": "gold twin"}
-    found = {names[name]: row_of(lm, asked) for name, lm in source.references.items()}
-    for name, edit in edits_of(source):
-        with edit.on(source.lm):
-            found[name] = row_of(source.lm, asked)
+    found: dict[str, dict[str, Any]] = {names[n]: row_of(lm, asked) for n, lm in source.references.items()}
+    for name, make in edits_of(source).items():
+        try:
+            with make().on(source.lm):
+                found[name] = row_of(source.lm, asked)
+        except nf.InputError as error:  # a training that diverges is a finding
+            found[name] = {"failed": str(error)}
     return found
 
 
@@ -163,8 +169,11 @@ def tables(done: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], seeds: S
     for kind in kinds:
         arms = [done[f"{kind} {seed}"] for seed in seeds]
         columns = [name for name in arms[0]["untouched"] if all(name in arm["untouched"] for arm in arms)]
-        rows = [[name, *(cell([arm[name][column] for arm in arms]) for column in columns)] for name in arms[0]]
+        failed = {name: arm[name]["failed"] for arm in arms for name in arm if "failed" in arm[name]}
+        made = [name for name in arms[0] if name not in failed]
+        rows = [[name, *(cell([arm[name][column] for arm in arms]) for column in columns)] for name in made]
         parts.append(f"**{kind}** ({len(seeds)} seeds)\n\n" + table(["model", *columns], rows))
+        parts += [f"- not made: {name}: {why}" for name, why in failed.items()]
     return "\n\n".join(parts) + "\n"
 
 

@@ -42,11 +42,16 @@ def assert_same(found: Piece, expected: Piece, rel: float = 3e-6) -> None:
 
 
 def _cancelling(fields: dict[str, Tensor]) -> dict[str, float]:
-    """Sizes to the rounding of which s and its products are found: `sum a g` may be far less than `sum |a g|`."""
+    """Sizes to the rounding of which sums are found: `sum a g` may be far less than `sum |a g|`, `sum a` likewise."""
+
+    def most(name: str) -> float:
+        return float(fields[name].nan_to_num(0.0, 0.0, 0.0).max())
+
+    sums = {"sum_a": most("abs_sum")} if "abs_sum" in fields else {}
     if not fields.keys() >= {"abs_ag", "s2", "u2"}:
-        return {}
-    size, s, u = (float(fields[name].nan_to_num(0.0, 0.0, 0.0).max()) for name in ("abs_ag", "s2", "u2"))
-    return {"s": size, "abs_s": size, "s2": s**0.5 * size, "us": u**0.5 * size}
+        return sums
+    size, s, u = most("abs_ag"), most("s2"), most("u2")
+    return {**sums, "s": size, "abs_s": size, "s2": s**0.5 * size, "us": u**0.5 * size}
 
 
 def ragged(lengths: list[int], gap: int) -> Tensor:

@@ -373,10 +373,11 @@ def test_what_follows_is_asked_of_one_s_own_model_in_chains_of_its_facts(
     lm.save(tmp_path / "model")
     command = f"x --seeds 0 --out {tmp_path}/out --model {tmp_path}/model --data {tmp_path}"
     monkeypatch.setattr(sys, "argv", command.split())
-    monkeypatch.setattr(follows, "edits_of", lambda source: [("none", nf.Edit(()))])
+    monkeypatch.setattr(follows, "edits_of", lambda source: {"none": lambda: nf.Edit(()), "bad": refuse})
     follows.main()
     text = (tmp_path / "out" / "tables.md").read_text()
     assert "**own model** (1 seeds)" in text and "| none | 1.00 | 1.00 |" in text and "given back" not in text
+    assert "- not made: bad: it cannot be had" in text
     monkeypatch.setattr(sys, "argv", command.split()[:-2])
     with pytest.raises(SystemExit, match="--model and --data go together"):
         follows.main()
