@@ -253,7 +253,7 @@ def options_of_script(path: Path) -> set[str]:
     source = path.read_text(encoding="utf-8")
     # what the analyses have in common
     for home, parsers in (("regime_map.py", "mapping"), ("running.py", "asking|mapping|running")):
-        if re.search(rf"= ({parsers})\(", source) and path.name != home:
+        if re.search(rf"\b({parsers})\(", source) and path.name != home:
             source += (path.parent / home).read_text(encoding="utf-8")
     by_tyro = re.findall(r"(\w+): ", "".join(re.findall(r"^def main\((.*?)\) ->", source, re.M | re.S)))
     return {*re.findall(r"add_argument\(\"(--[\w-]+)", source), *(f"--{name.replace('_', '-')}" for name in by_tyro)}

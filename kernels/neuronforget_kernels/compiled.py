@@ -72,8 +72,9 @@ class CompiledSums:
     def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return sums of bases and of the rest [piece, sum, neuron], extremes [max and -min, piece, neuron]; fp32."""
         for block, rows, share in self.blocks:
-            own = [None if x is None else x[rows].unflatten(0, (len(block.first), -1)) for x in (a, g)]
-            sums, extremes = self.fused(*own, pivot, share)
+            shape = len(block.first), -1, a.shape[1]
+            grad = None if g is None else g[rows].reshape(shape)
+            sums, extremes = self.fused(a[rows].reshape(shape), grad, pivot, share)
             if len(self.blocks) == 1:
                 self.sums, self.extremes = sums, extremes
             elif block.opens:
