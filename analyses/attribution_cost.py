@@ -90,13 +90,13 @@ def made(name: str, examples: int) -> tuple[nf.LM, nf.Corpus]:
     return problem(settings, examples, PROMPT, ANSWER)
 
 
-def problems(options: argparse.Namespace) -> Iterator[tuple[str, str, nf.LM, nf.Corpus]]:
+def problems(own: tuple[nf.LM, nf.Corpus] | None) -> Iterator[tuple[str, str, nf.LM, nf.Corpus]]:
     """Yield what varies ("model" or "corpus"), its name, a model and a corpus."""
-    if options.model is None:
+    if own is None:
         yield from (("model", name, *made(name, EXAMPLES)) for name in MODELS)
         yield from (("corpus", str(size), *made(MIDDLE, size)) for size in SIZES)
         return
-    lm, corpus = nf.load(options.model, device=options.device), nf.corpora.jsonl(options.forget)
+    lm, corpus = own
     for size in (*(size for size in SIZES if size < len(corpus)), len(corpus)):
         yield "corpus", str(size), lm, corpus.head(size)
 
@@ -144,10 +144,12 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.is_file() else []
     subjects = kept(path, "subjects")
     with in_one_line():
-        text = options.forget.read_text(encoding="utf-8") if options.forget and options.forget.is_file() else None
-        subject = content_key(model=options.model, forget=text)
+        own, subject = None, "testbeds"
+        if options.model is not None:
+            own = nf.load(options.model, device=options.device), nf.corpora.jsonl(options.forget)
+            subject = content_key(model=own[0].digest(), corpus=own[1].digest())
         claim(path, ["rows"] if rows else [], subjects, "rows", subject)
-        for what, name, lm, corpus in problems(options):
+        for what, name, lm, corpus in problems(own):
             for score in options.scores or scores_of(lm):
                 if not any((row["varied"], row["name"], row["score"]) == (what, name, score) for row in rows):
                     rows.append({"varied": what, "name": name, **row_of(lm, corpus, score, options.turns)})

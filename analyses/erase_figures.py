@@ -52,13 +52,12 @@ def dots(seeds: Sequence[Seed]) -> str:
     bottom = top + step * len(methods)
     parts = [legend(left, 20, lines=False)]
     ours = points_of(seeds, CLAIM, ours_at(seeds)) if CLAIM in values else []
-    mean, half = _mean([judged(p) for p in ours]) if ours else (known, 0.0)
-    low, high = at(mean - half), at(mean + half)
-    band = f'x="{low:.1f}" y="{top}" width="{max(1.0, high - low):.1f}" height="{bottom - top}"'
-    parts.append(f'<rect {band} fill="{OKABE_ITO[0]}" opacity=".12"/>')
-    side = "start" if low < left + wide / 2 else "end"  # a line above the untouched model's, so that they never meet
-    whole = "whole" if ours_at(seeds) == "full" else "as far as all"
-    parts.append(text(low, top - 20, f"found neurons ablated {whole}, 95%", size=11, anchor=side, fill=OKABE_ITO[0]))
+    how = "whole" if ours_at(seeds) == "full" else "as far as all"
+    if ours:
+        mean, half = _mean([judged(p) for p in ours])
+        parts += _band(
+            at(mean - half), at(mean + half), top, bottom, f"found neurons ablated {how}, 95%", left + wide / 2
+        )
     parts.append(line(at(known), top, at(known), bottom, INK, "1 3"))
     parts.append(text(at(known), top - 6, "untouched", size=11, anchor="middle"))
     for row, method in enumerate(methods):
@@ -85,6 +84,15 @@ def words_of(seeds: Sequence[Seed]) -> str:
     kind, where = far_by(seeds).rsplit(" ", 1)
     asked = "unseen phrasing" if where == "unseen" else "the forget corpus"
     return f"{'KL from the gold twin' if kind == 'KL' else 'log-probability of the answers'}, {asked} (nats)"
+
+
+def _band(low: float, high: float, top: float, bottom: float, words: str, middle: float) -> list[str]:
+    """A band from `low` to `high`, and its words on a line of their own, towards the `middle`."""
+    place = f'x="{low:.1f}" y="{top}" width="{max(1.0, high - low):.1f}" height="{bottom - top}"'
+    return [
+        f'<rect {place} fill="{OKABE_ITO[0]}" opacity=".12"/>',
+        text(low, top - 20, words, size=11, anchor="start" if low < middle else "end", fill=OKABE_ITO[0]),
+    ]
 
 
 def ticks_of(seeds: Sequence[Seed]) -> Sequence[int]:

@@ -116,7 +116,7 @@ def small(seed: int) -> Source:
 
 def main() -> None:
     """Write the tables to OUT/tables.md."""
-    options = parsed(asking(__doc__, seeds=[0]), drawn=False)
+    options = parsed(asking(__doc__, seeds=[0]))
     each(options, sources(options, small), "operators.json", run, tables, {})
 
 

@@ -18,7 +18,8 @@ ROWS = {
     "unseen phrasings answered, tuned": ("unseen", "exact_match", "tuned"),
     "KL from gold on unseen phrasings, tuned (nats)": ("unseen", "kl_gold", "tuned"),
 }
-#: In place of the last where there is no gold twin.
+#: In place of the last: without other phrasings, and without a gold twin.
+ASKED = {"KL from gold on forget, tuned (nats)": ("forget", "kl_gold", "tuned")}
 LOSS = {"loss of the forget answers, tuned (nats)": ("forget", "nll", "tuned")}
 TERMS = {"retain": "ascent + weight × retain loss", "refusal": "ascent + weight × refusal loss"}
 WIDE, HIGH, LEFT, ABOVE, GAP = 300, 110, 60, 84, 40
@@ -28,7 +29,8 @@ Curve = list[tuple[int, float, float]]  # place on the axis, mean, half of its i
 
 def picture(seeds: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> str:
     """Return the SVG: a column a term, a row a figure, a line a place, bands of 95% over seeds."""
-    asked = ROWS if "gold" in seeds[0] else ROWS | LOSS
+    known = "unseen" in seeds[0]["untouched"]["full"]
+    asked = ROWS | LOSS if "gold" not in seeds[0] else ROWS if known else ROWS | ASKED
     rows = {name: what for name, what in asked.items() if what[1] in seeds[0]["untouched"]["full"].get(what[0], {})}
     width, height = LEFT + len(TERMS) * (WIDE + GAP), ABOVE + len(rows) * (HIGH + 40) + 4
     note = f"bands: 95% over {len(seeds)} seeds; dotted: untouched"

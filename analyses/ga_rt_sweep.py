@@ -42,13 +42,16 @@ COLUMNS = {
     "forget": ("forget", "exact_match"),
     "unseen": ("unseen", "exact_match"),
     "retain": ("retain", "exact_match"),
-    "loss unseen": ("unseen", "nll"),  # this and the next where there is no twin
+    "loss unseen": ("unseen", "nll"),
     "loss forget": ("forget", "nll"),
     "KL unseen": ("unseen", "kl_gold"),
+    "KL forget": ("forget", "kl_gold"),
     "KL retain": ("retain", "kl_gold"),
     "unseen refused": ("refused", "unseen"),
     "retain refused": ("refused", "retain"),
 }
+#: How far an arm has come: by the twin, or where there is none by the loss; in unseen phrasings, where there are some.
+FAR = ("KL unseen", "KL forget", "loss unseen", "loss forget")
 Arms = Mapping[str, Any]
 
 
@@ -115,12 +118,14 @@ def tables(seeds: Sequence[Arms]) -> str:
     return "\n\n".join([*parts, *(["## Not made", "\n".join(failed)] if failed else [])]) + "\n"
 
 
+def far_by(seeds: Sequence[Arms]) -> str:
+    """Return the column that says how far an arm has come: the first of `FAR` that there is."""
+    return next(name for name in FAR if column(seeds, "untouched", "tuned", name))
+
+
 def _rows(seeds: Sequence[Arms], keys: Sequence[str], point: str) -> str:
-    columns = [
-        name
-        for name in COLUMNS
-        if any(column(seeds, key, point, name) for key in keys) and not ("loss" in name and "gold" in seeds[0])
-    ]
+    other = {*FAR} - {far_by(seeds)}  # of what says how far an arm has come one column is shown
+    columns = [n for n in COLUMNS if n not in other and any(column(seeds, key, point, n) for key in keys)]
     rows = []
     for key in keys:
         term, weight, place = key.split("|") if "|" in key else (key, "", "")
@@ -132,8 +137,7 @@ def _rows(seeds: Sequence[Arms], keys: Sequence[str], point: str) -> str:
 
 def _paired(seeds: Sequence[Arms], keys: Sequence[str]) -> str:
     """Paired over seeds: KL on unseen phrasings, tuned (without a twin: their loss); bold where told apart."""
-    names = ("KL unseen", "loss unseen", "loss forget")
-    name = next(name for name in names if column(seeds, "untouched", "tuned", name))
+    name = far_by(seeds)
     rows = []
     for key in (key for key in keys if key.endswith("|found")):
         term, weight, _ = key.split("|")

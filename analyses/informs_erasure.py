@@ -29,7 +29,7 @@ from drawing import FAINT, INK, line, mark, scale, svg, text
 from judging import judged, judged_by
 from regime_map import SHAPE, arm, source_of, whole_people
 from regime_tables import by_chance, closeness, places, selections
-from running import asking, each, kept, parsed
+from running import asking, each, in_one_line, kept, parsed
 from sources import OWN, Source, sources
 
 import neuronforget as nf
@@ -98,7 +98,7 @@ def rows_of_map(arms: Mapping[str, Any], bed: str, width: int) -> list[Row]:
 
 def advantages(rows: Sequence[Row]) -> list[Row]:
     """Return chosen less random, positive where the chosen are closer to gold, one row a pair."""
-    same = [name for name in rows[0] if name not in ("left", "chosen")]
+    same = [name for name in (rows[0] if rows else ()) if name not in ("left", "chosen")]
     random = {tuple(row[n] for n in same): row["left"] for row in rows if not row["chosen"]}
     pairs = [(row, random.get(tuple(row[n] for n in same))) for row in rows if row["chosen"]]
     return [{**{n: row[n] for n in same}, "advantage": kl - row["left"]} for row, kl in pairs if kl is not None]
@@ -148,10 +148,11 @@ def factors_of(rows: Sequence[Row]) -> list[str]:
 
 def regressions(seeds: Sequence[Sequence[Row]]) -> tuple[dict[str, list[float]], list[tuple[str, list[float]]]]:
     """Return coefficient -> its value in each seed, and the R^2 of what is left as factors are added."""
-    made = set.intersection(*({row["operator"] for row in rows} for rows in seeds))
-    if not made:
-        raise nf.InputError("no operator could be made in every seed")
-    seeds = [[row for row in rows if row["operator"] in made] for rows in seeds]
+    for factor in ("operator", "layer", "request", "selection"):  # a level that a seed lacks is left out of all
+        made = set.intersection(*({row.get(factor) for row in advantages(rows)} for rows in seeds))
+        seeds = [[row for row in rows if row.get(factor) in made] for rows in seeds]
+    if not all(seeds):
+        raise nf.InputError("no pair of chosen and random neurons was edited in every seed")
     factors = factors_of(seeds[0])
     fits = [fitted(advantages(rows), "advantage", factors) for rows in seeds]
     steps, added = [], []
@@ -209,7 +210,7 @@ def picture(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
 def main() -> None:
     """Make the points (or read a map's), write `points.json` (as the work goes on), `tables.md` and `informs.svg`."""
     parser = asking(__doc__, SEEDS)
-    parser.add_argument("--map", type=Path, help="folder of regime_map.py: its points (with --model: of that model)")
+    parser.add_argument("--map", type=Path, help="folder of regime_map.py: its points, of testbeds where it has any")
     options = parsed(parser)
     if options.map is None:
         kind = "KL" if options.model is None or options.gold else "log p"
@@ -217,17 +218,21 @@ def main() -> None:
         shown, drawn = partial(_of_points, tables, kind), partial(_of_points, picture, kind)
         each(options, found, "points.json", run, shown, {"informs.svg": drawn})
         return
+    if options.model is not None:
+        raise SystemExit("--map holds points that were measured: it takes no --model")
     kinds = kept(options.map / "map.json", "beds")
-    beds = {key: arms for key, arms in kinds.items() if (options.model is None) != key.startswith(OWN)}
+    beds = {key: arms for key, arms in kinds.items() if not key.startswith(OWN)} or kinds
     chosen = [[row for key, arms in beds.items() if key.endswith(f" {seed}")
                for row in rows_of_map(arms, key.rsplit(" ", 1)[0], WIDTH)] for seed in options.seeds]  # fmt: skip
     if not all(chosen):
         raise SystemExit(f"{options.map / 'map.json'} has not every seed of {options.seeds}")
     kind = judged_by(next(iter(beds.values()))["untouched"]["tuned"]).rsplit(" ", 1)[0]
+    with in_one_line():
+        text, drawing = tables(chosen, kind), picture(chosen, kind)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "tables.md").write_text(tables(chosen, kind))
-    (options.out / "informs.svg").write_text(picture(chosen, kind))
-    print(tables(chosen, kind))
+    (options.out / "tables.md").write_text(text)
+    (options.out / "informs.svg").write_text(drawing)
+    print(text)
 
 
 def _of_points(show: Callable[[Sequence[Sequence[Row]], str], str], kind: str, seeds: Sequence[Any]) -> str:

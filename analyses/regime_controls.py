@@ -94,6 +94,8 @@ def main() -> None:
     mapped, path = options.out / "map.json", options.out / "controls.json"
     done, known = kept(mapped, "beds"), kept(mapped, "subjects")
     controls, subjects = kept(path, "beds"), kept(path, "subjects")
+    if len(options.seeds) < 2:
+        raise SystemExit("of one seed nothing is told apart: name as many --seeds as the map has, two or more")
     with in_one_line():
         kinds = makers(options)
         beds = {f"{kind} {seed}": partial(make, seed) for seed in options.seeds for kind, make in kinds.items()}

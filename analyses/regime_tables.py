@@ -199,4 +199,5 @@ def _again(arms: Sequence[Arms], key: str) -> list[str]:
     if not all("relearning" in seed[key] for seed in arms):
         return ["", ""]
     steps = float(np.median([relearned(seed[key]) for seed in arms]))
-    return [f"{steps:g}" if np.isfinite(steps) else "> all", cell([came_back(seed[key]) for seed in arms])]
+    back = [came_back(seed[key]) for seed in arms]
+    return [f"{steps:g}" if np.isfinite(steps) else "> all", "" if np.isnan(back).any() else cell(back)]

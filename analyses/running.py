@@ -40,7 +40,7 @@ def running(about: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.Arg
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.set_defaults(usual=list(seeds))
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", help="of testbeds, or of trainings and random neurons")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of testbeds; of a model of one's own, of what is drawn")
     parser.add_argument("--model", help="checkpoint folder or hub id, in place of the testbeds")
     parser.add_argument("--gold", help="the same of a model that never knew")
     parser.add_argument("--device", default="cpu")
@@ -101,7 +101,7 @@ def kept(path: Path, name: str) -> dict[str, Any]:
 def claim(path: Path, results: Collection[str], subjects: dict[str, str], name: str, key: str) -> None:
     """Note of which models and corpora a run is. Raises SystemExit where the results under its name are of others."""
     if name in results and subjects.get(name) != key:
-        raise SystemExit(f"{path}: {name} is of another model or other corpora; name a new --out")
+        raise SystemExit(f"{path}: {name} is of another model or other corpora, or does not say; name a new --out")
     subjects[name] = key
 
 

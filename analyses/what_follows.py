@@ -3,7 +3,7 @@
 Testbeds whose people teach one another: a model answers two-step questions ("The one who taught X is a certain person.
 That person was born in"). Some are erased, by requests that name their own facts alone; then every question that takes
 a forgotten fact is asked, and what can be deduced from what is still answered is deduced. Of a model of one's own
-facts are read in the form of the LRE data, and those that it answers are forgotten and asked, alone and in chains.
+facts are read in the form of the LRE data; of those that it answers, alone and in chains, some are forgotten.
 
 python analyses/what_follows.py --out follows             # three seeds; a killed run goes on where it was
 python analyses/what_follows.py --out follows --seeds 0   # one seed, some ten minutes on two cores

@@ -56,9 +56,9 @@ def record(
     `tap` is "transformer_lens", "torch_hooks" or "nnsight" (default: TransformerLens where it knows the
     model); all give equal moments. `positions="answer"` keeps the statistics to the positions that predict
     an answer token. `per_example` keeps the table (its memory grows with the corpus). `compiled` lets `torch.compile`
-    make the CPU's reduction, where there is a C++ compiler: quicker, after some seconds of compiling. `resume` is a
-    folder from which a killed recording goes on, losing and repeating no example; it is cleared at the end. Under
-    `torchrun` or `accelerate launch` each process records its share of the batches and all return the whole;
+    make the CPU's reduction, where there is a C++ compiler: quicker, once each kind of batch has been compiled.
+    `resume` is a folder from which a killed recording goes on, losing and repeating no example; it is cleared at the
+    end. Under `torchrun` or `accelerate launch` each process records its share of the batches and all return the whole;
     `split=False` lets each record everything. Raises InputError for a corpus that does not fit the model, for NaN in
     activations or gradients, for too little memory, and for a model of which a process holds only a part.
     """

@@ -159,3 +159,13 @@ def test_sets_lie_in_the_layers_that_their_names_say(monkeypatch: pytest.MonkeyP
     assert informs.best_of(scores, [1], 3).members == {(1, 127), (1, 126), (1, 125)}
     assert len(informs.best_of(scores, [0, 1], 8)) == 8
     assert done["ablate|all|8|chosen"] < done["ablate|all|8|random"]
+
+
+def test_an_operator_that_one_seed_could_not_pair_is_left_out_of_all() -> None:
+    informs = import_module("informs_erasure")
+    seeds = [points(lambda o, *_: 1.0 + (o == "ablate")) for _ in range(2)]
+    lost = [row for row in seeds[1] if row["operator"] == "ablate" or row["chosen"]]  # no random simnpo in this seed
+    coefficients, _ = informs.regressions([seeds[0], lost])
+    assert "operator simnpo" not in coefficients and coefficients["mean"] == pytest.approx([2.0, 2.0])
+    with pytest.raises(nf.InputError, match="no pair of chosen and random neurons"):
+        informs.regressions([seeds[0], []])

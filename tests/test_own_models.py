@@ -66,7 +66,10 @@ def test_one_s_own_model_is_swept_without_a_gold_twin(own_model: Path, monkeypat
     sweep.main()
     text = (own_model / "tables.md").read_text()
     assert "| ascent | 0 | full |" in text and "KL" not in text and "gold" not in text
-    ElementTree.fromstring((own_model / "ga-rt.svg").read_text())
+    assert "loss forget, tuned." in text and "| loss forget |" in text
+    drawn = (own_model / "ga-rt.svg").read_text()
+    assert "loss of the forget answers" in drawn and "gold" not in drawn
+    ElementTree.fromstring(drawn)
 
 
 def test_shifts_of_one_s_own_model_are_measured_without_a_gold_twin(
@@ -77,7 +80,8 @@ def test_shifts_of_one_s_own_model_are_measured_without_a_gold_twin(
     monkeypatch.setattr(shift, "run", partial(shift.run, only=("ablate",)))
     shift.main()
     text = (own_model / "tables.md").read_text()
-    assert "| ablate@found |" in text and "| ablate@random |" in text and "| gold |" not in text
+    assert "| ablate@found |" in text and "| ablate@random |" in text and "gold" not in text
+    assert "forget unseen" not in text and "| log p forget |" in text
     ElementTree.fromstring((own_model / "shift.svg").read_text())
 
 
@@ -137,6 +141,7 @@ def trivial(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(module.PARTS, "methods", (run, lambda _: "", {}))
     elif name == "regime_controls":
         monkeypatch.setattr(module, "won", lambda arms: [])
+        monkeypatch.setattr(sys, "argv", [*sys.argv, "--seeds", "0", "1"])
         monkeypatch.setattr(module, "kept", partial(with_map, module.kept))
         monkeypatch.setattr(module, "claim", partial(but_for_the_map, module.claim))
     if hasattr(module, "run"):
@@ -188,7 +193,7 @@ def test_seeds_of_one_s_own_model_are_those_of_random_neurons_and_need_something
     trivial("erase_methods", monkeypatch).main()
     seeds = json.loads((own_model / "methods.json").read_text())["seeds"]
     assert seeds["0"]["a"]["neurons"] != seeds["1"]["a"]["neurons"]
-    for name in ("erased_or_hidden", "every_operator", "undone_alone"):
+    for name in ("erased_or_hidden", "undone_alone"):
         with pytest.raises(SystemExit):
             analysis(name).main()
         assert "nothing here depends on the seed" in capsys.readouterr().err
@@ -291,10 +296,12 @@ def test_the_map_of_one_s_own_model_and_its_controls(own_model: Path, monkeypatc
                         "SELECTIONS": {"grad_x_act": nf.scores.grad_x_act}}.items():  # fmt: skip
         monkeypatch.setattr(regimes, name, value)
     monkeypatch.setattr(import_module("relearning"), "TAUGHT", 3)
-    with pytest.raises(SystemExit, match="has not 'own model 0': run regime_map"):
+    with pytest.raises(SystemExit, match="of one seed nothing is told apart"):
         controls.main()
     command = [word if word != "0" else "0 1" for word in sys.argv]
-    monkeypatch.setattr(sys, "argv", " ".join(command).split())
+    monkeypatch.setattr(sys, "argv", command := " ".join(command).split())
+    with pytest.raises(SystemExit, match="has not 'own model 0': run regime_map"):
+        controls.main()
     regimes.main()
     done = json.loads((own_model / "map.json").read_text())["beds"]
     arm, start = done["own model 0"]["ablate|0.1|grad_x_act"], done["own model 0"]["untouched"]["tuned"]
@@ -308,7 +315,10 @@ def test_the_map_of_one_s_own_model_and_its_controls(own_model: Path, monkeypatc
     controls.main()
     assert "| own model | ablate | 10.00% | grad_x_act |" in (own_model / "controls.md").read_text()
     informs = analysis("informs_erasure")
-    monkeypatch.setattr(sys, "argv", [*sys.argv, "--map", str(own_model)])
+    monkeypatch.setattr(sys, "argv", [*command, "--map", str(own_model)])
+    with pytest.raises(SystemExit, match="--map holds points that were measured"):
+        informs.main()
+    monkeypatch.setattr(sys, "argv", f"x --out {own_model} --seeds 0 1 --map {own_model}".split())
     informs.main()
     assert "## log p itself" in (own_model / "tables.md").read_text()
 
@@ -338,11 +348,13 @@ def test_edits_of_one_s_own_model_are_audited_on_its_found_neurons(
 ) -> None:
     hidden = analysis("erased_or_hidden")
     few = hidden.cases
-    monkeypatch.setattr(hidden, "cases", lambda source: {k: few(source)[k] for k in ("ablate the found neurons",)})
+    tried = ("ablate the found neurons",)
+    monkeypatch.setattr(hidden, "cases", lambda source: {k: few(source)[k] for k in tried} | {"bad": refuse})
     hidden.main()
     text, done = (own_model / "tables.md").read_text(), arms(own_model / "audits.json")
     assert set(done["ablate the found neurons"]) == {"no gold"}
     assert "the found neurons" in (own_model / "ablate-the-found-neurons.html").read_text()
+    assert "- bad: it cannot be had" in text and "| nf4, forget |" in text
     assert "| audited | without one |" in text and "less its reference" in text and "KL" not in text
     source = import_module("sources").Source.of(bed(), 0)
     assert "npo on the true neurons" in few(source) and "gold" in few(source)
@@ -375,6 +387,9 @@ def test_what_follows_is_asked_of_one_s_own_model_in_chains_of_its_facts(
     monkeypatch.setattr(sys, "argv", command.split())
     monkeypatch.setattr(follows, "edits_of", lambda source: {"none": lambda: nf.Edit(()), "bad": refuse})
     follows.main()
+    source = asked.source
+    others = {**asked.corpora, "kept questions": source.forget}
+    assert follows.Questions(source, others).key != asked.key == follows.Questions(source, asked.corpora).key
     text = (tmp_path / "out" / "tables.md").read_text()
     assert "**own model** (1 seeds)" in text and "| none | 1.00 | 1.00 |" in text and "given back" not in text
     assert "- not made: bad: it cannot be had" in text

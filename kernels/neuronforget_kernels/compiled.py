@@ -1,6 +1,7 @@
 """The sums of pieces as one would write them, fused by `torch.compile`: one pass over `a` and `g` on a CPU.
 
-The first call compiles, for some seconds, and needs a C++ compiler; `blocks` needs neither.
+Each kind of block (one piece or several, of one row or more, with gradients or without, by dtype) is compiled once, for
+some seconds, and needs a C++ compiler; `blocks` needs neither.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from neuronforget_kernels.accumulators import SUMS
 from neuronforget_kernels.blocks import BASES, Block, blocks_of
 from neuronforget_kernels.layout import Layout
 
-#: From activations, gradients (or None) [piece, row, neuron], pivot and weights (or None) [piece, row, 1] to sums
+#: From activations, gradients (or None) [piece, row, neuron], pivot and weights [piece, row, 1] to sums
 #: [piece, sum, neuron], max and -min [2, piece, neuron].
-PieceSums = Callable[[Tensor, Tensor | None, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+PieceSums = Callable[[Tensor, Tensor | None, Tensor, Tensor], tuple[Tensor, Tensor]]
 #: Rows that are worked on by one call. Pieces of different lengths are copied to go together: worth it for short ones.
 ROWS, MIXED = 1024, 64
 
@@ -38,9 +39,12 @@ def terms(a: Tensor, g: Tensor | None, pivot: Tensor) -> list[Tensor]:
 
 
 @no_type_check
-def piece_sums(a: Tensor, g: Tensor | None, pivot: Tensor, w: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the sums of the rows of pieces that are equally long, each times its weight, and the extremes."""
-    added = [x.sum(1) if w is None else (x * w).sum(1) for x in terms(a, g, pivot)]
+def piece_sums(a: Tensor, g: Tensor | None, pivot: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the sums of the rows of pieces that are equally long, each times its weight, and the extremes.
+
+    Rows of weight 0 count for the extremes alone, be they infinite.
+    """
+    added = [torch.where(w > 0, x * w, 0.0).sum(1) for x in terms(a, g, pivot)]
     wide = a.float()
     return torch.stack(added, 1), torch.stack([wide.amax(1), -wide.amin(1)])
 
@@ -50,7 +54,7 @@ def compiled_piece_sums() -> PieceSums | None:
     """Return `piece_sums` compiled for any shape; None, with a warning, where that fails."""
     fused: PieceSums = torch.compile(piece_sums, dynamic=True)
     try:
-        fused(torch.ones(2, 3, 5), torch.ones(2, 3, 5), torch.zeros(5), None)
+        fused(torch.ones(2, 3, 5), torch.ones(2, 3, 5), torch.zeros(5), torch.ones(2, 3, 1))
     except RuntimeError as error:  # what PyTorch raises without a compiler, or on a Python that it cannot compile
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f"torch.compile does not work here, so moments are not compiled: {reason}", stacklevel=2)
@@ -85,13 +89,16 @@ class CompiledSums:
         return self.sums[:, : len(BASES)], self.sums[:, len(BASES) :], self.extremes
 
 
-def _even(block: Block, weights: Tensor | None) -> tuple[slice | Tensor, Tensor | None]:
-    """A block's rows, repeated until every piece has as many, and the weights [piece, row, 1]: of repeated rows 0."""
-    share = None if weights is None else weights[block.rows]
+def _even(block: Block, weights: Tensor | None) -> tuple[slice | Tensor, Tensor]:
+    """A block's rows, repeated until every piece has as many, and the weights [piece, row, 1]: of repeated rows 0.
+
+    Without weights they are 1: one kind of code less to compile.
+    """
+    share = torch.ones(block.count) if weights is None else weights[block.rows]
     if block.even is None:
-        return block.rows, None if share is None else share.view(len(block.first), -1, 1)
+        return block.rows, share.view(len(block.first), -1, 1)
     read = block.rows if isinstance(block.rows, Tensor) else torch.arange(block.rows.start, block.rows.stop)
     length = torch.diff(block.first, append=torch.tensor([block.count]))[:, None]
     even = block.even.view(len(length), -1)
-    own = (torch.arange(even.shape[1]) < length).float()
-    return read[block.even], (own if share is None else own * share[even])[..., None]
+    own = torch.arange(even.shape[1]) < length
+    return read[block.even], (own * share[even])[..., None]

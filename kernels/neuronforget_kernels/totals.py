@@ -55,6 +55,8 @@ class Totals:
         if wide.shape[1]:
             high, low = extremes.amax(1)
             fields[_MAX].copy_(high), fields[_MIN].copy_(low).neg_()
+        else:
+            fields[_MAX].fill_(-torch.inf), fields[_MIN].fill_(torch.inf)
         if POOL in of and float(self.sizes[0]):
             mean, m2 = fields[:4].unflatten(0, (2, 2)).unbind(1)
             offset = mean / self.sizes
