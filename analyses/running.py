@@ -127,7 +127,8 @@ def each(
                 keep(path, subjects=subjects, seeds=seeds)
                 print(f"seed {source.seed}: {done}", flush=True)
         chosen = [seeds[str(seed)] for seed in options.seeds]
-        (options.out / text).write_text(tables(chosen))
+        shown = tables(chosen)
+        (options.out / text).write_text(shown)
         for drawn, picture in pictures.items():
             (options.out / drawn).write_text(picture(chosen))
-    print(tables(chosen))
+    print(shown)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -17,6 +16,7 @@ import neuronforget as nf
 from neuronforget.comparison import sampled
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, kl_gold, nll
+from neuronforget.runs import content_key
 from neuronforget.scores import Scores, runs_model
 from neuronforget.testbed.facts import FIRST, LAST
 
@@ -115,8 +115,8 @@ class Source:
     @cached_property
     def key(self) -> str:
         """A hash of models and corpora."""
-        parts = [self.lm.digest(), self.gold and self.gold.digest(), self.forget.digest(), self.retain.digest()]
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+        models = [lm.digest() for lm in self.references.values()]
+        return content_key(models=models, corpora=[self.forget.digest(), self.retain.digest()])
 
     @property
     def places(self) -> dict[str, nf.Neurons | None]:
@@ -136,7 +136,9 @@ class Source:
     @cached_property
     def twin(self) -> nf.LM | None:
         """The gold twin, which on CPU computes each batch once for all edits, where its answers are small to keep."""
-        if self.gold is None or self.gold.device.type != "cpu" or len(embedding(self.gold)) > REMEMBERED:
+        if self.gold is None or self.gold.device.type != "cpu":
+            return self.gold
+        if len(self.gold.model.get_output_embeddings().weight) > REMEMBERED:
             return self.gold
         return nf.LM(Remembered(self.gold.model), self.gold.tokenizer)
 
@@ -170,11 +172,6 @@ def strangers(source: Source, count: int) -> nf.Corpus:
         for i, e in enumerate(sampled(source.retain, count, source.seed + 2))
     ]
     return nf.Corpus(tuple(rows), "strangers")
-
-
-def embedding(lm: nf.LM) -> torch.Tensor:
-    """Return the unembedding [token, width]."""
-    return lm.model.get_output_embeddings().weight
 
 
 def none_of(lm: nf.LM) -> nf.Neurons:

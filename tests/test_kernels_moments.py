@@ -42,7 +42,7 @@ def test_long_and_many_examples(lengths: list[int]) -> None:
 
 @pytest.mark.parametrize("rows", [1, 7, 40, 300])
 def test_blocks_of_any_size_give_the_same(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(blocks, "BLOCK", rows * 208)  # 200 neurons in whole cache lines
+    monkeypatch.setattr(blocks, "BLOCK", rows * 200)
     segments, given_ = ragged([70, 3, 0, 31, 120], 1), {"groups": torch.tensor([0, 1, 0, 1, 0])}
     given_["weights"] = torch.rand(len(segments), generator=torch.Generator().manual_seed(1))
     a, g = draw(len(segments), 200, 3)
