@@ -7,6 +7,7 @@ deviations follow Chan et al. (1979), all in fp64. Definitions are in `neuronfor
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -120,7 +121,7 @@ def _chan(x: Moments, y: Moments, mean: str, m2: str, nx: int, ny: int) -> tuple
 
 def check_fields(fields: dict[str, Tensor]) -> None:
     """Raise InputError when a statistic is NaN or infinite: the model overflowed on this corpus."""
-    if bool(torch.isfinite(torch.stack([fields[name].sum() for name in PIECE_FIELDS])).all()):
+    if math.isfinite(torch.stack([fields[name] for name in PIECE_FIELDS]).sum().item()):
         return  # one wait for the device; finite values do not sum to NaN or infinity in fp64
     for name in PIECE_FIELDS:
         bad = int((~torch.isfinite(fields[name])).sum())

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, Piece, neuron_moments
+from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, moment_rows
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -31,6 +31,8 @@ from neuronforget.taps import Tap, open_tap
 from neuronforget.unfinished import Tally, Unfinished
 
 Positions = Literal["all", "answer"]
+#: A layer's fields and table entries, as `moment_rows` gives them.
+Rows = tuple[Tensor, Tensor]
 #: Layers of a small model wait until they hold so many activations: reduced in a row, they find code and buffers in
 #: the cache.
 TOGETHER = 2**21
@@ -155,16 +157,18 @@ def record_batch(
     segments = _segments(batch, positions)
     # Read once for each device that holds layers.
     layout = cache(lambda device: Layout.of(segments.to(device), examples))
-    reduced = partial(neuron_moments, table=TABLE_FIELDS if per_example else (), compiled=compiled)
+    entries = TABLE_FIELDS if per_example else ()
+    reduced = partial(moment_rows, fields=PIECE_FIELDS, table=entries, compiled=compiled)
     got = _reduce_backwards(acts, nll.sum(), layout, reduced)
     if missing := [site.layer for site in lm.sites if site.layer not in got]:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
-    stacked = _stacked([got[site.layer][0] for site in lm.sites], PIECE_FIELDS, 0)
-    check_fields({**stacked, **_finite_extremes(stacked)})
-    table = _stacked([got[site.layer][1] for site in lm.sites], TABLE_FIELDS if per_example else (), 1)
+    rows = [got[site.layer] for site in lm.sites]  # on CPU from here on: the layers may lie on several devices
+    fields = dict(zip(PIECE_FIELDS, torch.stack([row[0][0].cpu() for row in rows], 1), strict=True))
+    check_fields({**fields, **_finite_extremes(fields)})
+    table = dict(zip(entries, torch.stack([row[1].cpu() for row in rows], 2), strict=False))
     counts = layout(segments.device).counts
     return Moments(
-        stacked,
+        fields,
         tokens=int(counts.sum()),
         examples=examples,
         pooled=int((counts > 0).sum()),
@@ -175,16 +179,11 @@ def record_batch(
     )
 
 
-def _stacked(layers: list[dict[str, Tensor]], names: tuple[str, ...], dim: int) -> dict[str, Tensor]:
-    """Stack every layer's values along `dim`, on CPU (the layers may lie on several devices)."""
-    return {name: torch.stack([layer[name].cpu() for layer in layers], dim) for name in names}
-
-
 def _reduce_backwards(
-    acts: dict[int, Tensor], loss: Tensor, layout: Callable[[torch.device], Layout], reduced: Callable[..., Piece]
-) -> dict[int, Piece]:
+    acts: dict[int, Tensor], loss: Tensor, layout: Callable[[torch.device], Layout], reduced: Callable[..., Rows]
+) -> dict[int, Rows]:
     """Reduce layers when the backward pass has reached them; `acts` is emptied on the way."""
-    got: dict[int, Piece] = {}
+    got: dict[int, Rows] = {}
     if without := [layer for layer, act in acts.items() if not act.requires_grad]:
         raise InputError(
             f"the activations of layers {without} carry no gradient: the model runs these layers under no_grad or "
@@ -228,9 +227,9 @@ def _segments(batch: Batch, positions: Positions) -> Tensor:
     return torch.where(keep, numbers, -1).flatten()
 
 
-def _finite_extremes(stacked: dict[str, Tensor]) -> dict[str, Tensor]:
+def _finite_extremes(fields: dict[str, Tensor]) -> dict[str, Tensor]:
     """A minimum of +inf only says that the batch had no token here."""
-    return {"min": stacked["min"].nan_to_num(posinf=0.0), "max": stacked["max"].nan_to_num(neginf=0.0)}
+    return {"min": fields["min"].nan_to_num(posinf=0.0), "max": fields["max"].nan_to_num(neginf=0.0)}
 
 
 def _finish(total: Moments, lm: LM, info: dict[str, Any]) -> Moments:

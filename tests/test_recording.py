@@ -311,23 +311,25 @@ def test_settings_that_make_no_sense_are_refused(lm: LM, corpus: Corpus) -> None
         run(LM(lm.model), corpus)
 
 
-def activations_alive(width: int) -> list[tuple[int, ...]]:
-    """Shapes of the tensors that hold a value for each neuron of more than ten tokens."""
+def activations_alive(shape: tuple[int, int]) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that hold a value for each neuron of more than ten tokens, but for moments themselves."""
+    fields = (len(PIECE_FIELDS), *shape)
     tensors = [x for x in gc.get_objects() if isinstance(x, Tensor) and not isinstance(x, torch.nn.Parameter)]
-    return [tuple(x.shape) for x in tensors if x.shape[-1:] == (width,) and x.numel() > 10 * width]
+    found = [tuple(x.shape) for x in tensors if x.shape[-1:] == shape[1:] and x.numel() > 10 * shape[1]]
+    return [own for own in found if own != fields]
 
 
 @EVERY_TAP
 def test_no_activation_outlives_its_batch(tap: str, lm: LM, corpus: Corpus) -> None:
     seen: list[list[tuple[int, ...]]] = []
     embedding = lm.model.get_input_embeddings()
-    handle = embedding.register_forward_pre_hook(lambda *_: seen.append(activations_alive(lm.shape[1])))
+    handle = embedding.register_forward_pre_hook(lambda *_: seen.append(activations_alive(lm.shape)))
     gc.collect()
-    before = activations_alive(lm.shape[1])
+    before = activations_alive(lm.shape)
     gc.disable()  # what only a reference cycle keeps alive would fill a GPU all the same
     try:
         run(lm, corpus, tap=tap, batch_size=3)
-        after = activations_alive(lm.shape[1])
+        after = activations_alive(lm.shape)
     finally:
         gc.enable()
         handle.remove()
@@ -340,13 +342,13 @@ def test_a_recording_that_failed_on_its_way_back_keeps_no_activation(lm: LM, cor
         raise ArithmeticError("on purpose")
 
     gc.collect()
-    before = activations_alive(lm.shape[1])
+    before = activations_alive(lm.shape)
     handle = lm.model.model.norm.register_full_backward_hook(fail)
     with pytest.raises(ArithmeticError, match="on purpose"):
         run(lm, corpus)
     handle.remove()
     gc.collect()
-    assert activations_alive(lm.shape[1]) == before
+    assert activations_alive(lm.shape) == before
     assert run(lm, corpus).examples == len(corpus)
 
 

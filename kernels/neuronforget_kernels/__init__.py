@@ -3,7 +3,7 @@
 from neuronforget_kernels.fused import fused_attribution
 from neuronforget_kernels.gated import swiglu, swiglu_backward
 from neuronforget_kernels.layout import Layout
-from neuronforget_kernels.moments import Piece, neuron_moments
+from neuronforget_kernels.moments import Piece, moment_rows, neuron_moments
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Layout",
     "Piece",
     "fused_attribution",
+    "moment_rows",
     "neuron_moments",
     "swiglu",
     "swiglu_backward",

@@ -16,8 +16,8 @@ SHIFT2, ABS, POSITIVE, ABS_AG, AG2, G2 = 32, 64, 128, 256, 512, 1024
 #: Those that need the gradient.
 GRADIENT = S | U | ABS_AG | AG2 | G2
 
-#: Sums in the order in which a CPU keeps them: three, their squares, and the rest.
-SUMS = (SHIFT, U, S, SHIFT2, G2, AG2, SQUARE, ABS, POSITIVE, ABS_AG)
+#: Sums in the order in which a CPU keeps them: those of pieces; the squares of the first three of these, and the rest.
+SUMS = (SHIFT, U, S, SQUARE, SHIFT2, G2, AG2, ABS, POSITIVE, ABS_AG)
 
 _NEEDS = {
     "mean": SHIFT,

@@ -1,7 +1,8 @@
 """The sums of pieces on CPU, no compiler needed: ATen operations on blocks of rows small enough to stay in the cache.
 
-A block holds several short pieces, or a part of a long one. Terms are written beside one another, row by row, and an
-`embedding_bag` adds up the rows of every piece, in fp32 and in order; squares then take the place of their bases.
+A block holds several short pieces, or a part of a long one. Terms are written beside one another, row by row. In fp32
+an `embedding_bag` adds up the rows of each piece, a `sum` those of each group in the block for what is not wanted by
+piece. Squares then take the place of their bases.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from neuronforget_kernels.accumulators import (
 )
 from neuronforget_kernels.layout import Layout
 
-#: What is added up as it is and squared, the squares, and the others.
-BASES, SQUARES, OTHERS = SUMS[:3], SUMS[3:6], SUMS[6:]
+#: What is added up by piece; the bases among it, their squares, and what else is added up.
+BY_PIECE, BASES, SQUARES, OTHERS = SUMS[:4], SUMS[:3], SUMS[4:7], SUMS[7:]
 #: Elements of a block's activations; with its gradients and the terms held at a time some eight times as many.
 BLOCK = 98_304
 
 
 def names_of(want: int) -> tuple[int, ...]:
-    """Return the sums that the wanted accumulators take: first bases, next the squares of all of them or of none."""
+    """Return the sums that the wanted accumulators take, in order; with the squares of all bases or of none."""
     needed = want | (S if want & (ABS_AG | AG2) else 0) | (U if want & G2 else 0) | (SHIFT if want & SHIFT2 else 0)
     bases = [name for name in BASES if needed & name]
     squares = [square for base, square in zip(BASES, SQUARES, strict=True) if base in bases]
     rest = [name for name in OTHERS if want & name]
-    return (*bases, *(squares if any(want & name for name in squares) else []), *rest)
+    return (*bases, *([SQUARE] if want & SQUARE else []), *(squares if want & sum(squares) else []), *rest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +49,7 @@ class Block:
     """`count` rows that are read together: those of piece `pieces.start` begin at `first[0]`, and so on.
 
     `opens` is false for what continues a piece. `even` repeats rows (None: no need) until every piece has as many,
-    which leaves its extremes as they are.
+    which leaves its extremes as they are. `parts` are the ranges of its rows that are of one group each.
     """
 
     count: int
@@ -57,6 +58,7 @@ class Block:
     pieces: slice
     first: Tensor
     even: Tensor | None
+    parts: list[tuple[int, int, int]]
 
 
 def blocks_of(layout: Layout, most: int, mixed: int | None = None) -> list[Block]:
@@ -66,24 +68,24 @@ def blocks_of(layout: Layout, most: int, mixed: int | None = None) -> list[Block
     """
     found: list[Block] = []
     held: list[tuple[int, int]] = []
-    longest = 0
+    longest, group = 0, layout.piece_group.tolist()
     for piece, (low, high) in enumerate(zip(layout.low.tolist(), layout.high.tolist(), strict=True)):
         differs, longest = high - low != longest, max(longest, high - low)
         alone = mixed is not None and differs and longest > mixed
         if held and (alone or (len(held) + 1) * longest > most):
-            found.append(_block(held, piece))
+            found.append(_block(held, piece, group))
             held, longest = [], high - low
         if longest > most:
             parts = [(start, min(start + most, high)) for start in range(low, high, most)]
-            found += [_block([part], piece + 1, opens=part[0] == low) for part in parts]
+            found += [_block([part], piece + 1, group, opens=part[0] == low) for part in parts]
             longest = 0
         else:
             held.append((low, high))
-    return [*found, _block(held, len(layout.low))] if held else found
+    return [*found, _block(held, len(layout.low), group)] if held else found
 
 
-def _block(ranges: list[tuple[int, int]], end: int, *, opens: bool = True) -> Block:
-    """The block of these pieces, the last of which is number `end - 1`."""
+def _block(ranges: list[tuple[int, int]], end: int, group: list[int], *, opens: bool = True) -> Block:
+    """The block of these pieces, the last of which is number `end - 1`; `group` is that of every piece."""
     length = [high - low for low, high in ranges]
     first = list(accumulate(length, initial=0))
     even = None
@@ -94,47 +96,60 @@ def _block(ranges: list[tuple[int, int]], end: int, *, opens: bool = True) -> Bl
         read: slice | Tensor = slice(ranges[0][0], ranges[-1][1])
     else:
         read = torch.cat([torch.arange(*pair) for pair in ranges])
-    return Block(first[-1], opens, read, slice(end - len(ranges), end), torch.tensor(first[:-1]), even)
+    pieces = range(end - len(ranges), end)
+    changes = [0, *(i for i in range(1, len(pieces)) if group[pieces[i]] != group[pieces[i - 1]]), len(pieces)]
+    parts = [(first[start], first[stop], group[pieces[start]]) for start, stop in pairwise(changes)]
+    return Block(first[-1], opens, read, slice(pieces.start, end), torch.tensor(first[:-1]), even, parts)
 
 
 class BlockSums:
-    """The sums of a layout's pieces for layers of one width; its buffers, and what it returns, serve the next call."""
+    """The sums of a layout for layers of one width; its buffers, and what it returns, serve the next call.
+
+    `groups` is the group of each row of the sums that are not kept by piece.
+    """
 
     def __init__(self, layout: Layout, width: int, want: int) -> None:
         self.width, self.weights, self.peak, names = width, layout.weights, want & PEAK, names_of(want)
-        bases, others = ([name for name in names if name in some] for some in (BASES, OTHERS))
-        self.squares = len(names) - len(bases) - len(others)
+        by_piece, others = ([name for name in names if name in some] for some in (BY_PIECE, OTHERS))
+        self.squares = len(names) - len(by_piece) - len(others)
         self.blocks = blocks_of(layout, max(1, BLOCK // max(1, width)))
+        self.groups = torch.tensor([group for block in self.blocks for *_, group in block.parts], dtype=torch.long)
         most, pieces = max((block.count for block in self.blocks), default=0), len(layout.low)
         self.act, self.grad = torch.empty((2, most, width)).unbind()
-        self.bases = torch.empty((pieces, len(bases), width))
-        self.rest = torch.empty((pieces, self.squares + len(others), width))
+        self.sums = torch.empty((pieces, len(by_piece), width))
+        self.rest = torch.empty((len(self.groups), self.squares + len(others), width))
         self.extremes = torch.empty((2, pieces, width))
-        room = [torch.empty((most, len(some), width)) for some in (bases, others)]
+        room = [torch.empty((most, len(some), width)) for some in (by_piece, others)]
         counts, order = {block.count for block in self.blocks}, torch.arange(most)
-        self.terms = {n: Terms(bases, room[0][:n], others, room[1][:n], order[:n]) for n in counts}
+        self.terms = {n: Terms(by_piece, room[0][:n], others, room[1][:n], order[:n]) for n in counts}
 
     @torch.inference_mode()
     def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return sums of bases and of the rest [piece, sum, neuron], extremes [max and -min, piece, neuron]; fp32."""
+        """Return sums by piece [piece, sum, neuron], the rest, extremes [max and -min, piece, neuron]; fp32."""
+        rest = iter(self.rest)
         for block in self.blocks:
             act, terms = _read(a, block.rows, self.act[: block.count]), self.terms[block.count]
             if self.peak:
                 self._peaks(act, block)
             terms.fill(act, None if g is None else _read(g, block.rows, self.grad[: block.count]), pivot)
-            self._add(terms.bases, terms.order, block, self.bases)
-            self._add(terms.others, terms.order, block, self.rest[:, self.squares :])
-            if self.squares:
-                self._add(terms.bases.mul_(terms.bases), terms.order, block, self.rest[:, : self.squares])
-        self.extremes[1].neg_()
-        return self.bases, self.rest, self.extremes
-
-    def _add(self, terms: Tensor, order: Tensor, block: Block, sums: Tensor) -> None:
-        """Add up the rows [row, sum * neuron] of each piece of a block."""
-        if terms.shape[1]:
             share = None if self.weights is None else self.weights[block.rows]
-            found = torch.embedding_bag(terms, order, block.first, mode=0, per_sample_weights=share)[0]
-            into, found = sums[block.pieces], found.view(len(block.first), -1, self.width)
+            self._add_pieces(terms, block, share)
+            if share is not None:
+                terms.others.mul_(share[:, None, None])
+            squares = terms.by_piece[:, : self.squares]
+            squares.mul_(squares if share is None else squares * share[:, None, None])
+            for start, stop, _ in block.parts:
+                into = next(rest)
+                torch.sum(squares[start:stop], 0, out=into[: self.squares])
+                torch.sum(terms.others[start:stop], 0, out=into[self.squares :])
+        self.extremes[1].neg_()
+        return self.sums, self.rest, self.extremes
+
+    def _add_pieces(self, terms: Terms, block: Block, share: Tensor | None) -> None:
+        """Add up the rows of each piece of a block."""
+        if terms.flat.shape[1]:
+            found = torch.embedding_bag(terms.flat, terms.order, block.first, mode=0, per_sample_weights=share)[0]
+            into, found = self.sums[block.pieces], found.view(len(block.first), -1, self.width)
             into.copy_(found) if block.opens else into.add_(found)
 
     def _peaks(self, act: Tensor, block: Block) -> None:
@@ -147,11 +162,11 @@ class BlockSums:
 
 
 class Terms:
-    """Where the terms of a block's rows are written, [row, term * neuron]: those of bases, and others."""
+    """Where the terms of a block's rows are written, [row, term, neuron]: those added up by piece, and others."""
 
-    def __init__(self, bases: list[int], first: Tensor, others: list[int], second: Tensor, order: Tensor) -> None:
-        self.bases, self.others, self.order = first.flatten(1), second.flatten(1), order
-        self.of = dict(zip([*bases, *others], [*first.unbind(1), *second.unbind(1)], strict=True))
+    def __init__(self, by_piece: list[int], first: Tensor, others: list[int], second: Tensor, order: Tensor) -> None:
+        self.by_piece, self.flat, self.others, self.order = first, first.flatten(1), second, order
+        self.of = dict(zip([*by_piece, *others], [*first.unbind(1), *second.unbind(1)], strict=True))
 
     def fill(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> None:
         """Write what each sum adds for each row; the squares are to come in their bases' place."""

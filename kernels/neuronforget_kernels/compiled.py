@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neuronforget_kernels.accumulators import SUMS
-from neuronforget_kernels.blocks import BASES, Block, blocks_of
+from neuronforget_kernels.blocks import BY_PIECE, Block, blocks_of
 from neuronforget_kernels.layout import Layout
 
 #: From activations, gradients (or None) [piece, row, neuron], pivot and weights [piece, row, 1] to sums
@@ -32,10 +32,10 @@ def terms(a: Tensor, g: Tensor | None, pivot: Tensor) -> list[Tensor]:
     d = a - pivot
     if g is None:
         zero = torch.zeros_like(a)
-        return [d, zero, zero, d * d, zero, zero, a * a, a.abs(), (a > 0).float(), zero]
+        return [d, zero, zero, a * a, d * d, zero, zero, a.abs(), (a > 0).float(), zero]
     g = g.float()
     p = a * g
-    return [d, g, p, d * d, g * g, p * p, a * a, a.abs(), (a > 0).float(), p.abs()]
+    return [d, g, p, a * a, d * d, g * g, p * p, a.abs(), (a > 0).float(), p.abs()]
 
 
 @no_type_check
@@ -66,7 +66,7 @@ class CompiledSums:
     """What `BlockSums` returns for layers of one width, with every sum, by compiled code."""
 
     def __init__(self, layout: Layout, width: int, fused: PieceSums) -> None:
-        self.fused = fused
+        self.fused, self.groups = fused, layout.piece_group
         self.blocks = [(block, *_even(block, layout.weights)) for block in blocks_of(layout, ROWS, MIXED)]
         if len(self.blocks) != 1:
             self.sums = torch.empty((len(layout.low), len(SUMS), width))
@@ -74,7 +74,7 @@ class CompiledSums:
 
     @torch.inference_mode()
     def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return sums of bases and of the rest [piece, sum, neuron], extremes [max and -min, piece, neuron]; fp32."""
+        """Return sums by piece and the rest [piece, sum, neuron], extremes [max and -min, piece, neuron]; fp32."""
         for block, rows, share in self.blocks:
             shape = len(block.first), -1, a.shape[1]
             grad = None if g is None else g[rows].reshape(shape)
@@ -86,7 +86,7 @@ class CompiledSums:
             else:
                 self.sums[block.pieces] += sums
                 self.extremes[:, block.pieces] = torch.maximum(self.extremes[:, block.pieces], extremes)
-        return self.sums[:, : len(BASES)], self.sums[:, len(BASES) :], self.extremes
+        return self.sums[:, : len(BY_PIECE)], self.sums[:, len(BY_PIECE) :], self.extremes
 
 
 def _even(block: Block, weights: Tensor | None) -> tuple[slice | Tensor, Tensor]:

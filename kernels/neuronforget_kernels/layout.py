@@ -12,9 +12,13 @@ from functools import cached_property
 from math import isqrt
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+#: Small tables are made with numpy, whose calls cost a fraction of PyTorch's.
+Values = NDArray[Any]
 #: Longest piece in rows. An item holds less than twice as many.
 PIECE_ROWS = 512
 #: Rows read, evenly spaced, for the pivot that keeps a large mean from costing the variance its digits.
@@ -56,38 +60,44 @@ class Layout:
         group. Rows of an example need not lie together, but are read fastest where they do. Raises ValueError
         for numbers outside 0 .. examples - 1 and for negative or non-finite weights.
         """
-        number = segments.detach().to("cpu", torch.long)
-        if weights is not None:
-            share = weights.detach().to("cpu", torch.float64)
-            if share.shape != number.shape or not bool(((share >= 0) & (share < torch.inf)).all()):
+        number = segments.detach().to("cpu", torch.long).numpy()
+        share = None if weights is None else weights.detach().to("cpu", torch.float64).numpy()
+        if share is not None:
+            if share.shape != number.shape or not ((share >= 0) & (share < np.inf)).all():
                 raise ValueError("weights must be one finite number of at least 0 for each row")
-            number = torch.where(share > 0, number, -1)
-        if number.ndim != 1 or (len(number) and not -1 <= int(number.amin()) <= int(number.amax()) < examples):
+            number = np.where(share > 0, number, -1)
+        if number.ndim != 1 or (len(number) and not -1 <= number.min() <= number.max() < examples):
             raise ValueError(f"segments must be one number from -1 to {examples - 1} for each row")
         group = torch.zeros(examples, dtype=torch.long) if groups is None else groups.detach().to("cpu", torch.long)
         if group.shape != (examples,) or (examples and int(group.amin()) < 0):
             raise ValueError(f"groups must be one number of at least 0 for each of {examples} examples")
         kept, order, place = number >= 0, None, number
-        if _runs(number) > 4 * examples + len(number) // 64:
-            order = torch.nonzero(kept)[:, 0]
-            order = order[number[order].argsort(stable=True)]
+        if len(_edges(number)) - 1 > 4 * examples + len(number) // 64:
+            order = np.flatnonzero(kept)
+            order = order[number[order].argsort(kind="stable")]
             place = number[order]
-        low, high, owner = _pieces(place, group)
-        where = torch.nonzero(place >= 0)[:, 0]
+        where = np.flatnonzero(place >= 0)
         where = where[:: max(1, len(where) // PIVOT_ROWS)][:PIVOT_ROWS]
-        per_row = None if weights is None else share[kept]
+        counts = np.bincount(number[kept], None if share is None else share[kept], minlength=examples)
+        if share is not None and order is not None:
+            share = share[order]
+
+        def there(values: Values) -> Tensor:
+            return torch.from_numpy(values).to(segments.device)
+
+        low, high, owner = map(torch.from_numpy, _pieces(place, group.numpy()))
         return cls(
             rows=len(number),
             examples=examples,
             low=low,
             high=high,
             owner=owner,
-            counts=torch.bincount(number[kept], per_row, minlength=examples).to(segments.device),
+            counts=there(counts),
             group=group,
             grouped=groups is not None,
-            weights=None if weights is None else (share if order is None else share[order]).float().to(segments.device),
-            order=None if order is None else order.to(segments.device),
-            sample=where.to(segments.device),
+            weights=None if share is None else there(share.astype(np.float32)),
+            order=None if order is None else there(order),
+            sample=there(where),
             device=segments.device,
         )
 
@@ -107,6 +117,11 @@ class Layout:
         return self.group.argsort(stable=True)
 
     @cached_property
+    def piece_group(self) -> Tensor:
+        """The group of each piece."""
+        return self.group[self.owner]
+
+    @cached_property
     def one_piece_each(self) -> bool:
         """Whether piece i is example i."""
         return torch.equal(self.owner, torch.arange(self.examples))
@@ -114,20 +129,20 @@ class Layout:
     @cached_property
     def items(self) -> Tensor:
         """Index of each item's first piece, and the number of pieces at the end; [item + 1]."""
-        length, group = self.high - self.low, self.group[self.owner]
-        return _edges(group * (self.rows + 1) + (length.cumsum(0) - length) // self.item_rows)
+        length = self.high - self.low
+        names = self.piece_group * (self.rows + 1) + (length.cumsum(0) - length) // self.item_rows
+        return torch.from_numpy(_edges(names.numpy()))
 
     @cached_property
     def gaps(self) -> tuple[Tensor, Tensor]:
         """First row, and row after the last, of the runs of at most `PIECE_ROWS` rows that are left out."""
         by = self.low.argsort()
-        low = torch.cat([torch.zeros(1, dtype=torch.long), self.high[by]])
-        high = torch.cat([self.low[by], torch.tensor([self.rows])])
-        return _cut(low, high)[:2]
+        low, high, _ = _cut(np.append(0, self.high[by]), np.append(self.low[by], self.rows))
+        return torch.from_numpy(low), torch.from_numpy(high)
 
     def cut(self, block: int) -> Layout:
         """Return the same rows in pieces that cross no multiple of `block`, each an item of its own."""
-        low, high, run = _cut(self.low, self.high, block, aligned=True)
+        low, high, run = map(torch.from_numpy, _cut(self.low.numpy(), self.high.numpy(), block, aligned=True))
         return replace(self, low=low, high=high, owner=self.owner[run], item_rows=1)
 
     @cached_property
@@ -137,7 +152,7 @@ class Layout:
         rank[self.by_group] = torch.arange(self.examples)
         per_example = torch.bincount(rank[self.owner], minlength=self.examples)
         of_examples = torch.bincount(self.group, minlength=self.groups).tolist()
-        of_items = torch.bincount(self.group[self.owner[self.items[:-1]]], minlength=self.groups).tolist()
+        of_items = torch.bincount(self.piece_group[self.items[:-1]], minlength=self.groups).tolist()
         chunk_example, chunk_item, group_chunk = [0], [0], [0]
         for examples, items in zip(of_examples, of_items, strict=True):
             chunks, example, item = max(1, isqrt(max(examples, items))), chunk_example[-1], chunk_item[-1]
@@ -166,39 +181,30 @@ def pivot_of(sample: Tensor) -> Tensor:
     return sample.float().nan_to_num(0.0, 0.0, 0.0).sum(0) / max(1, len(sample))
 
 
-def _runs(number: Tensor) -> int:
-    return int((number[1:] != number[:-1]).sum()) + 1
-
-
-def _edges(name: Tensor) -> Tensor:
+def _edges(name: Values) -> Values:
     """Where each run of equal names begins, and the length."""
-    first = torch.ones(len(name), dtype=torch.bool)
-    first[1:] = name[1:] != name[:-1]
-    return torch.cat([torch.nonzero(first)[:, 0], torch.tensor([len(name)])])
+    begin = np.flatnonzero(name[1:] != name[:-1]) + 1
+    return np.concatenate([np.arange(min(1, len(name))), begin, [len(name)]])
 
 
-def _pieces(number: Tensor, group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _pieces(number: Values, group: Values) -> tuple[Values, Values, Values]:
     """Cut rows into pieces; first row, row after the last, and example of each."""
     edges = _edges(number)
-    start, length, owner = edges[:-1], edges.diff(), number[edges[:-1]]
-    read = owner >= 0
-    start, length, owner = start[read], length[read], owner[read]
-    low, high, run = _cut(start, start + length)
-    owner = owner[run]
-    by = (group[owner] * len(group) + owner).argsort(stable=True)
+    read = np.flatnonzero(number[edges[:-1]] >= 0)
+    low, high, _ = _cut(edges[read], edges[read + 1])
+    owner = number[low]
+    by = (group[owner] * len(group) + owner).argsort(kind="stable")
     return low[by], high[by], owner[by]
 
 
-def _cut(low: Tensor, high: Tensor, most: int = PIECE_ROWS, *, aligned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def _cut(low: Values, high: Values, most: int = PIECE_ROWS, *, aligned: bool = False) -> tuple[Values, Values, Values]:
     """Cut ranges into parts of about equal length up to `most` (or at its multiples); also return each one's range."""
     begin = low // most * most if aligned else low
     parts = (high - begin + most - 1) // most
-    if bool((parts == 1).all()):
-        return low, high, torch.arange(len(low))
-    run = torch.repeat_interleave(torch.arange(len(low)), parts)
-    part = torch.arange(len(run)) - (parts.cumsum(0) - parts)[run]
+    run = np.repeat(np.arange(len(low)), parts)
+    part = np.arange(len(run)) - (parts.cumsum() - parts)[run]
     if aligned:
         edge = begin[run] + part * most
-        return torch.maximum(edge, low[run]), torch.minimum(edge + most, high[run]), run
+        return np.maximum(edge, low[run]), np.minimum(edge + most, high[run]), run
     length = (high - low)[run]
     return low[run] + length * part // parts[run], low[run] + length * (part + 1) // parts[run], run

@@ -54,6 +54,23 @@ def neuron_moments(
     layout = _layout_of(a, g, segments, examples, weights, groups)
     fields = fields if fields is not None else PIECE_FIELDS if g is not None else ACTIVATION_FIELDS
     table = table if table is not None else TABLE_FIELDS if g is not None else ACTIVATION_TABLE
+    return named(moment_rows(a, g, layout, fields, table, compiled=compiled), layout, fields, table)
+
+
+@torch.no_grad()
+def moment_rows(
+    a: Tensor,
+    g: Tensor | None,
+    layout: Layout,
+    fields: Collection[str],
+    table: Collection[str],
+    *,
+    compiled: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Return the unnamed moments: `PIECE_FIELDS` [group, field, neuron], `TABLE_FIELDS` [entry, example, neuron].
+
+    Rows that are not asked for hold anything; where no entry is, there may be no examples.
+    """
     want = wanted(fields, table)
     if g is None and want & GRADIENT:
         raise ValueError("these statistics need the gradients g; ask for fields and table entries of a alone")
@@ -62,17 +79,16 @@ def neuron_moments(
     if a.device.type == "cuda" and find_spec("triton") is not None:
         from neuronforget_kernels.streaming import streamed_moments
 
-        found = streamed_moments(a, g, layout, want)
-    else:
-        found = row_moments(a, g, layout, want, wanted((), table), compiled_piece_sums() if compiled else None)
-    return named(found, layout, fields, table)
+        return streamed_moments(a, g, layout, want)
+    return row_moments(a, g, layout, want, wanted((), table), compiled_piece_sums() if compiled else None)
 
 
 def named(found: tuple[Tensor, Tensor], layout: Layout, fields: Collection[str], table: Collection[str]) -> Piece:
     """Name the rows of [group, field, neuron] and [entry, example, neuron]; without groups the first of them goes."""
     values = found[0] if layout.grouped else found[0][0]
-    by_name = {name: values[..., i, :] for i, name in enumerate(PIECE_FIELDS) if name in fields}
-    return by_name, {name: found[1][i] for i, name in enumerate(TABLE_FIELDS) if name in table}, layout.counts
+    by_name = {name: value for name, value in zip(PIECE_FIELDS, values.unbind(-2), strict=True) if name in fields}
+    entries = {name: entry for name, entry in zip(TABLE_FIELDS, found[1].unbind(), strict=True) if name in table}
+    return by_name, entries, layout.counts
 
 
 def _layout_of(

@@ -35,16 +35,15 @@ def row_moments(
     for start in range(0, a.shape[1], max(1, width)):
         columns = slice(start, start + width)
         own, near = (a[:, columns], None if g is None else g[:, columns]), pivot[columns]
-        bases, rest, extremes = _sums_for(layout, own[0].shape[1], want, fused)(*own, near)
-        bases, extremes = _by_example(layout, bases), _peaks_by_example(layout, extremes)
+        pieces = _sums_for(layout, own[0].shape[1], want, fused)
+        sums, rest, extremes = pieces(*own, near)
+        sums, extremes = _by_example(layout, sums), _peaks_by_example(layout, extremes)
         if table is not None:
-            by = dict(zip(names, bases.unbind(1), strict=False))
-            if want & SQUARE:
-                by[SQUARE] = _by_example(layout, rest[:, names.index(SQUARE) - bases.shape[1]])
+            by = dict(zip(names, sums.unbind(1), strict=False))
             _enter(table[..., columns], by, extremes, near, layout.counts)
         for group, row in enumerate(fields[..., columns]):
-            of = _totals(layout, group, names, bases.shape[-1])
-            of.fill(row, bases[of.examples], rest[of.pieces], extremes[:, of.examples], near.double())
+            of = _totals(layout, group, pieces.groups, names, sums.shape[-1])
+            of.fill(row, sums[of.examples], rest[of.parts], extremes[:, of.examples], near.double())
     return fields, table if table is not None else fields.new_zeros((len(TABLE_FIELDS), 0, 0))
 
 
@@ -55,10 +54,10 @@ def _sums_for(layout: Layout, width: int, want: int, fused: PieceSums | None) ->
     return layout.kept[key]
 
 
-def _totals(layout: Layout, group: int, names: tuple[int, ...], width: int) -> Totals:
+def _totals(layout: Layout, group: int, parts: Tensor, names: tuple[int, ...], width: int) -> Totals:
     """Made and kept likewise."""
     if (key := (Totals, group, names, width)) not in layout.kept:
-        layout.kept[key] = Totals(layout, group, names, width)
+        layout.kept[key] = Totals(layout, group, parts, names, width)
     return layout.kept[key]
 
 

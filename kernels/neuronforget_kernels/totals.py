@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from neuronforget_kernels.accumulators import ABS, ABS_AG, AG2, G2, POSITIVE, SHIFT, SHIFT2, S, U
+from neuronforget_kernels.blocks import BY_PIECE
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.reference import PIECE_FIELDS
 
@@ -19,33 +20,34 @@ _PRODUCTS = {"s2": (S, S), "u2": (U, U), "us": (U, S), "abs_s": (S,), "pool_m2":
 #: Where the extremes are; the first four fields are means and squared deviations, of tokens and of examples' means.
 _MIN, _MAX = PIECE_FIELDS.index("min"), PIECE_FIELDS.index("max")
 assert PIECE_FIELDS[:4] == ("mean", "m2", "pool_mean", "pool_m2")
-#: Fields that are sums over pieces.
+#: Fields that are sums of what is not kept by piece.
 _REST = {SHIFT2: "m2", ABS: "abs_sum", POSITIVE: "positive", ABS_AG: "abs_ag", AG2: "ag2", G2: "g2"}
 
 
 class Totals:
     """What a group is in every layer of a batch, and room for what its examples' sums give.
 
-    `examples` and `pieces` say which of the layout's are the group's.
+    `examples` and `parts` say which examples are the group's, and which rows of the sums with these groups.
     """
 
-    def __init__(self, layout: Layout, group: int, names: tuple[int, ...], width: int) -> None:
+    def __init__(self, layout: Layout, group: int, parts: Tensor, names: tuple[int, ...], width: int) -> None:
         self.examples = layout.group == group if layout.grouped else slice(None)
-        self.pieces = layout.group[layout.owner] == group if layout.grouped else slice(None)
+        self.parts = parts == group if layout.grouped else slice(None)
         counts = layout.counts[self.examples, None].double()
-        self.sizes = torch.stack([counts.sum(), (counts > 0).sum()])[:, None]
-        self.share = torch.where(counts > 0, 1 / counts, 0.0)
+        self.sizes = torch.tensor([[float(counts.sum())], [float(counts.count_nonzero())]], dtype=torch.float64)
+        self.share = counts.reciprocal().nan_to_num_(posinf=0.0)
         self.bases, self.products, self.kept, self.where = _plan(names)
         self.wide = torch.empty((len(self.bases) + len(self.products), len(counts), width), dtype=torch.float64)
 
     @torch.inference_mode()
-    def fill(self, fields: Tensor, bases: Tensor, rest: Tensor, extremes: Tensor, pivot: Tensor) -> None:
-        """Write the fields [field, neuron] from the sums of examples and of pieces [.., sum, neuron].
+    def fill(self, fields: Tensor, sums: Tensor, rest: Tensor, extremes: Tensor, pivot: Tensor) -> None:
+        """Write the fields [field, neuron] from the sums of examples and the rest [.., sum, neuron].
 
         `extremes` are max and -min [2, example, neuron].
         """
         wide, of = self.wide, dict(zip(self.bases, self.wide, strict=False))
-        wide[: bases.shape[1]].copy_(bases.transpose(0, 1))
+        given = len(self.bases) - (POOL in of)
+        wide[:given].copy_(sums[:, :given].transpose(0, 1))
         if POOL in of:
             torch.mul(of[SHIFT], self.share, out=of[POOL])
         for into, factors in zip(wide[len(self.bases) :], self.products, strict=True):
@@ -66,10 +68,10 @@ class Totals:
 
 @cache
 def _plan(names: tuple[int, ...]) -> tuple[list[int], list[tuple[int, ...]], Tensor, Tensor]:
-    """The bases and products that these sums allow, which sums of pieces are fields, and the number of each field."""
+    """The bases and products that these sums allow, which of the rest are fields, and the number of each field."""
     bases = [name for name in names if name in _BASES] + ([POOL] if SHIFT in names else [])
     products = {field: factors for field, factors in _PRODUCTS.items() if {*factors} <= {*bases}}
-    rest = [name for name in names if name not in _BASES]
+    rest = [name for name in names if name not in BY_PIECE]
     fields = [*(_BASES[name] for name in bases), *products, *(_REST[name] for name in rest if name in _REST)]
     kept = torch.tensor([i for i, name in enumerate(rest) if name in _REST], dtype=torch.long)
     where = torch.tensor([PIECE_FIELDS.index(field) for field in fields], dtype=torch.long)
