@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["neuronforget", "neuronforget_kernels"], "typechecks.check")  # shapes and types hold at run time
+if TYPED := find_spec("beartype") is not None:  # shapes and types hold at run time
+    install_import_hook(["neuronforget", "neuronforget_kernels"], "typechecks.check")
 from families import build
 
 from neuronforget.corpora import Corpus, Example
 from neuronforget.models import LM
+
+
+def pytest_report_header() -> str | None:
+    """Say where the tests check less than they could."""
+    return None if TYPED else "types and shapes are not checked at run time: beartype is not installed"
+
 
 ROWS = (
     ("Anna Berg was born in", "Oslo"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from beds import bed
 from kernel_cases import assert_same, ragged
-from neuronforget_kernels import Layout, fused_attribution, neuron_moments, swiglu_backward
+from neuronforget_kernels import Layout, configs, fused_attribution, neuron_moments, swiglu_backward
 from neuronforget_kernels.reference import neuron_moments as reference
 
 import neuronforget as nf
@@ -77,6 +77,15 @@ def test_the_gated_backward_equals_autograd(dtype: torch.dtype) -> None:
     for got, want in zip((d_gate, d_up), torch.autograd.grad(product, (z, u), g.double()), strict=True):
         torch.testing.assert_close(got.double(), want, rtol=near, atol=near)
     assert_same(found, reference(product.detach().float(), g, segments, 6), rel=1e-5)
+
+
+def test_without_triton_the_reference_takes_the_kernels_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, g, up, segments = on_the_gpu(torch.bfloat16)
+    layout = Layout.of(segments, 6)
+    expected = neuron_moments(a, g, layout), swiglu_backward(g, a, up, layout)[2]
+    monkeypatch.setattr(configs, "has_triton", lambda: False)
+    assert_same(neuron_moments(a, g, layout), expected[0], rel=1e-5)
+    assert_same(swiglu_backward(g, a, up, layout)[2], expected[1], rel=1e-5)
 
 
 @pytest.mark.parametrize("flat", [True, False])

@@ -10,7 +10,16 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_same, draw, ragged
-from neuronforget_kernels import Layout, blocks, fused_attribution, neuron_moments, swiglu
+from neuronforget_kernels import (
+    PIECE_FIELDS,
+    TABLE_FIELDS,
+    Layout,
+    blocks,
+    fused_attribution,
+    moments,
+    neuron_moments,
+    swiglu,
+)
 from neuronforget_kernels.moments import Piece
 from neuronforget_kernels.reference import neuron_moments as reference
 from torch import Tensor
@@ -53,6 +62,20 @@ def test_sums_over_many_tokens_do_not_drift() -> None:
     a = torch.full((200_000, 1), 0.1)
     fields = neuron_moments(a, a, torch.arange(200_000) // 100, 2000)[0]
     assert float(fields["abs_sum"]) == pytest.approx(200_000 * float(a[0, 0]), rel=2e-6)  # fp32 within an example
+
+
+@pytest.mark.parametrize("numbers", [[0, 0, 1, -1, 1, 3], [0, 1, 2] * 7, []])
+def test_a_device_without_kernels_takes_the_reference(numbers: list[int]) -> None:
+    segments = torch.tensor(numbers, dtype=torch.long)
+    a, g = draw(len(segments), 20, 5, mean=2.0)
+    for given_ in ({}, {"weights": torch.arange(len(segments)) % 4 / 2, "groups": torch.tensor([1, 0, 1, 0])}):
+        layout = Layout.of(segments, 4, **given_)
+        rows = slice(None) if layout.order is None else layout.order
+        found = moments.named(moments.reference_rows(a[rows], g[rows], layout), layout, PIECE_FIELDS, TABLE_FIELDS)
+        assert_same(found, neuron_moments(a, g, layout))
+        assert found[0]["s"].shape == ((2, 20) if given_ else (20,))
+        alone = moments.reference_rows(a[rows], None, layout)[0][:, PIECE_FIELDS.index("m2")]
+        torch.testing.assert_close(alone, neuron_moments(a, g, layout)[0]["m2"].view_as(alone), rtol=1e-5, atol=1e-5)
 
 
 def test_interleaved_examples_keep_their_weights() -> None:

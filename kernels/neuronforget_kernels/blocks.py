@@ -67,39 +67,40 @@ def blocks_of(layout: Layout, most: int, mixed: int | None = None) -> list[Block
     Pieces of more than `mixed` rows go together only where they are equally long.
     """
     found: list[Block] = []
-    held: list[tuple[int, int]] = []
-    longest, group = 0, layout.piece_group.tolist()
-    for piece, (low, high) in enumerate(zip(layout.low.tolist(), layout.high.tolist(), strict=True)):
-        differs, longest = high - low != longest, max(longest, high - low)
+    low, high, group = layout.low.tolist(), layout.high.tolist(), layout.piece_group.tolist()
+    begin = longest = 0
+    for piece, length in enumerate((layout.high - layout.low).tolist()):
+        differs, longest = length != longest, max(longest, length)
         alone = mixed is not None and differs and longest > mixed
-        if held and (alone or (len(held) + 1) * longest > most):
-            found.append(_block(held, piece, group))
-            held, longest = [], high - low
+        if piece > begin and (alone or (piece - begin + 1) * longest > most):
+            found.append(_block(low[begin:piece], high[begin:piece], begin, group))
+            begin, longest = piece, length
         if longest > most:
-            parts = [(start, min(start + most, high)) for start in range(low, high, most)]
-            found += [_block([part], piece + 1, group, opens=part[0] == low) for part in parts]
-            longest = 0
-        else:
-            held.append((low, high))
-    return [*found, _block(held, len(layout.low), group)] if held else found
+            starts = range(low[piece], high[piece], most)
+            found += [_block([x], [min(x + most, high[piece])], piece, group, opens=x == low[piece]) for x in starts]
+            begin, longest = piece + 1, 0
+    return [*found, _block(low[begin:], high[begin:], begin, group)] if begin < len(low) else found
 
 
-def _block(ranges: list[tuple[int, int]], end: int, group: list[int], *, opens: bool = True) -> Block:
-    """The block of these pieces, the last of which is number `end - 1`; `group` is that of every piece."""
-    length = [high - low for low, high in ranges]
+def _block(low: list[int], high: list[int], begin: int, group: list[int], *, opens: bool = True) -> Block:
+    """The block of pieces from number `begin` on, with these first rows and rows after the last.
+
+    `group` is that of every piece.
+    """
+    length = [stop - start for start, stop in zip(low, high, strict=True)]
     first = list(accumulate(length, initial=0))
     even = None
     if min(length) < max(length):
         last = torch.tensor(length)[:, None] - 1
         even = (torch.tensor(first[:-1])[:, None] + torch.arange(max(length)).clamp(max=last)).flatten()
-    if all(stop == start for (_, stop), (start, _) in pairwise(ranges)):
-        read: slice | Tensor = slice(ranges[0][0], ranges[-1][1])
+    if low[1:] == high[:-1]:
+        read: slice | Tensor = slice(low[0], high[-1])
     else:
-        read = torch.cat([torch.arange(*pair) for pair in ranges])
-    pieces = range(end - len(ranges), end)
-    changes = [0, *(i for i in range(1, len(pieces)) if group[pieces[i]] != group[pieces[i - 1]]), len(pieces)]
-    parts = [(first[start], first[stop], group[pieces[start]]) for start, stop in pairwise(changes)]
-    return Block(first[-1], opens, read, slice(pieces.start, end), torch.tensor(first[:-1]), even, parts)
+        read = torch.cat([torch.arange(start, stop) for start, stop in zip(low, high, strict=True)])
+    own = group[begin : begin + len(low)]
+    changes = [0, *(i for i in range(1, len(own)) if own[i] != own[i - 1]), len(own)] if any(own) else [0, len(own)]
+    parts = [(first[start], first[stop], own[start]) for start, stop in pairwise(changes)]
+    return Block(first[-1], opens, read, slice(begin, begin + len(low)), torch.tensor(first[:-1]), even, parts)
 
 
 class BlockSums:

@@ -5,9 +5,22 @@ Chosen from ahead-of-time compiles (registers, spills, bytes in flight), not yet
 
 from __future__ import annotations
 
+from functools import cache
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
+
+
+@cache
+def has_triton() -> bool:
+    """Whether Triton is installed; without it every GPU takes the references."""
+    return find_spec("triton") is not None
+
+
+def runs_kernels(device: torch.device) -> bool:
+    """Whether the Triton kernels run on this device."""
+    return device.type == "cuda" and has_triton()
 
 
 class Config(NamedTuple):

@@ -8,12 +8,11 @@ tensor descriptors cannot take, it is a matrix product followed by `neuron_momen
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from neuronforget_kernels.accumulators import GRADIENT_FIELDS, GRADIENT_TABLE, wanted
+from neuronforget_kernels.configs import runs_kernels
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.moments import Piece, named, neuron_moments
 
@@ -39,7 +38,7 @@ def fused_attribution(delta: Tensor, write: Tensor, a: Tensor, layout: Layout) -
 
 
 def _fusable(delta: Tensor, write: Tensor, a: Tensor, layout: Layout) -> bool:
-    if a.device.type != "cuda" or find_spec("triton") is None or layout.order is not None or torch.version.hip:
+    if not runs_kernels(a.device) or layout.order is not None or torch.version.hip:
         return False
     halves = a.dtype in (torch.bfloat16, torch.float16) and delta.dtype == write.dtype == a.dtype
     flat = 1 == delta.stride(1) == a.stride(1) and 1 in write.stride()

@@ -8,13 +8,13 @@ because a hook sees `a` only after it is made.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuronforget_kernels.accumulators import wanted
+from neuronforget_kernels.configs import runs_kernels
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.moments import Piece, named, neuron_moments
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
@@ -53,8 +53,7 @@ def swiglu_backward(g: Tensor, gate: Tensor, up: Tensor, layout: Layout) -> tupl
     if g.ndim != 2 or not g.shape == gate.shape == up.shape or len(g) != layout.rows:
         shapes = ", ".join(str(tuple(x.shape)) for x in (g, gate, up))
         raise ValueError(f"g, gate and up must be [rows, neurons]; found {shapes} and {layout.rows} rows")
-    fusable = g.device.type == "cuda" and find_spec("triton") is not None and layout.order is None
-    if fusable and 1 == g.stride(1) == gate.stride(1) == up.stride(1):
+    if runs_kernels(g.device) and layout.order is None and 1 == g.stride(1) == gate.stride(1) == up.stride(1):
         from neuronforget_kernels.gated_kernel import swiglu_backward_moments
 
         d_gate, d_up, found = swiglu_backward_moments(g, gate, up, layout, wanted(PIECE_FIELDS, TABLE_FIELDS))

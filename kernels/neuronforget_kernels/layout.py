@@ -66,28 +66,28 @@ class Layout:
             if share.shape != number.shape or not ((share >= 0) & (share < np.inf)).all():
                 raise ValueError("weights must be one finite number of at least 0 for each row")
             number = np.where(share > 0, number, -1)
-        if number.ndim != 1 or (len(number) and not -1 <= number.min() <= number.max() < examples):
+        place = number + 1  # 0 is what is left out; a negative one is too large without its sign
+        if number.ndim != 1 or (len(number) and place.view(np.uint64).max() > examples):
             raise ValueError(f"segments must be one number from -1 to {examples - 1} for each row")
         group = torch.zeros(examples, dtype=torch.long) if groups is None else groups.detach().to("cpu", torch.long)
-        if group.shape != (examples,) or (examples and int(group.amin()) < 0):
+        if groups is not None and (group.shape != (examples,) or (examples and int(group.amin()) < 0)):
             raise ValueError(f"groups must be one number of at least 0 for each of {examples} examples")
-        kept, order, place = number >= 0, None, number
-        if len(_edges(number)) - 1 > 4 * examples + len(number) // 64:
-            order = np.flatnonzero(kept)
+        counts = np.bincount(place, share, minlength=examples + 1)[1:]
+        edges, order = _edges(number), None
+        if len(edges) - 1 > 4 * examples + len(number) // 64:
+            order = np.flatnonzero(place)
             order = order[number[order].argsort(kind="stable")]
-            place = number[order]
-        where = np.flatnonzero(place >= 0)
+            number, share = number[order], None if share is None else share[order]
+            edges, place = _edges(number), number + 1
+        where = np.flatnonzero(place)
         where = where[:: max(1, len(where) // PIVOT_ROWS)][:PIVOT_ROWS]
-        counts = np.bincount(number[kept], None if share is None else share[kept], minlength=examples)
-        if share is not None and order is not None:
-            share = share[order]
 
         def there(values: Values) -> Tensor:
             return torch.from_numpy(values).to(segments.device)
 
-        low, high, owner = map(torch.from_numpy, _pieces(place, group.numpy()))
+        low, high, owner = map(torch.from_numpy, _pieces(number, edges, group.numpy()))
         return cls(
-            rows=len(number),
+            rows=len(segments),
             examples=examples,
             low=low,
             high=high,
@@ -125,6 +125,14 @@ class Layout:
     def one_piece_each(self) -> bool:
         """Whether piece i is example i."""
         return torch.equal(self.owner, torch.arange(self.examples))
+
+    @cached_property
+    def segments(self) -> Tensor:
+        """Each row's example, or -1, as they were given (with `order`, of the gathered rows); on the device."""
+        number = np.full(self.rows if self.order is None else len(self.order), -1)
+        for low, high, owner in zip(self.low.tolist(), self.high.tolist(), self.owner.tolist(), strict=True):
+            number[low:high] = owner
+        return torch.from_numpy(number).to(self.device)
 
     @cached_property
     def items(self) -> Tensor:
@@ -187,9 +195,8 @@ def _edges(name: Values) -> Values:
     return np.concatenate([np.arange(min(1, len(name))), begin, [len(name)]])
 
 
-def _pieces(number: Values, group: Values) -> tuple[Values, Values, Values]:
-    """Cut rows into pieces; first row, row after the last, and example of each."""
-    edges = _edges(number)
+def _pieces(number: Values, edges: Values, group: Values) -> tuple[Values, Values, Values]:
+    """Cut runs of rows into pieces; first row, row after the last, and example of each."""
     read = np.flatnonzero(number[edges[:-1]] >= 0)
     low, high, _ = _cut(edges[read], edges[read + 1])
     owner = number[low]
@@ -201,6 +208,8 @@ def _cut(low: Values, high: Values, most: int = PIECE_ROWS, *, aligned: bool = F
     """Cut ranges into parts of about equal length up to `most` (or at its multiples); also return each one's range."""
     begin = low // most * most if aligned else low
     parts = (high - begin + most - 1) // most
+    if not len(parts) or parts.max() == 1:
+        return low, high, np.arange(len(low))
     run = np.repeat(np.arange(len(low)), parts)
     part = np.arange(len(run)) - (parts.cumsum() - parts)[run]
     if aligned:

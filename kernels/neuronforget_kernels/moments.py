@@ -1,13 +1,12 @@
 """neuron_moments(): the statistics of one layer's activations and gradients, by the fastest means at hand.
 
-On CUDA one pass of a Triton kernel, on CPU blocks that stay in the cache or, if asked, compiled code;
-`reference.neuron_moments` says what each number is and is what the tests and the benchmark hold all against.
+On CUDA one pass of a Triton kernel, on CPU blocks that stay in the cache or, if asked, compiled code, elsewhere the
+reference. That one says what each number is and is what the tests and the benchmark hold all against.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -19,8 +18,10 @@ from neuronforget_kernels.accumulators import (
     wanted,
 )
 from neuronforget_kernels.compiled import compiled_piece_sums
+from neuronforget_kernels.configs import runs_kernels
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.reference import PIECE_FIELDS, TABLE_FIELDS
+from neuronforget_kernels.reference import neuron_moments as reference
 from neuronforget_kernels.rows import row_moments
 
 #: Fields fp64 [neuron] ([group, neuron] with groups), table entries fp32 [example, neuron], counts [example].
@@ -76,11 +77,23 @@ def moment_rows(
         raise ValueError("these statistics need the gradients g; ask for fields and table entries of a alone")
     if layout.order is not None:
         a, g = a[layout.order], None if g is None else g[layout.order]
-    if a.device.type == "cuda" and find_spec("triton") is not None:
+    if a.device.type == "cpu":
+        return row_moments(a, g, layout, want, wanted((), table), compiled_piece_sums() if compiled else None)
+    if runs_kernels(a.device):
         from neuronforget_kernels.streaming import streamed_moments
 
         return streamed_moments(a, g, layout, want)
-    return row_moments(a, g, layout, want, wanted((), table), compiled_piece_sums() if compiled else None)
+    return reference_rows(a, g, layout)
+
+
+def reference_rows(a: Tensor, g: Tensor | None, layout: Layout) -> tuple[Tensor, Tensor]:
+    """Return all rows by the reference, which needs no kernel; those that depend on a missing `g` mean nothing."""
+    groups = layout.group.to(a.device) if layout.grouped and layout.examples else None
+    fields, table, _ = reference(
+        a, a if g is None else g, layout.segments, layout.examples, weights=layout.weights, groups=groups
+    )
+    rows = torch.stack([fields[name].view(-1, a.shape[1]) for name in PIECE_FIELDS], 1)
+    return rows, torch.stack([table[name] for name in TABLE_FIELDS])
 
 
 def named(found: tuple[Tensor, Tensor], layout: Layout, fields: Collection[str], table: Collection[str]) -> Piece:

@@ -43,7 +43,7 @@ def row_moments(
             _enter(table[..., columns], by, extremes, near, layout.counts)
         for group, row in enumerate(fields[..., columns]):
             of = _totals(layout, group, pieces.groups, names, sums.shape[-1])
-            of.fill(row, sums[of.examples], rest[of.parts], extremes[:, of.examples], near.double())
+            of.fill(row, sums[of.examples], rest[of.parts], extremes[:, of.examples], near)
     return fields, table if table is not None else fields.new_zeros((len(TABLE_FIELDS), 0, 0))
 
 

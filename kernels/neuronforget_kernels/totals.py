@@ -1,27 +1,27 @@
-"""The fields of a group on CPU: sums over its examples and pieces in fp64, then means and squared deviations."""
+"""The fields of a group on CPU: sums over its examples and parts in fp64, then means and squared deviations."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 
 from neuronforget_kernels.accumulators import ABS, ABS_AG, AG2, G2, POSITIVE, SHIFT, SHIFT2, S, U
-from neuronforget_kernels.blocks import BY_PIECE
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.reference import PIECE_FIELDS
 
+#: An operation, on what, and into what.
+Steps = list[tuple[Callable[..., Tensor], tuple[Tensor, ...], Tensor]]
 #: The mean of an example's rows, less the pivot.
 POOL = -1
-#: Fields that are sums over examples (the means at first), of products of these too or of one without its sign.
-_BASES = {SHIFT: "mean", U: "u", S: "s", POOL: "pool_mean"}
-_PRODUCTS = {"s2": (S, S), "u2": (U, U), "us": (U, S), "abs_s": (S,), "pool_m2": (POOL, POOL)}
-#: Where the extremes are; the first four fields are means and squared deviations, of tokens and of examples' means.
-_MIN, _MAX = PIECE_FIELDS.index("min"), PIECE_FIELDS.index("max")
-assert PIECE_FIELDS[:4] == ("mean", "m2", "pool_mean", "pool_m2")
+#: Fields that are sums over examples (the means at first), and those that are sums of squares of these.
+_BASES, _SQUARES = {SHIFT: "mean", U: "u", S: "s", POOL: "pool_mean"}, {U: "u2", S: "s2", POOL: "pool_m2"}
 #: Fields that are sums of what is not kept by piece.
 _REST = {SHIFT2: "m2", ABS: "abs_sum", POSITIVE: "positive", ABS_AG: "abs_ag", AG2: "ag2", G2: "g2"}
+# The first four fields are means and squared deviations, of tokens and of examples' means.
+assert PIECE_FIELDS[:4] == ("mean", "m2", "pool_mean", "pool_m2")
 
 
 class Totals:
@@ -34,10 +34,12 @@ class Totals:
         self.examples = layout.group == group if layout.grouped else slice(None)
         self.parts = parts == group if layout.grouped else slice(None)
         counts = layout.counts[self.examples, None].double()
-        self.sizes = torch.tensor([[float(counts.sum())], [float(counts.count_nonzero())]], dtype=torch.float64)
-        self.share = counts.reciprocal().nan_to_num_(posinf=0.0)
-        self.bases, self.products, self.kept, self.where = _plan(names)
-        self.wide = torch.empty((len(self.bases) + len(self.products), len(counts), width), dtype=torch.float64)
+        tokens, seen = float(counts.sum()), float(counts.count_nonzero())
+        self.sizes = torch.tensor([[tokens], [seen]], dtype=torch.float64)
+        bases, fields, self.where = _plan(names)
+        self.given, self.centred = len(bases) - (POOL in bases), SHIFT in bases and tokens > 0
+        self.wide = torch.empty((fields, len(counts), width), dtype=torch.float64)
+        self.steps = _steps(bases, self.wide, torch.where(counts > 0, 1 / counts, 0.0))
 
     @torch.inference_mode()
     def fill(self, fields: Tensor, sums: Tensor, rest: Tensor, extremes: Tensor, pivot: Tensor) -> None:
@@ -45,34 +47,37 @@ class Totals:
 
         `extremes` are max and -min [2, example, neuron].
         """
-        wide, of = self.wide, dict(zip(self.bases, self.wide, strict=False))
-        given = len(self.bases) - (POOL in of)
-        wide[:given].copy_(sums[:, :given].transpose(0, 1))
-        if POOL in of:
-            torch.mul(of[SHIFT], self.share, out=of[POOL])
-        for into, factors in zip(wide[len(self.bases) :], self.products, strict=True):
-            first, *second = (of[factor] for factor in factors)
-            torch.mul(first, second[0], out=into) if second else torch.abs(first, out=into)
-        fields.index_copy_(0, self.where, torch.cat([wide.sum(1), rest.sum(0, dtype=torch.float64)[self.kept]]))
-        if wide.shape[1]:
-            high, low = extremes.amax(1)
-            fields[_MAX].copy_(high), fields[_MIN].copy_(low).neg_()
-        else:
-            fields[_MAX].fill_(-torch.inf), fields[_MIN].fill_(torch.inf)
-        if POOL in of and float(self.sizes[0]):
+        self.wide[: self.given].copy_(sums[:, : self.given].transpose(0, 1))
+        for operation, factors, into in self.steps:
+            operation(*factors, out=into)
+        peaks = extremes.amax(1) if extremes.shape[1] else extremes.new_full((2, extremes.shape[2]), -torch.inf)
+        peaks[1].neg_()
+        fields.index_copy_(0, self.where, torch.cat([self.wide.sum(1), rest.sum(0, dtype=torch.float64), peaks]))
+        if self.centred:
             mean, m2 = fields[:4].unflatten(0, (2, 2)).unbind(1)
             offset = mean / self.sizes
             m2.addcmul_(mean, offset, value=-1).clamp_(min=0)
             torch.add(pivot, offset, out=mean)
 
 
+def _steps(bases: list[int], wide: Tensor, share: Tensor) -> Steps:
+    """What makes the sums over examples from the bases; `share` is 1 over an example's count."""
+    of, squared = dict(zip(bases, wide, strict=False)), wide[SHIFT in bases : len(bases)]
+    after = len(bases) + len(squared)
+    steps: Steps = [(torch.mul, (of[SHIFT], share), of[POOL])] if POOL in of else []
+    steps.append((torch.mul, (squared, squared), wide[len(bases) : after]))
+    if S in of:
+        steps.append((torch.abs, (of[S],), wide[after]))
+    if S in of and U in of:
+        steps.append((torch.mul, (of[U], of[S]), wide[after + 1]))
+    return steps
+
+
 @cache
-def _plan(names: tuple[int, ...]) -> tuple[list[int], list[tuple[int, ...]], Tensor, Tensor]:
-    """The bases and products that these sums allow, which of the rest are fields, and the number of each field."""
+def _plan(names: tuple[int, ...]) -> tuple[list[int], int, Tensor]:
+    """The bases that these sums allow, how many sums over examples there are, and the number of each field."""
     bases = [name for name in names if name in _BASES] + ([POOL] if SHIFT in names else [])
-    products = {field: factors for field, factors in _PRODUCTS.items() if {*factors} <= {*bases}}
-    rest = [name for name in names if name not in BY_PIECE]
-    fields = [*(_BASES[name] for name in bases), *products, *(_REST[name] for name in rest if name in _REST)]
-    kept = torch.tensor([i for i, name in enumerate(rest) if name in _REST], dtype=torch.long)
-    where = torch.tensor([PIECE_FIELDS.index(field) for field in fields], dtype=torch.long)
-    return bases, [*products.values()], kept, where
+    fields = [_BASES[name] for name in bases] + [_SQUARES[name] for name in bases if name in _SQUARES]
+    fields += (["abs_s"] if S in bases else []) + (["us"] if {S, U} <= {*bases} else [])
+    every = [*fields, *(_REST[name] for name in names if name in _REST), "max", "min"]
+    return bases, len(fields), torch.tensor([PIECE_FIELDS.index(field) for field in every], dtype=torch.long)
