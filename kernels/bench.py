@@ -151,6 +151,7 @@ def kernel_rows(device: str, plan: Plan, top: dict[str, float]) -> list[dict[str
         a, g, up = (draw(device, plan.dtype, plan.rows, width, seed=seed) for seed in range(3))
         delta, write = draw(device, plan.dtype, plan.rows, model), draw(device, plan.dtype, width, model)
         for ragged in (False, True):
+            torch.compiler.reset()  # else PyTorch's limit of kinds leaves the last ones uncompiled
             segments = segments_of(plan.rows, plan.length, device, ragged)
             examples = int(segments.max()) + 1
             layout = Layout.of(segments, examples)
