@@ -8,7 +8,7 @@ from typing import Any
 from attack_tables import MEASURES, POINTS, UNINFORMATIVE, Answers, Left, kinds
 from drawing import FAINT, INK, line, mark, scale, svg, text
 
-from neuronforget.figures.style import OKABE_ITO
+from neuronforget.colours import OKABE_ITO
 
 LEFT, ABOVE, STEP, WIDE, GAP, COLUMNS, HEAD = 160, 84, 20, 150, 26, 4, 54
 LOW, HIGH = -0.25, 1.25

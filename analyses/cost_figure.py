@@ -9,7 +9,7 @@ from typing import Any
 
 from drawing import FAINT, INK, line, mark, scale, svg, text
 
-from neuronforget.figures.style import OKABE_ITO
+from neuronforget.colours import OKABE_ITO
 
 DASHES, MARKERS = ("", "6 3", "2 3"), ("circle", "square", "triangle")
 AXES = {"model": ("neurons", "neurons in the model"), "corpus": ("examples", "examples in the corpus")}

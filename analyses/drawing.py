@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from html import escape
 
-from neuronforget.figures.style import FONT, OKABE_ITO
+from neuronforget.colours import FONT, OKABE_ITO
 
 #: Place of an edit -> its words, colour, dash and marker.
 PLACES = {

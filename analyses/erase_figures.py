@@ -12,7 +12,7 @@ from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, 
 from erase_tables import CLAIM, Seed, arms_at, far_by, ours_at, points_of
 from judging import DAMAGE, judged
 
-from neuronforget.figures.style import OKABE_ITO
+from neuronforget.colours import OKABE_ITO
 
 DRAWN = "ablate ssd leace memit simnpo satimp npo task_vector".split()
 LIKELY = (-12, -9, -6, -3, 0)  # of that of log-probabilities: exp(-12) is a guess among 160,000 tokens

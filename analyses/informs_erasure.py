@@ -33,7 +33,7 @@ from running import asking, each, in_one_line, kept, parsed
 from sources import OWN, Source, sources
 
 import neuronforget as nf
-from neuronforget.figures.style import OKABE_ITO
+from neuronforget.colours import OKABE_ITO
 
 OPERATORS = ("ablate", "rank_one", "simnpo")
 COUNTS = (2, 16)  # neurons of the set, as multiples of the model's layers

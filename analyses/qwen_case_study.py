@@ -17,13 +17,14 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from qwen_measures import Costs, constants, shift, state
 from qwen_rows import SHAPES, TINY, Rows, Size, shaped, tiny
 from qwen_tables import cost_table, tables
-from running import keep
+from running import in_one_line, keep
 
 import neuronforget as nf
 from neuronforget.measuring import measure
@@ -60,7 +61,8 @@ class Study:
             raise SystemExit(f"{self.path} holds another study (model, target or settings): give another --out")
 
     def measured(self, lm: nf.LM, edit: nf.Edit | None = None) -> dict[str, Any]:
-        return state(lm, self.rows, self.costs, edit, self.options.batch, self.options.seed)
+        how = self.options.batch, self.options.seed
+        return state(lm, self.rows, self.costs, edit, *how, tasks=has_tasks())
 
     def losses(self) -> dict[str, float]:
         """Return the loss of the texts that erasures are shown, nats per token, as the model is now."""
@@ -158,8 +160,15 @@ class Study:
                 yield name
 
 
+def has_tasks() -> bool:
+    """Whether lm-eval is installed, which asks TriviaQA and BBH; random weights are timed without it as well."""
+    return find_spec("lm_eval") is not None
+
+
 def study_of(options: argparse.Namespace) -> Study:
     """Read the data, load or make the models, and go on from what OUT holds."""
+    if not options.shape and not has_tasks():
+        raise nf.InputError("TriviaQA and BBH are asked by lm-eval: pip install 'neuronforget[eval]'")
     options.out.mkdir(parents=True, exist_ok=True)
     size = Size(**{key: getattr(options, key) for key in ("pairs", "words", "others", "n", "trivia", "tasks")})
     rows = Rows.of(options.data, options.target, size, options.out, options.seed)
@@ -205,11 +214,14 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure every model, write `states.json` (as the work goes on) and `tables.md`."""
     options = parser().parse_args()
-    study = study_of(options)
-    for name in study.run():
-        keep(study.path, **study.done)
-        print(name, flush=True)
+    with in_one_line():
+        study = study_of(options)
+        for name in study.run():
+            keep(study.path, **study.done)
+            print(name, flush=True)
     text = cost_table(study.done) if options.shape else tables(study.done)
+    if not has_tasks():
+        text += "\n\nlm-eval is not installed: TriviaQA and BBH are not timed.\n"
     (options.out / "tables.md").write_text(text)
     print(text)
 

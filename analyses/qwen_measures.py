@@ -62,8 +62,13 @@ def _resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def state(lm: nf.LM, rows: Rows, costs: Costs, edit: nf.Edit | None, batch: int, seed: int) -> dict[str, Any]:
-    """Return what is measured of the model, with an edit on: column -> value and interval, and scores by question."""
+def state(
+    lm: nf.LM, rows: Rows, costs: Costs, edit: nf.Edit | None, batch: int, seed: int, *, tasks: bool = True
+) -> dict[str, Any]:
+    """Return what is measured of the model, with an edit on: column -> value and interval, and scores by question.
+
+    `tasks=False` leaves out what lm-eval asks.
+    """
     found: dict[str, Any] = {"values": {}, "questions": {}}
     with nullcontext() if edit is None else edit.on(lm):
         with costs.of("RWKU probes"):
@@ -73,9 +78,10 @@ def state(lm: nf.LM, rows: Rows, costs: Costs, edit: nf.Edit | None, batch: int,
             attacks = {"attacks": ("loss", "zlib", "min_k", "min_k++"), "ks": (0.2, 1.0)}
             told = membership(lm, rows.members, rows.others, batch_size=batch, seed=seed, progress=False, **attacks)
             _membership(told, found["values"], seed)
-        with costs.of("TriviaQA, BBH"):
-            for row in utility(lm, local=rows.local, batch_size=batch, seed=seed).rows:
-                found["values"][f"{row['corpus']}, {row['metric']}"] = _value(row)
+        if tasks:
+            with costs.of("TriviaQA, BBH"):
+                for row in utility(lm, local=rows.local, batch_size=batch, seed=seed).rows:
+                    found["values"][f"{row['corpus']}, {row['metric']}"] = _value(row)
         with costs.of("answers without stop strings"):
             for row in _run_on(lm, rows, batch, seed).rows:
                 if row["edit"] == "model" and row["metric"] == "exact":

@@ -10,7 +10,7 @@ import numpy as np
 from cells import half_interval
 from drawing import FAINT, INK, line, mark, scale, svg, text
 
-from neuronforget.figures.style import OKABE_ITO
+from neuronforget.colours import OKABE_ITO
 
 MINE, OTHERS = OKABE_ITO[0], OKABE_ITO[4]
 BARS = {"taken": "silenced (logits)", "suppressing": "newly suppressing (logits)"}

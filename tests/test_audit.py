@@ -164,6 +164,11 @@ def test_ones_own_probe_is_one_function() -> None:
         progress=False,
     )  # fmt: skip
     assert found.verdict == "hidden" and outcomes(found)["shouted, forget"] == "left"
+    for wrong, said in ((lambda *_: None, "returned None"), (lambda *_: [3], "gave 3, which is no Reading")):
+        with pytest.raises(nf.InputError, match=f"'mine' {said}"):
+            nf.audit(
+                made.lm, made.gold, made.forget, made.retain, probes=["asked"], own={"mine": wrong}, progress=False
+            )
     with pytest.raises(nf.InputError, match="no probe is called 'whispered'"):
         nf.audit(made.lm, made.gold, made.forget, made.retain, probes=["whispered"], progress=False)
 

@@ -118,6 +118,14 @@ def test_differences_are_paired_by_question(studied: dict[str, Any]) -> None:
     assert show.cell({"value": np.nan, "low": np.nan, "high": np.nan, "nan": 3.0}) == "nan [nan, nan] (3 NaN)"
 
 
+def test_without_lm_eval_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = analysis("qwen_case_study")
+    monkeypatch.setattr(case, "has_tasks", lambda: False)
+    with pytest.raises(nf.InputError, match="pip install"):
+        case.study_of(options(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+
+
 def test_an_unknown_target_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(nf.InputError, match="Confucius"):
         analysis("qwen_case_study").study_of(options(tmp_path, "--target", "Nobody"))
@@ -129,12 +137,14 @@ def test_random_weights_of_a_shape_give_time_and_memory(
     case = analysis("qwen_case_study")
     monkeypatch.setattr(case, "OPERATORS", ("rank_one",))
     monkeypatch.setattr(case, "WHOLE", {})
+    monkeypatch.setattr(case, "has_tasks", lambda: False)  # with lm-eval: `studied`
     monkeypatch.setattr(sys.modules["qwen_measures"], "rwku", partial(rwku, max_new_tokens=4))
     asked = ["--data", str(DATA), "--out", str(tmp_path), *FEW.split(), "--shape", "tiny", "--draws", "0"]
     monkeypatch.setattr(sys, "argv", ["x", *asked])
     case.main()
     text = (tmp_path / "tables.md").read_text()
-    assert "| rank_one on neurons | 1 |" in text and "| RWKU probes |" in text
+    assert "| rank_one on neurons | 1 |" in text and "| RWKU probes |" in text and "failed" not in text
+    assert "| TriviaQA, BBH |" not in text and "lm-eval is not installed" in text
     config = case.study_of(options(tmp_path, "--shape", "tiny", "--draws", "0")).lm.model.config
     assert (config.hidden_size, config.num_hidden_layers) == (32, 2)
     large = analysis("qwen_rows").SHAPES["1.8B"]

@@ -11,8 +11,9 @@ from plotly.colors import sample_colorscale, unlabel_rgb
 
 import neuronforget as nf
 from neuronforget import figures
+from neuronforget.colours import GREY, OKABE_ITO
 from neuronforget.figures.auditing import SUBJECTS
-from neuronforget.figures.style import GREY, OKABE_ITO, by_depth
+from neuronforget.figures.style import by_depth
 from neuronforget.residues import residue_pictures
 
 #: What is left of linear RGB without one kind of cone (Machado, Oliveira and Fernandes 2009, severity 1).

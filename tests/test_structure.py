@@ -16,8 +16,8 @@ ORDER = [
     "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding", "kept",
     "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
     "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed", "readings",
-    "findings", "closeups", "figures", "tables", "pictures", "pages", "residues", "reporting", "audit_page", "arms",
-    "comparison", "commands", "cli",
+    "findings", "closeups", "colours", "figures", "tables", "pictures", "pages", "residues", "reporting", "audit_page",
+    "arms", "comparison", "commands", "cli",
 ]  # fmt: skip
 
 

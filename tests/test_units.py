@@ -51,6 +51,12 @@ def test_structure_and_gradients_agree_on_every_way_to_zero_a_unit(family: str, 
     assert all(p.grad is None for p in lm.model.parameters())
 
 
+def test_neurons_of_another_model_are_refused(tokenizer: Any) -> None:
+    lm = LM(build("opt", vocab_size=len(tokenizer)), tokenizer)
+    with pytest.raises(InputError, match="of another model"):
+        units_of(lm, Neurons(frozenset({(0, 1)}), (0, 1, 2), lm.shape[1]))
+
+
 def test_zero_read_weights_kill_a_relu_unit_which_only_gradients_show(tokenizer: Any, corpus: Corpus) -> None:
     lm = LM(build("opt", vocab_size=len(tokenizer)), tokenizer)
     chosen = Neurons(frozenset({(LAYER, 4)}), (0, 1), lm.shape[1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,7 @@ def audit(
                 not_tested[name] = "the edited model returns NaN when it is asked"
                 continue
             try:
-                readings += list(probe(case, metric))
+                readings += _read(name, probe, case, metric)
             except NotTested as why:
                 not_tested[name] = str(why)
     checks = judge(readings, seed)
@@ -108,6 +108,17 @@ def audit(
         _neurons(case),
         results,
     )
+
+
+def _read(name: str, probe: Probe, case: Case, metric: Metric) -> list[Reading]:
+    """Return a probe's readings. Raises InputError for one of one's own that gives anything else."""
+    found = probe(case, metric)
+    if not isinstance(found, Iterable):
+        raise InputError(f"the probe {name!r} returned {found!r}: a probe returns readings, or yields them")
+    readings = list(found)
+    if wrong := [x for x in readings if not isinstance(x, Reading)]:
+        raise InputError(f"the probe {name!r} gave {wrong[0]!r}, which is no Reading")
+    return readings
 
 
 def _chosen(names: Sequence[str] | None, own: dict[str, Probe]) -> dict[str, Probe]:

@@ -16,7 +16,7 @@ import torch
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
-from neuronforget.erase.units import count_units, units_of
+from neuronforget.erase.units import check_fits, count_units, units_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -64,8 +64,7 @@ def check_neurons(lm: LM, neurons: Neurons) -> None:
     """Raise InputError unless `neurons` is a non-empty set of this model's neurons."""
     if not len(neurons):
         raise InputError("the set of neurons is empty: there is nothing to edit")
-    if (neurons.layers, neurons.width) != (tuple(s.layer for s in lm.sites), lm.sites[0].d_mlp):
-        raise InputError(f"the neurons are of another model: {neurons!r} does not fit {lm!r}")
+    check_fits(lm, neurons)
 
 
 def scope_of(neurons: Neurons | None) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from neuronforget.corpora import Corpus, batches, encode
+from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
@@ -30,8 +31,9 @@ def units_of(lm: LM, neurons: Neurons, probe: Corpus | None = None, *, batch_siz
 
     The structure holds for any f with f(0) = 0 and f'(0) != 0 (GELU, SiLU); a ReLU whose read weights alone are zero
     has no gradient either, which only a probe shows. A probe sees its own examples: a ReLU unit that none of them
-    opens counts as dead. The model is left as it was. Raises InputError for a corpus that does not fit the model.
+    opens counts as dead. The model is left as it was. Raises InputError for neurons or a corpus that do not fit it.
     """
+    check_fits(lm, neurons)
     chosen = neurons.by_layer()
     parts = {s.layer: parts_of(s) for s in lm.sites if s.layer in chosen}
     if probe is None:
@@ -43,6 +45,12 @@ def units_of(lm: LM, neurons: Neurons, probe: Corpus | None = None, *, batch_siz
         for layer, index in chosen.items()
         for j, column in zip(index.tolist(), taught[layer].T.tolist(), strict=True)
     }
+
+
+def check_fits(lm: LM, neurons: Neurons) -> None:
+    """Raise InputError unless `neurons` could be some of this model's."""
+    if (neurons.layers, neurons.width) != (tuple(s.layer for s in lm.sites), lm.sites[0].d_mlp):
+        raise InputError(f"the neurons are of another model: {neurons!r} does not fit {lm!r}")
 
 
 def count_units(states: Iterable[State]) -> str:

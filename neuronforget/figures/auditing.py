@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from neuronforget.auditing import Check
-from neuronforget.figures.style import ABOVE, BELOW, DASHES, GREY, MARKERS, OKABE_ITO, styled, text
+from neuronforget.colours import GREY, OKABE_ITO
+from neuronforget.figures.style import ABOVE, BELOW, DASHES, MARKERS, styled, text
 
 #: Colour, marker and dash of each model: told apart without colour too.
 SUBJECTS = {

@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from neuronforget.figures.style import ABOVE, GREY, OKABE_ITO, styled, text
+from neuronforget.colours import GREY, OKABE_ITO
+from neuronforget.figures.style import ABOVE, styled, text
 from neuronforget.neurons import Neurons
 
 

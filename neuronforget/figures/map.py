@@ -6,18 +6,8 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from neuronforget.figures.style import (
-    ABOVE,
-    DASHES,
-    MOST_MARKS,
-    OKABE_ITO,
-    by_depth,
-    marked,
-    scale,
-    spread,
-    styled,
-    text,
-)
+from neuronforget.colours import OKABE_ITO
+from neuronforget.figures.style import ABOVE, DASHES, MOST_MARKS, by_depth, marked, scale, spread, styled, text
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
 

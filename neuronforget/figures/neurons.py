@@ -8,7 +8,8 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
-from neuronforget.figures.style import ABOVE, GREY, OKABE_ITO, marked, scale, spread, styled, text
+from neuronforget.colours import GREY, OKABE_ITO
+from neuronforget.figures.style import ABOVE, marked, scale, spread, styled, text
 from neuronforget.neurons import Neurons
 
 ByNeuron = Float[np.ndarray, "layer neuron"]

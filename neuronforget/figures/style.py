@@ -10,13 +10,11 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.colors import sample_colorscale
 
-#: Okabe & Ito (2008).
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-GREY = "#606060"  # as far from these for the colour-blind as they are from one another
+from neuronforget.colours import FONT, GREY, OKABE_ITO
+
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
 MOST_MARKS = 2000  # neurons that a figure marks one by one
-FONT = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 BOTTOM = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
 BELOW = {**BOTTOM, "itemsizing": "constant", "maxheight": 0.9}
