@@ -54,7 +54,7 @@ def generate(
     check_batch_size(batch_size)
     decoding = decoding or Decoding()
     ids = prompt_tokens(lm, corpus, decoding)
-    store = Kept.of(kept, "answers", lm, ids, versions=None, **asdict(decoding))
+    store = Kept.of(kept, "answers", lm, ids, versions=None, ends=_ends(lm), **asdict(decoding))
     found: dict[int, str] = store.read()
     missing = sorted((i for i in range(len(ids)) if i not in found), key=lambda i: (-len(ids[i]), i))
     with frozen(lm), tqdm(total=len(ids), initial=len(found), desc="generate", disable=not progress) as bar:
@@ -98,13 +98,11 @@ def _written(lm: LM, rows: Sequence[Sequence[int]], decoding: Decoding) -> list[
     for i, row in enumerate(rows):
         ids[i, width - len(row) :] = torch.tensor(row)
         mask[i, width - len(row) :] = 1
-    own = getattr(lm.model, "generation_config", None)
-    ends = getattr(own, "eos_token_id", None)
     settings = GenerationConfig(
-        max_new_tokens=decoding.max_new_tokens, do_sample=False, pad_token_id=lm.pad_id,
-        eos_token_id=lm.tokenizer.eos_token_id if ends is None else ends, stop_strings=list(decoding.stop) or None,
+        max_new_tokens=decoding.max_new_tokens, do_sample=False, pad_token_id=lm.pad_id, eos_token_id=_ends(lm),
+        stop_strings=list(decoding.stop) or None,
     )  # fmt: skip
-    lm.model.generation_config, was = settings, own
+    lm.model.generation_config, was = settings, getattr(lm.model, "generation_config", None)
     try:
         out = lm.model.generate(
             ids.to(lm.device), attention_mask=mask.to(lm.device), generation_config=settings, tokenizer=lm.tokenizer,
@@ -113,6 +111,12 @@ def _written(lm: LM, rows: Sequence[Sequence[int]], decoding: Decoding) -> list[
     finally:
         lm.model.generation_config = was
     return [_cut(lm.tokenizer.decode(row[width:], skip_special_tokens=True), decoding.stop) for row in out]
+
+
+def _ends(lm: LM) -> int | list[int] | None:
+    """Return the tokens that end an answer: what the model's settings name, else the tokenizer's end of sequence."""
+    named = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
+    return lm.tokenizer.eos_token_id if named is None else named
 
 
 def _finite(_ids: Tensor, scores: Tensor) -> Tensor:

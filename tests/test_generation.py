@@ -80,7 +80,7 @@ def test_kept_answers_are_not_written_again_and_a_kill_loses_a_batch(lm: LM, tmp
     assert generate(lm, asks(*PROMPTS), decoding, batch_size=1, kept=tmp_path, progress=False) == whole
     assert again.passes == 15
     assert generate(lm, asks(*PROMPTS), decoding, kept=tmp_path, progress=False) == whole and again.passes == 15
-    # other settings, another model and a guard are other answers
+    # other settings, another model, a guard and other ends are other answers
     generate(lm, asks(*PROMPTS), Decoding(4, ()), kept=tmp_path, progress=False)
     corpus = Corpus((Example("Anna Berg was born in", "Oslo"),), "f")
     guard = erase.guards.eco(lm, corpus, Corpus((Example("The capital of Xandria is", "Velm"),), "r"), sigma=3.0)
@@ -89,7 +89,9 @@ def test_kept_answers_are_not_written_again_and_a_kill_loses_a_batch(lm: LM, tmp
     with torch.no_grad():
         lm.model.get_input_embeddings().weight[5] += 1
     generate(lm, asks(*PROMPTS), decoding, kept=tmp_path, progress=False)
-    assert len(list(tmp_path.iterdir())) == 4
+    lm.model.generation_config.eos_token_id = [5, 6]
+    generate(lm, asks(*PROMPTS), decoding, kept=tmp_path, progress=False)
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_a_broken_model_stops_the_run(lm: LM) -> None:

@@ -60,18 +60,8 @@ class Layout:
         group. Rows of an example need not lie together, but are read fastest where they do. Raises ValueError
         for numbers outside 0 .. examples - 1 and for negative or non-finite weights.
         """
-        number = segments.detach().to("cpu", torch.long).numpy()
-        share = None if weights is None else weights.detach().to("cpu", torch.float64).numpy()
-        if share is not None:
-            if share.shape != number.shape or not ((share >= 0) & (share < np.inf)).all():
-                raise ValueError("weights must be one finite number of at least 0 for each row")
-            number = np.where(share > 0, number, -1)
-        place = number + 1  # 0 is what is left out; a negative one is too large without its sign
-        if number.ndim != 1 or (len(number) and place.view(np.uint64).max() > examples):
-            raise ValueError(f"segments must be one number from -1 to {examples - 1} for each row")
-        group = torch.zeros(examples, dtype=torch.long) if groups is None else groups.detach().to("cpu", torch.long)
-        if groups is not None and (group.shape != (examples,) or (examples and int(group.amin()) < 0)):
-            raise ValueError(f"groups must be one number of at least 0 for each of {examples} examples")
+        number, share = _numbers(segments, examples, weights)
+        group, place = _group(examples, groups), number + 1  # 0 is what is left out
         counts = np.bincount(place, share, minlength=examples + 1)[1:]
         edges, order = _edges(number), None
         if len(edges) - 1 > 4 * examples + len(number) // 64:
@@ -187,6 +177,30 @@ class Layout:
 def pivot_of(sample: Tensor) -> Tensor:
     """Return a value near each neuron's mean, fp32 [neuron], from a few rows; NaN and infinity count as 0 here."""
     return sample.float().nan_to_num(0.0, 0.0, 0.0).sum(0) / max(1, len(sample))
+
+
+def _numbers(segments: Tensor, examples: int, weights: Tensor | None) -> tuple[Values, Values | None]:
+    """Return each row's example, -1 where its weight is 0, and the weights. Raises ValueError as `Layout.of` says."""
+    number = segments.detach().to("cpu", torch.long).numpy()
+    share = None if weights is None else weights.detach().to("cpu", torch.float64).numpy()
+    if share is not None:
+        if share.shape != number.shape or not ((share >= 0) & (share < np.inf)).all():
+            raise ValueError("weights must be one finite number of at least 0 for each row")
+        number = np.where(share > 0, number, -1)
+    # without its sign a negative number is a large one
+    if number.ndim != 1 or (len(number) and (number + 1).view(np.uint64).max() > examples):
+        raise ValueError(f"segments must be one number from -1 to {examples - 1} for each row")
+    return number, share
+
+
+def _group(examples: int, groups: Tensor | None) -> Tensor:
+    """Return each example's group. Raises ValueError for groups that are not one number of at least 0 for each."""
+    if groups is None:
+        return torch.zeros(examples, dtype=torch.long)
+    group = groups.detach().to("cpu", torch.long)
+    if group.shape != (examples,) or (examples and int(group.amin()) < 0):
+        raise ValueError(f"groups must be one number of at least 0 for each of {examples} examples")
+    return group
 
 
 def _edges(name: Values) -> Values:
