@@ -79,7 +79,8 @@ class LM:
 
     def save(self, folder: str | Path) -> None:
         """Write an ordinary Hugging Face checkpoint folder."""
-        self.model.save_pretrained(folder)
+        with without_bars():
+            self.model.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
@@ -114,11 +115,28 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
 
 
 def load_plain(kind: Any, path: str | Path, *, dtype: torch.dtype | str = "auto", **settings: Any) -> Any:
-    """Return what transformers itself makes of a checkpoint, without its progress bars."""
+    """Return what transformers itself makes of a checkpoint; only a download shows a progress bar."""
+    with without_bars():
+        return kind.from_pretrained(path, dtype=dtype, **settings)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own within the block; those of the hub's downloads stay."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    return kind.from_pretrained(path, dtype=dtype, **settings)
+    shown, downloads = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # the hub's too
+    if downloads:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        if not downloads:
+            disable_progress_bars()
 
 
 def check_finite(lm: LM) -> None:

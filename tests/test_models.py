@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neuronforget.errors import InputError
-from neuronforget.models import LM, activations_only, check_finite, load, shared_twin
+from neuronforget.models import LM, activations_only, check_finite, load, shared_twin, without_bars
 from neuronforget.sites import Part, Site
 from neuronforget.taps import TorchHooks
 
@@ -217,6 +217,30 @@ def test_a_saved_model_loads_with_equal_logits_and_tokens(lm: LM, tmp_path: Path
     assert again.sites == lm.sites
     assert not again.model.training
     assert "2 layers of 40 neurons" in repr(again)
+
+
+@pytest.mark.parametrize("downloads", [True, False])
+def test_saving_and_loading_draw_no_bars_and_leave_the_settings_of_bars(
+    downloads: bool, lm: LM, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    def settings() -> tuple[bool, bool]:
+        return logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+
+    shown, was = settings()
+    logging.enable_progress_bar()
+    enable_progress_bars() if downloads else disable_progress_bars()
+    try:
+        lm.save(tmp_path)
+        load(tmp_path)
+        assert capfd.readouterr().err == "" and settings() == (True, not downloads)
+        with without_bars():
+            assert settings() == (False, not downloads)  # a download from the hub shows how far it is
+    finally:
+        (logging.enable_progress_bar if shown else logging.disable_progress_bar)()
+        (disable_progress_bars if was else enable_progress_bars)()
 
 
 def test_loading_keeps_the_stored_dtype_unless_told(lm: LM, tmp_path: Path) -> None:
