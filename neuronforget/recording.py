@@ -163,9 +163,10 @@ def record_batch(
     if missing := [site.layer for site in lm.sites if site.layer not in got]:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
     rows = [got[site.layer] for site in lm.sites]  # on CPU from here on: the layers may lie on several devices
-    fields = dict(zip(PIECE_FIELDS, torch.stack([row[0][0].cpu() for row in rows], 1), strict=True))
+    together = torch.stack([row[0][0].cpu() for row in rows], 1)
+    fields = {name: own.clone() for name, own in zip(PIECE_FIELDS, together, strict=True)}  # views pickle the whole
     check_fields({**fields, **_finite_extremes(fields)})
-    table = dict(zip(entries, torch.stack([row[1].cpu() for row in rows], 2), strict=False))
+    table = {name: torch.stack([row[1][i].cpu() for row in rows], 1) for i, name in enumerate(entries)}
     counts = layout(segments.device).counts
     return Moments(
         fields,

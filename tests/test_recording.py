@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -311,25 +312,29 @@ def test_settings_that_make_no_sense_are_refused(lm: LM, corpus: Corpus) -> None
         run(LM(lm.model), corpus)
 
 
-def activations_alive(shape: tuple[int, int]) -> list[tuple[int, ...]]:
-    """Shapes of the tensors that hold a value for each neuron of more than ten tokens, but for moments themselves."""
-    fields = (len(PIECE_FIELDS), *shape)
+def test_moments_of_one_batch_travel_at_their_own_size(lm: LM, corpus: Corpus) -> None:
+    found = run(lm, corpus, per_example=True)
+    own = sum(x.nbytes for group in (found.fields, found.norms, found.table) for x in group.values())
+    assert len(pickle.dumps(found)) < own + 20_000  # processes send them to one another
+
+
+def activations_alive(width: int) -> list[tuple[int, ...]]:
+    """Shapes of the tensors that hold a value for each neuron of more than ten tokens."""
     tensors = [x for x in gc.get_objects() if isinstance(x, Tensor) and not isinstance(x, torch.nn.Parameter)]
-    found = [tuple(x.shape) for x in tensors if x.shape[-1:] == shape[1:] and x.numel() > 10 * shape[1]]
-    return [own for own in found if own != fields]
+    return [tuple(x.shape) for x in tensors if x.shape[-1:] == (width,) and x.numel() > 10 * width]
 
 
 @EVERY_TAP
 def test_no_activation_outlives_its_batch(tap: str, lm: LM, corpus: Corpus) -> None:
     seen: list[list[tuple[int, ...]]] = []
     embedding = lm.model.get_input_embeddings()
-    handle = embedding.register_forward_pre_hook(lambda *_: seen.append(activations_alive(lm.shape)))
+    handle = embedding.register_forward_pre_hook(lambda *_: seen.append(activations_alive(lm.shape[1])))
     gc.collect()
-    before = activations_alive(lm.shape)
+    before = activations_alive(lm.shape[1])
     gc.disable()  # what only a reference cycle keeps alive would fill a GPU all the same
     try:
         run(lm, corpus, tap=tap, batch_size=3)
-        after = activations_alive(lm.shape)
+        after = activations_alive(lm.shape[1])
     finally:
         gc.enable()
         handle.remove()
@@ -342,13 +347,13 @@ def test_a_recording_that_failed_on_its_way_back_keeps_no_activation(lm: LM, cor
         raise ArithmeticError("on purpose")
 
     gc.collect()
-    before = activations_alive(lm.shape)
+    before = activations_alive(lm.shape[1])
     handle = lm.model.model.norm.register_full_backward_hook(fail)
     with pytest.raises(ArithmeticError, match="on purpose"):
         run(lm, corpus)
     handle.remove()
     gc.collect()
-    assert activations_alive(lm.shape) == before
+    assert activations_alive(lm.shape[1]) == before
     assert run(lm, corpus).examples == len(corpus)
 
 
