@@ -151,15 +151,13 @@ def record_batch(
     """
     _check_positions(positions)
     examples = len(batch.index)
+    read = Layout.of(_segments(batch, positions).cpu(), examples)  # here: later a GPU would be waited for
     out = tap(batch.inputs)
     acts, nll = out.acts, answer_nll(out.logits, batch)
     del out  # the backward pass does not need the logits, often the largest tensor of all
-    segments = _segments(batch, positions)
-    # Read once for each device that holds layers.
-    layout = cache(lambda device: Layout.of(segments.to(device), examples))
     entries = TABLE_FIELDS if per_example else ()
     reduced = partial(moment_rows, fields=PIECE_FIELDS, table=entries, compiled=compiled)
-    got = _reduce_backwards(acts, nll.sum(), layout, reduced)
+    got = _reduce_backwards(acts, nll.sum(), cache(read.on), reduced)  # for each device that holds layers
     if missing := [site.layer for site in lm.sites if site.layer not in got]:
         raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
     rows = [got[site.layer] for site in lm.sites]  # on CPU from here on: the layers may lie on several devices
@@ -167,12 +165,11 @@ def record_batch(
     fields = {name: own.clone() for name, own in zip(PIECE_FIELDS, together, strict=True)}  # views pickle the whole
     check_fields({**fields, **_finite_extremes(fields)})
     table = {name: torch.stack([row[1][i].cpu() for row in rows], 1) for i, name in enumerate(entries)}
-    counts = layout(segments.device).counts
     return Moments(
         fields,
-        tokens=int(counts.sum()),
+        tokens=int(read.counts.sum()),
         examples=examples,
-        pooled=int((counts > 0).sum()),
+        pooled=int((read.counts > 0).sum()),
         loss=float(nll.detach().sum()),
         layers=tuple(site.layer for site in lm.sites),
         table=table,

@@ -78,6 +78,15 @@ def test_a_device_without_kernels_takes_the_reference(numbers: list[int]) -> Non
         torch.testing.assert_close(alone, neuron_moments(a, g, layout)[0]["m2"].view_as(alone), rtol=1e-5, atol=1e-5)
 
 
+def test_a_layout_read_on_one_device_serves_another() -> None:
+    layout = Layout.of(torch.arange(200) % 3, 3, weights=torch.ones(200))
+    assert layout.on(torch.device("cpu")) is layout
+    there = layout.on(torch.device("meta"))
+    moved = [getattr(there, name).device.type for name in ("counts", "weights", "order", "sample")]
+    assert moved == ["meta"] * 4 and {x.device.type for x in there.tables.values()} == {"meta"}
+    assert torch.equal(there.low, layout.low) and there.rows == 200
+
+
 def test_interleaved_examples_keep_their_weights() -> None:
     segments = torch.arange(200) % 3
     segments[:40] = -1

@@ -91,6 +91,14 @@ class Layout:
             device=segments.device,
         )
 
+    def on(self, device: torch.device) -> Layout:
+        """Return the same rows for tensors on another device."""
+        if device == self.device:
+            return self
+        weights, order = (None if x is None else x.to(device) for x in (self.weights, self.order))
+        counts, sample = self.counts.to(device), self.sample.to(device)
+        return replace(self, device=device, counts=counts, weights=weights, order=order, sample=sample)
+
     @property
     def groups(self) -> int:
         """How many groups the fields are kept for."""
