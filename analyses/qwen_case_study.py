@@ -57,6 +57,7 @@ class Study:
         about |= {
             key: getattr(self.options, key) for key in ("steps", "share", "damage", "draws", "seed", "batch", "shape")
         }
+        about |= {} if has_tasks() else {"tasks": False}
         if json.loads(json.dumps(about)) != self.done.setdefault("about", json.loads(json.dumps(about))):
             raise SystemExit(f"{self.path} holds another study (model, target or settings): give another --out")
 
@@ -220,7 +221,7 @@ def main() -> None:
             keep(study.path, **study.done)
             print(name, flush=True)
     text = cost_table(study.done) if options.shape else tables(study.done)
-    if not has_tasks():
+    if "TriviaQA, BBH" not in study.done["costs"]:
         text += "\n\nlm-eval is not installed: TriviaQA and BBH are not timed.\n"
     (options.out / "tables.md").write_text(text)
     print(text)

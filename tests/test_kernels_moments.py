@@ -16,6 +16,7 @@ from neuronforget_kernels import (
     Layout,
     blocks,
     fused_attribution,
+    moment_rows,
     moments,
     neuron_moments,
     swiglu,
@@ -85,6 +86,33 @@ def test_a_layout_read_on_one_device_serves_another() -> None:
     moved = [getattr(there, name).device.type for name in ("counts", "weights", "order", "sample")]
     assert moved == ["meta"] * 4 and {x.device.type for x in there.tables.values()} == {"meta"}
     assert torch.equal(there.low, layout.low) and there.rows == 200
+
+
+def test_rows_that_are_not_the_layouts_are_refused() -> None:
+    layout = Layout.of(torch.tensor([0, 0, 1, 1]), 2)
+    for a, g in (
+        (torch.ones(10, 2), torch.ones(10, 2)),
+        (torch.ones(2, 2), None),
+        (torch.ones(4, 2), torch.ones(4, 1)),
+    ):
+        with pytest.raises(ValueError, match="and 4 rows"):
+            moment_rows(a, g, layout, ("mean",) if g is None else PIECE_FIELDS, ())
+
+
+def test_gaps_are_the_rows_that_are_left_out() -> None:
+    assert [x.tolist() for x in Layout.of(torch.tensor([0, 0, 1, 1, -1, 2, 2]), 3).gaps] == [[4], [5]]
+
+
+@pytest.mark.parametrize("neurons", [1, 200])
+def test_sums_over_many_short_examples_keep_the_digits_of_long_ones(neurons: int) -> None:
+    rows = 40_000
+    a, g = torch.randn(2, rows, neurons, generator=torch.Generator().manual_seed(0)) + 3
+    found = neuron_moments(a, g, torch.arange(rows), rows)[0]
+    wide, grad = a.double(), g.double()
+    exact = {"m2": ((wide - wide.mean(0)) ** 2).sum(0), "abs_sum": wide.abs().sum(0), "g2": (grad**2).sum(0)}
+    exact |= {"abs_ag": (wide * grad).abs().sum(0), "ag2": (wide * grad).square().sum(0)}
+    for name, values in exact.items():
+        torch.testing.assert_close(found[name], values, rtol=1e-6, atol=0, msg=name)
 
 
 def test_interleaved_examples_keep_their_weights() -> None:

@@ -2,7 +2,7 @@
 
 A block holds several short pieces, or a part of a long one. Terms are written beside one another, row by row. In fp32
 an `embedding_bag` adds up the rows of each piece, a `sum` those of each group in the block for what is not wanted by
-piece. Squares then take the place of their bases.
+piece, as the GPU's items do. Squares then take the place of their bases.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from neuronforget_kernels.accumulators import (
     S,
     U,
 )
-from neuronforget_kernels.layout import Layout
+from neuronforget_kernels.layout import PIECE_ROWS, Layout
 
 #: What is added up by piece; the bases among it, their squares, and what else is added up.
 BY_PIECE, BASES, SQUARES, OTHERS = SUMS[:4], SUMS[:3], SUMS[4:7], SUMS[7:]
@@ -49,7 +49,7 @@ class Block:
     """`count` rows that are read together: those of piece `pieces.start` begin at `first[0]`, and so on.
 
     `opens` is false for what continues a piece. `even` repeats rows (None: no need) until every piece has as many,
-    which leaves its extremes as they are. `parts` are the ranges of its rows that are of one group each.
+    which leaves its extremes as they are. `parts` are ranges of at most `PIECE_ROWS` rows of one group, with the group.
     """
 
     count: int
@@ -99,7 +99,8 @@ def _block(low: list[int], high: list[int], begin: int, group: list[int], *, ope
         read = torch.cat([torch.arange(start, stop) for start, stop in zip(low, high, strict=True)])
     own = group[begin : begin + len(low)]
     changes = [0, *(i for i in range(1, len(own)) if own[i] != own[i - 1]), len(own)] if any(own) else [0, len(own)]
-    parts = [(first[start], first[stop], own[start]) for start, stop in pairwise(changes)]
+    ranges = [(first[start], first[stop], own[start]) for start, stop in pairwise(changes)]
+    parts = [(x, min(x + PIECE_ROWS, end), of) for start, end, of in ranges for x in range(start, end, PIECE_ROWS)]
     return Block(first[-1], opens, read, slice(begin, begin + len(low)), torch.tensor(first[:-1]), even, parts)
 
 

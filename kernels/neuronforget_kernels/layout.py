@@ -19,7 +19,7 @@ from torch import Tensor
 
 #: Small tables are made with numpy, whose calls cost a fraction of PyTorch's.
 Values = NDArray[Any]
-#: Longest piece in rows. An item holds less than twice as many.
+#: Longest piece in rows, and on CPU of what is added in fp32 beyond pieces. An item holds less than twice as many.
 PIECE_ROWS = 512
 #: Rows read, evenly spaced, for the pivot that keeps a large mean from costing the variance its digits.
 PIVOT_ROWS = 32
@@ -230,7 +230,7 @@ def _cut(low: Values, high: Values, most: int = PIECE_ROWS, *, aligned: bool = F
     """Cut ranges into parts of about equal length up to `most` (or at its multiples); also return each one's range."""
     begin = low // most * most if aligned else low
     parts = (high - begin + most - 1) // most
-    if not len(parts) or parts.max() == 1:
+    if (parts == 1).all():
         return low, high, np.arange(len(low))
     run = np.repeat(np.arange(len(low)), parts)
     part = np.arange(len(run)) - (parts.cumsum() - parts)[run]

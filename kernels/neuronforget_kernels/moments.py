@@ -52,7 +52,7 @@ def neuron_moments(
     with a warning as before where there is no compiler; equal then only to rounding between processes, since PyTorch
     stops compiling after some kinds of input (its recompile limit). Raises ValueError for shapes that do not fit.
     """
-    layout = _layout_of(a, g, segments, examples, weights, groups)
+    layout = _layout_of(segments, examples, weights, groups)
     fields = fields if fields is not None else PIECE_FIELDS if g is not None else ACTIVATION_FIELDS
     table = table if table is not None else TABLE_FIELDS if g is not None else ACTIVATION_TABLE
     return named(moment_rows(a, g, layout, fields, table, compiled=compiled), layout, fields, table)
@@ -70,8 +70,12 @@ def moment_rows(
 ) -> tuple[Tensor, Tensor]:
     """Return the unnamed moments: `PIECE_FIELDS` [group, field, neuron], `TABLE_FIELDS` [entry, example, neuron].
 
-    Rows that are not asked for hold anything; where no entry is, there may be no examples.
+    Rows that are not asked for hold anything; where no entry is, there may be no examples. Raises ValueError for shapes
+    that do not fit.
     """
+    if a.ndim != 2 or (g is not None and a.shape != g.shape) or layout.rows != len(a):
+        found = ", ".join(str(tuple(x.shape)) for x in (a, g) if x is not None)
+        raise ValueError(f"a and g must be [rows, neurons], segments [rows]; found {found} and {layout.rows} rows")
     want = wanted(fields, table)
     if g is None and want & GRADIENT:
         raise ValueError("these statistics need the gradients g; ask for fields and table entries of a alone")
@@ -105,17 +109,8 @@ def named(found: tuple[Tensor, Tensor], layout: Layout, fields: Collection[str],
 
 
 def _layout_of(
-    a: Tensor,
-    g: Tensor | None,
-    segments: Tensor | Layout,
-    examples: int | None,
-    weights: Tensor | None,
-    groups: Tensor | None,
+    segments: Tensor | Layout, examples: int | None, weights: Tensor | None, groups: Tensor | None
 ) -> Layout:
-    rows = segments.rows if isinstance(segments, Layout) else len(segments)
-    if a.ndim != 2 or (g is not None and a.shape != g.shape) or rows != len(a):
-        found = ", ".join(str(tuple(x.shape)) for x in (a, g) if x is not None)
-        raise ValueError(f"a and g must be [rows, neurons], segments [rows]; found {found} and {rows} rows")
     if isinstance(segments, Layout):
         if examples is not None or weights is not None or groups is not None:
             raise ValueError("examples, weights and groups belong to the Layout: give them to Layout.of")

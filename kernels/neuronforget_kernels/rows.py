@@ -24,7 +24,7 @@ def row_moments(
     """Return every field [group, field, neuron] (fp64) in `want` and table entry [entry, example, neuron] (fp32).
 
     `entries` are those accumulators in `want` that the table needs: of none there is no table. Fields that `want`
-    leaves out are 0, or anything where `fused` adds up the pieces.
+    leaves out hold anything.
     """
     g = g if want & GRADIENT else None
     fields = torch.zeros((layout.groups, len(PIECE_FIELDS), a.shape[1]), dtype=torch.float64)

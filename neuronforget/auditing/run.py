@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +112,14 @@ def audit(
 
 def _read(name: str, probe: Probe, case: Case, metric: Metric) -> list[Reading]:
     """Return a probe's readings. Raises InputError for one of one's own that gives anything else."""
-    found = probe(case, metric)
-    if not isinstance(found, Iterable):
-        raise InputError(f"the probe {name!r} returned {found!r}: a probe returns readings, or yields them")
-    readings = list(found)
+    found: Any = probe(case, metric)
+    try:
+        given = iter(found)
+    except TypeError:  # not of what the probe does while it yields
+        given = iter([found])
+    readings = list(given)
     if wrong := [x for x in readings if not isinstance(x, Reading)]:
-        raise InputError(f"the probe {name!r} gave {wrong[0]!r}, which is no Reading")
+        raise InputError(f"the probe {name!r} gave {wrong[0]!r}: a probe returns Readings, or yields them")
     return readings
 
 

@@ -16,7 +16,7 @@ import torch
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
-from neuronforget.erase.units import check_fits, count_units, units_of
+from neuronforget.erase.units import check_own, count_units, units_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -64,7 +64,7 @@ def check_neurons(lm: LM, neurons: Neurons) -> None:
     """Raise InputError unless `neurons` is a non-empty set of this model's neurons."""
     if not len(neurons):
         raise InputError("the set of neurons is empty: there is nothing to edit")
-    check_fits(lm, neurons)
+    check_own(lm, neurons)
 
 
 def scope_of(neurons: Neurons | None) -> str:

@@ -33,7 +33,7 @@ def units_of(lm: LM, neurons: Neurons, probe: Corpus | None = None, *, batch_siz
     has no gradient either, which only a probe shows. A probe sees its own examples: a ReLU unit that none of them
     opens counts as dead. The model is left as it was. Raises InputError for neurons or a corpus that do not fit it.
     """
-    check_fits(lm, neurons)
+    check_own(lm, neurons)
     chosen = neurons.by_layer()
     parts = {s.layer: parts_of(s) for s in lm.sites if s.layer in chosen}
     if probe is None:
@@ -47,7 +47,7 @@ def units_of(lm: LM, neurons: Neurons, probe: Corpus | None = None, *, batch_siz
     }
 
 
-def check_fits(lm: LM, neurons: Neurons) -> None:
+def check_own(lm: LM, neurons: Neurons) -> None:
     """Raise InputError unless `neurons` could be some of this model's."""
     if (neurons.layers, neurons.width) != (tuple(s.layer for s in lm.sites), lm.sites[0].d_mlp):
         raise InputError(f"the neurons are of another model: {neurons!r} does not fit {lm!r}")
