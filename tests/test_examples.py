@@ -6,11 +6,13 @@ import difflib
 import json
 import re
 import runpy
+import shutil
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import beds
 import pytest
 from accelerate import PartialState
 from launching import launch
@@ -24,8 +26,9 @@ SCRIPTS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the examples keep the testbed that they share."""
-    return tmp_path_factory.mktemp("cache")
+    """Where the examples keep the testbed that they share, which is that of the other tests."""
+    beds.bed()
+    return shutil.copytree(beds.shelf, tmp_path_factory.mktemp("examples") / "cache")
 
 
 @pytest.fixture
