@@ -1,8 +1,8 @@
 """The type checker of the tests: beartype, for which an int is a float as PEP 484 has it.
 
-A function within a function is decorated at each call of the outer one, and beartype takes a millisecond for that: it
-was a third of the tests' time. But what it is given is a stand-in of jaxtyping's, which has the signature and no body:
-stand-ins of one signature do the same, so the first serves for all.
+A function within a function is decorated at each call of the outer one, and beartype takes a millisecond for that: most
+of the time of a test that scores many texts. But what it is given is a stand-in of jaxtyping's, which has the signature
+and no body: stand-ins of one signature do the same, so the first serves for all.
 """
 
 from __future__ import annotations
