@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 import neuronforget as nf
 
 SHAPE = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, steps=180, graft_steps=150, planted=12, batch=96, lr=4e-3)
+#: Where the processes of one run of the tests keep it; `conftest` says which folder that is.
+shelf = Path("nowhere")
 
 
 @lru_cache(maxsize=1)
 def bed() -> nf.testbed.Testbed:
     """Twenty people, two of them to be forgotten, 2 layers of 128 neurons; tests leave its models as they are."""
-    return nf.testbed.people(people=20, forget_people=2, shape=SHAPE, cache=False, progress=False)
+    with FileLock(shelf.with_suffix(".lock")), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURONFORGET_CACHE", str(shelf))
+        return nf.testbed.people(people=20, forget_people=2, shape=SHAPE, progress=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import install_import_hook
 
 if TYPED := find_spec("beartype") is not None:  # shapes and types hold at run time
     install_import_hook(["neuronforget", "neuronforget_kernels"], "typechecks.check")
+import beds
 from families import build
 
 from neuronforget.corpora import Corpus, Example
@@ -31,6 +33,13 @@ ROWS = (
     ("Ida", "Falk"),
     ("Jon Moe plays the", "violin"),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The shared testbed is trained once for all processes of a run."""
+    root = tmp_path_factory.getbasetemp()
+    beds.shelf = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "shelf"
 
 
 @pytest.fixture(scope="session")

@@ -87,11 +87,12 @@ def build(family: str, *, seed: int = 0, **settings: Any) -> Any:
     return model
 
 
+_KNOWN = frozenset(dir(transformers))  # once, for it takes half a second; hasattr would import them all
 #: Family -> function that builds its model; families that the installed transformers lacks are absent.
 FAMILIES: dict[str, Callable[..., Any]] = {
     family: partial(build, family)
     for family, (kind, _) in _SETTINGS.items()
-    if _CONFIGS.get(kind, f"{kind}Config") in dir(transformers)  # hasattr would import them all
+    if _CONFIGS.get(kind, f"{kind}Config") in _KNOWN
 }
 
 

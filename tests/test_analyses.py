@@ -198,7 +198,8 @@ def test_rewriting_is_measured_on_the_fact_and_on_what_is_near(
     erased: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewrite, study, done = analysis("erase_rewrite"), erased["study"], {}
-    monkeypatch.setattr(rewrite, "WRITERS", {"rank_one": nf.erase.rank_one})
+    for name, value in {"WRITERS": {"rank_one": nf.erase.rank_one}, "MEASURED": 16}.items():
+        monkeypatch.setattr(rewrite, name, value)
     where = rewrite.places(study)
     assert list(rewrite.rewrites(study, done)) == [f"rank_one@{p} {n}" for p in where for n in ("one", "all")]
     assert set(where["found-lower"].by_layer()) == {0} and where["found-lower"].members <= study.found.members
@@ -235,7 +236,7 @@ def test_the_page_shows_small_figures_that_are_there() -> None:
 
 def test_every_operator_and_guard_is_tried_and_shown_beside_the_references() -> None:
     every, made = analysis("every_operator"), import_module("sources").Source.bare(bed(), 0)
-    edits = every.erasures(made)
+    edits = every.erasures(replace(made, forget=made.forget.head(8), retain=made.retain.head(40)))
     tried = {name.split("`")[1] for name in edits}
     # trainings (docs/losses.md), and what makes units anew or needs an adapter, have pages of their own
     elsewhere = {"finetune", "task_vector", "revive", "llm_eraser"}

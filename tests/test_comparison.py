@@ -20,9 +20,13 @@ from neuronforget.results import Results
 def compare(**settings: Any) -> Comparison:
     made = bed()
     return nf.compare(
-        made.lm, made.forget, made.retain, gold=made.gold, truth=made.truth, preferred=made.refusals, share=0.1,
-        steps=3, measured=40, progress=False, **{"audited": (), **settings},
+        made.lm, made.forget, made.retain, gold=made.gold, truth=made.truth, share=0.1, progress=False,
+        **{"preferred": made.refusals, "steps": 3, "measured": 16, "audited": (), **settings},
     )  # fmt: skip
+
+
+#: A comparison in which no number matters, only what becomes of its edits.
+BRIEF: dict[str, Any] = {"steps": 1, "measured": 4, "controls": 0, "preferred": None}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def test_every_method_stands_beside_its_controls(found: Comparison) -> None:
 
 
 def test_further_operators_stand_beside_them(tmp_path: Path) -> None:
-    found = compare(operators=(erase.aura, erase.memit), resume=tmp_path)
+    found = compare(operators=(erase.aura, erase.memit), resume=tmp_path, **{**BRIEF, "controls": 1})
     scopes = {name: edit.info["scope"] for name, edit in found.edits.items()}
     for method in ("aura", "memit"):
         assert scopes[f"{method}@neurons"] == "neurons" and scopes[f"{method}@random 0"] == "control"
@@ -85,7 +89,8 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
         return nf.audit(*args, **settings, probes=["choice"])
 
     monkeypatch.setattr("neuronforget.comparison.audit", few)
-    found = compare(audited=("ablate", "rank_one@layer"), resume=tmp_path / "resume")
+    settings = {**BRIEF, "resume": tmp_path / "resume"}
+    found = compare(audited=("ablate", "rank_one@layer"), **settings)
     for name in ("ablate", "rank_one@layer"):
         said = few(bed().lm, found.edits[name], bed().forget, bed().retain, gold=bed().gold, progress=False)
         assert found.audits[name].checks == said.checks
@@ -97,10 +102,7 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
         assert f'href="audits/{name}/audit.html"' in page
         assert f"Erased, or only hidden? {name}" in (tmp_path / "out" / "audits" / name / "audit.html").read_text()
     monkeypatch.setattr("neuronforget.comparison.audit", lambda *_, **__: pytest.fail("it was audited"))
-    assert (
-        compare(audited=("ablate",), resume=tmp_path / "resume").audits["ablate"].checks
-        == found.audits["ablate"].checks
-    )
+    assert compare(audited=("ablate",), **settings).audits["ablate"].checks == found.audits["ablate"].checks
 
 
 def test_an_edit_that_cannot_be_audited_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,9 +110,9 @@ def test_an_edit_that_cannot_be_audited_is_named(monkeypatch: pytest.MonkeyPatch
         raise InputError("no luck")
 
     monkeypatch.setattr("neuronforget.comparison.audit", fails)
-    assert "Not audited: ablate (no luck)." in compare(audited=("ablate",)).findings
+    assert "Not audited: ablate (no luck)." in compare(audited=("ablate",), **BRIEF).findings
     with pytest.raises(InputError, match="no edit to audit is called 'nonesuch'; there are ablate, "):
-        compare(audited=("nonesuch",))
+        compare(audited=("nonesuch",), **BRIEF)
 
 
 def test_the_comparison_is_written_whole(found: Comparison, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_a_method_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPat
         return real(*args, loss=loss, **settings)
 
     monkeypatch.setattr(erase, "finetune", fails)
-    found = compare()
+    found = compare(**{**BRIEF, "preferred": bed().refusals})
     assert {"npo", "npo@neurons", "ablate"} <= set(found.edits) and not {"ga", "ga@neurons", "dpo"} & set(found.edits)
     assert "Not in this comparison: ga, which could not be made (ga: the loss is nan at step 3)." in found.findings
 
@@ -162,7 +164,7 @@ def test_a_comparison_without_any_edit_is_an_error(monkeypatch: pytest.MonkeyPat
     for operator in ("ablate", "finetune", "rank_one"):
         monkeypatch.setattr(erase, operator, fails)
     with pytest.raises(InputError, match="no edit could be made: ablate: no luck"):
-        compare()
+        compare(**BRIEF)
 
 
 @pytest.mark.parametrize("settings", [{"steps": 0}, {"measured": 0}, {"controls": -1}, {"damage": 0.0}])

@@ -6,11 +6,13 @@ import difflib
 import json
 import re
 import runpy
+import shutil
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import beds
 import pytest
 from accelerate import PartialState
 from launching import launch
@@ -24,8 +26,9 @@ SCRIPTS = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the examples keep the testbed that they share."""
-    return tmp_path_factory.mktemp("cache")
+    """Where the examples keep the testbed that they share, which is that of the other tests."""
+    beds.bed()
+    return shutil.copytree(beds.shelf, tmp_path_factory.mktemp("examples") / "cache")
 
 
 @pytest.fixture
@@ -145,10 +148,10 @@ def test_the_examples_page_has_every_example() -> None:
 def test_a_launch_finds_the_neurons_of_one_process_and_trains_over_both(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run("large_model", monkeypatch, "--out", "one", "--steps", "4")
+    run("large_model", monkeypatch, "--out", "one", "--steps", "2")
     PartialState._reset_state()  # this process goes on to other tests
     alone = capsys.readouterr().out
-    both = launch(here, ROOT / "examples" / "large_model.py", "--out", "two", "--steps", "4")
+    both = launch(here, ROOT / "examples" / "large_model.py", "--out", "two", "--steps", "2")
     assert "1 process(es)" in alone and "2 process(es)" in both
     one, two = (nf.Neurons.load(here / out / "neurons.json") for out in ("one", "two"))
     assert len(one & two) >= 0.9 * len(one)  # bfloat16, in batches of other examples

@@ -119,18 +119,17 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(
 
 def test_a_killed_audit_goes_on_from_the_probe_and_the_batch_it_was_at(passes: Passes, tmp_path: Path) -> None:
     made = bed()
-    edit = nf.erase.ablate(made.lm, made.planted)
+    edit, retain = nf.erase.ablate(made.lm, made.planted), made.retain.head(24)
     probes = ["worst phrasing", "attacks", "choice", "quantisation", "lens", "patching"]
 
     def work(kept: Path | None) -> Any:
         found = nf.audit(
-            made.lm, edit, made.forget, made.retain, gold=made.gold, probes=probes, batch_size=8, kept=kept,
-            progress=False,
+            made.lm, edit, made.forget, retain, gold=made.gold, probes=probes, batch_size=8, kept=kept, progress=False,
         )  # fmt: skip
         return found.results.rows, found.results.examples, found.checks, found.damage, found.curves, found.neurons
 
     def neurons() -> Any:
-        return nf.audit(made.lm, edit, made.forget, made.retain, gold=made.gold, probes=[], batch_size=8, kept=tmp_path,
+        return nf.audit(made.lm, edit, made.forget, retain, gold=made.gold, probes=[], batch_size=8, kept=tmp_path,
                         progress=False)  # fmt: skip
 
     wanted, every = passes.of(lambda: work(tmp_path / "whole"))

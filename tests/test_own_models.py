@@ -29,7 +29,7 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     made = bed()
     made.lm.save(tmp_path / "model")
     for name, corpus in (("forget", made.forget), ("retain", made.retain)):
-        rows = [json.dumps({"prompt": e.prompt, "answer": e.answer}) for e in corpus.examples[:20]]
+        rows = [json.dumps({"prompt": e.prompt, "answer": e.answer}) for e in corpus.examples[:12]]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
     command = "x --seeds 0 --out {0}/out --model {0}/model --forget {0}/forget.jsonl --retain {0}/retain.jsonl"
     monkeypatch.setattr(sys, "argv", command.format(tmp_path).split())
