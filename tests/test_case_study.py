@@ -59,12 +59,19 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"case": case, "study": second, "done": json.loads(json.dumps(second.done)), "runs": runs}
 
 
-def test_a_killed_run_goes_on_and_another_study_is_refused(studied: dict[str, Any]) -> None:
+def test_a_killed_run_goes_on_and_another_study_is_refused(
+    studied: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert studied["runs"] == (["untouched", "gold"], ["dpo", "ablate@found", "ablate@random 0"], [])
     study, case = studied["study"], studied["case"]
     done = json.loads(study.path.read_text())
     with pytest.raises(SystemExit, match="another study"):
         case.Study(study.lm, None, study.rows, study.options, study.path, done)
+    again = (study.lm, study.gold, study.rows, study.options, study.path, done)
+    assert case.Study(*again).done is done
+    monkeypatch.setattr(case, "has_tasks", lambda: False)  # what was asked by lm-eval would not be asked of the rest
+    with pytest.raises(SystemExit, match="another study"):
+        case.Study(*again)
 
 
 def test_the_untouched_model_is_measured_as_the_edited_ones_are(studied: dict[str, Any]) -> None:

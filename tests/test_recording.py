@@ -17,6 +17,7 @@ from gauges import tensor_peak
 from neuronforget_kernels import PIECE_FIELDS
 from torch import Tensor
 
+from neuronforget import recording
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.tokens import Encoded, collate
 from neuronforget.errors import InputError
@@ -316,6 +317,20 @@ def test_moments_of_one_batch_travel_at_their_own_size(lm: LM, corpus: Corpus) -
     found = run(lm, corpus, per_example=True)
     own = sum(x.nbytes for group in (found.fields, found.norms, found.table) for x in group.values())
     assert len(pickle.dumps(found)) < own + 20_000  # processes send them to one another
+
+
+def test_without_per_example_no_table_leaves_its_device(
+    lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recording.moment_rows
+
+    def with_a_table(*args: Any, **settings: Any) -> tuple[Tensor, Tensor]:
+        return real(*args, **settings)[0], torch.empty(5, 3, 40, device="meta")  # cannot be copied
+
+    monkeypatch.setattr(recording, "moment_rows", with_a_table)
+    assert run(lm, corpus).table == {}
+    with pytest.raises(NotImplementedError, match="meta"):
+        run(lm, corpus, per_example=True)
 
 
 def activations_alive(width: int) -> list[tuple[int, ...]]:
