@@ -221,7 +221,7 @@ def test_compare_runs_on_two_files_of_plain_text(bed: Path, tmp_path: Path, monk
         text = [json.dumps({"text": f"{e.prompt} {e.answer}"}) for e in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(text))
     words = ["--model", bed / "model", "--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl"]
-    assert run(monkeypatch, "compare", *words, "--out", tmp_path / "out", "--steps", 2, "--audited") == 0
+    assert run(monkeypatch, "compare", *words, "--out", tmp_path / "out", "--steps", 2) == 0
     assert (tmp_path / "out" / "report.html").is_file()
 
 

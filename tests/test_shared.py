@@ -23,7 +23,7 @@ def test_the_whole_path_runs_on_stories260k_with_two_sets_of_stories(tmp_path: P
     stories = nf.corpora.jsonl(STORIES, n=12, max_tokens=48)
     forget = replace(stories, examples=stories.examples[:4], name="forget")
     retain = replace(stories, examples=stories.examples[4:], name="retain")
-    found = nf.compare(lm, forget, retain, steps=4, controls=1, audited=("npo",), progress=False)
+    found = nf.compare(lm, forget, retain, steps=4, controls=1, progress=False)
     found.save(tmp_path / "out")
     value = found.results.value
     assert value("untouched", "forget", "nll") < 2.5  # it is a model of such stories

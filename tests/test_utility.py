@@ -192,7 +192,7 @@ def test_a_model_that_fails_stops_the_questions(lm: LM) -> None:
 
 @pytest.mark.skipif(not (DATA / "bbh").is_dir(), reason="no folder with BBH, TriviaQA, MMLU, TruthfulQA and RWKU")
 def test_every_scorer_passes_on_real_rows() -> None:
-    found = selftest.check(selftest.real_rows(DATA, 8))
+    found = selftest.check(selftest.real_rows(DATA, 15))
     assert {row["data"] for row in found} >= {"bbh", "triviaqa", "mmlu", "truthfulqa", "rwku 1"}
     assert all(row["best_constant"] < 0.9 for row in found)
 
