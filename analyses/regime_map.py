@@ -28,7 +28,6 @@ from running import asking, claim, in_one_line, keep, kept, parsed
 from sources import HALF, OWN, PEOPLE, Source, own_source, shortlist_exact, strangers
 
 import neuronforget as nf
-from neuronforget.comparison import sampled
 from neuronforget.testbed.facts import PHRASINGS, generate
 
 Bed = nf.testbed.Testbed
@@ -88,7 +87,7 @@ def beside_near(source: Source) -> Source:
     people = {example.subject for example in source.forget} - {None}
     siblings = tuple(e for e in source.retain if e.subject in people)
     if siblings:
-        return replace(source, beside={"near": sampled(nf.Corpus(siblings, "near"), MEASURED, source.seed)})
+        return replace(source, beside={"near": nf.Corpus(siblings, "near").sample(MEASURED, source.seed)})
     return replace(source, beside={"near": strangers(source, MEASURED // 2)} if source.info else {})
 
 

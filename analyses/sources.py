@@ -13,7 +13,6 @@ from judging import Point
 from running import own_models
 
 import neuronforget as nf
-from neuronforget.comparison import sampled
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, kl_gold, nll
 from neuronforget.runs import content_key
@@ -128,7 +127,7 @@ class Source:
         """What is measured: forget, its phrasings that no edit sees (where there are some), retain, what is beside."""
         found = {"forget": self.forget, "unseen": self.forget.paraphrased(), "retain": self.retain}
         return {
-            name: sampled(corpus, self.measured if name == "retain" else self.most or len(corpus), self.seed)
+            name: corpus.sample(self.measured if name == "retain" else self.most or len(corpus), self.seed)
             for name, corpus in found.items()
             if corpus is not None
         } | dict(self.beside)
@@ -169,7 +168,7 @@ def strangers(source: Source, count: int) -> nf.Corpus:
     names = [name for a in FIRST for b in LAST if (name := f"{a} {b}") not in known]
     rows = [
         replace(e, prompt=e.prompt.replace(str(e.subject), names[(31 * i) % len(names)]), paraphrases=(), subject=None)
-        for i, e in enumerate(sampled(source.retain, count, source.seed + 2))
+        for i, e in enumerate(source.retain.sample(count, source.seed + 2))
     ]
     return nf.Corpus(tuple(rows), "strangers")
 

@@ -32,7 +32,6 @@ from tofu_numbers import numbers_of
 from tofu_tables import tables
 
 import neuronforget as nf
-from neuronforget.comparison import sampled
 from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
 from neuronforget.generation import Decoding
 from neuronforget.measuring import measure
@@ -69,7 +68,7 @@ class Study:
         folder, lm = options.data / "tofu", found["full"]
         forget = asked(nf.corpora.tofu(split, path=folder))
         retain = taught.without(forget)
-        shown = [sampled(corpus, options.measured, options.seed) for corpus in (forget, retain)]
+        shown = [corpus.sample(options.measured, options.seed) for corpus in (forget, retain)]
         scores = nf.attribute(lm, *shown, score=shortlist_exact, progress=False)
         refusals = tuple(row["text"] for row in rows_of(folder, "idk_responses", fields=("text",)))
         source = Source(lm, forget, retain, nf.select.per_layer(scores, SHARE), options.seed, found[split],
@@ -92,7 +91,7 @@ class Study:
         used = {example.prompt for example in self.source.corpora["forget"]}
         unused = tuple(example for example in self.source.forget if example.prompt not in used)
         whole = replace(self.source.forget, examples=unused) if unused else None
-        return None if whole is None else sampled(whole, self.options.measured, self.options.seed)
+        return None if whole is None else whole.sample(self.options.measured, self.options.seed)
 
     @property
     def authors(self) -> list[int]:

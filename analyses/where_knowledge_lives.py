@@ -27,7 +27,6 @@ from running import asking, claim, in_one_line, keep, kept, parsed
 from sources import BEDS, OWN, Source, bed_of, own_source, shortlist_exact
 
 import neuronforget as nf
-from neuronforget.comparison import sampled
 from neuronforget.measuring import measure
 from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics import localisation as found
@@ -146,7 +145,7 @@ def makers(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Sour
     for seed in options.seeds:
         if own is not None:
             parts = {
-                name: sampled(corpus, min(options.examples, -(-len(corpus) // share)), seed)
+                name: corpus.sample(min(options.examples, -(-len(corpus) // share)), seed)
                 for name, corpus in (("forget", own.forget), ("retain", own.retain))
             }
             yield f"{OWN} {seed}", partial(replace, own, seed=seed, **parts)

@@ -13,7 +13,8 @@ from neuronforget.attribution import attribute
 from neuronforget.auditing import Audit, audit
 from neuronforget.certificates import Certificate
 from neuronforget.changes import Change
-from neuronforget.comparison import Comparison, compare
+from neuronforget.comparing import compare
+from neuronforget.comparison import Comparison
 from neuronforget.corpora import Corpus, Example
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError

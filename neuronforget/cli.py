@@ -10,8 +10,9 @@ import sys
 
 import tyro
 
+from neuronforget.commands.drawing import report
 from neuronforget.commands.requests import ledger
-from neuronforget.commands.steps import attribute, audit, erase, evaluate, report
+from neuronforget.commands.steps import attribute, audit, erase, evaluate
 from neuronforget.commands.suites import SUITES
 from neuronforget.commands.whole import compare, demo, testbed
 from neuronforget.errors import InputError

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from neuronforget.auditing.cases import Subject
 from neuronforget.auditing.neurons import written
 from neuronforget.corpora import Batch, Corpus, batches, encode
 from neuronforget.edits import Edit
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only, frozen
 from neuronforget.moments import Moments
@@ -63,6 +66,31 @@ class Closeups:
     shifts: dict[str, dict[str, ByNeuron]]
     texts: tuple[Highlight, ...]
     cards: tuple[Card, ...]
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file: the arrays, with texts and cards in its metadata."""
+        from safetensors.numpy import save_file
+
+        arrays = {f"recorded/{kind}": values for kind, values in self.recorded.items()}
+        arrays |= {f"shifts/{name}/{kind}": values for name, of in self.shifts.items() for kind, values in of.items()}
+        meta: dict[str, list[Any]] = {name: [asdict(one) for one in getattr(self, name)] for name in ("texts", "cards")}
+        meta["shifts"] = [*self.shifts]
+        save_file(arrays, str(path), {"closeups": json.dumps(meta)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Closeups:
+        """Read what `save` wrote. Raises InputError for any other file."""
+        from safetensors import safe_open
+
+        recorded: dict[str, ByNeuron] = {}
+        with reading(path, "close-ups"), safe_open(str(path), "np") as file:
+            meta = json.loads((file.metadata() or {})["closeups"])
+            shifts: dict[str, dict[str, ByNeuron]] = {name: {} for name in meta["shifts"]}
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                of, kind = key.rsplit("/", 1)
+                (recorded if of == "recorded" else shifts[of.removeprefix("shifts/")])[kind] = file.get_tensor(key)
+            texts = tuple(Highlight(**_frozen(row)) for row in meta["texts"])
+            return cls(recorded, shifts, texts, tuple(Card(**_frozen(row)) for row in meta["cards"]))
 
 
 def closeups(
@@ -189,3 +217,10 @@ def _peaks(act: Float[Tensor, "example token"], batch: Batch) -> list[tuple[floa
 def _up_to(lm: LM, ids: Sequence[int], place: int) -> tuple[str, str]:
     """The text before a token, and the token."""
     return lm.tokenizer.decode(list(ids[max(0, place - AROUND) : place])), lm.tokenizer.decode([ids[place]])
+
+
+def _frozen(values: Any) -> Any:
+    """What JSON holds, with tuples for its lists; a mapping stays one."""
+    if isinstance(values, dict):
+        return {key: _frozen(value) for key, value in values.items()}
+    return tuple(map(_frozen, values)) if isinstance(values, list) else values

@@ -1,220 +1,133 @@
-"""compare(): the whole path on one pair of corpora, with every control that makes its numbers mean something.
-
-Attribution, a selection, the neuron-level operators on it and on random and matched neurons, the same losses
-on the whole model, and the evaluation of them all at full strength, over a frontier and at matched damage.
-"""
+"""Comparison: everything that came of the whole path, as one folder that can be read back and drawn again."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from neuronforget import select
-from neuronforget.arms import made, methods, random_controls
-from neuronforget.attribution import attribute
-from neuronforget.auditing import Audit, audit
-from neuronforget.closeups import Closeups, closeups
-from neuronforget.corpora import Corpus, check_disjoint, encode
+from neuronforget.auditing import Audit
+from neuronforget.closeups import Closeups
 from neuronforget.edits import Edit
-from neuronforget.erase.catalogue import Operator, further, takes
-from neuronforget.errors import InputError
-from neuronforget.evaluation import check_references, evaluate
-from neuronforget.findings import describe
-from neuronforget.guarding import guard_on
-from neuronforget.losses.naming import identity
-from neuronforget.metrics import neuron_shift
-from neuronforget.metrics.shift import by_layer
-from neuronforget.models import LM
+from neuronforget.errors import reading
 from neuronforget.neurons import Neurons
-from neuronforget.recording import record
 from neuronforget.results import Results
-from neuronforget.runs import content_key, whole_folder
-from neuronforget.scores import Scores, grad_x_act
-from neuronforget.scores.scores import Score, needs
+from neuronforget.runs import whole_folder
+from neuronforget.scores import Scores
 
-#: Edits of which a report shows what they did to single neurons.
-CLOSE = ("ablate", "npo@neurons", "npo")
-#: What a saved comparison holds.
-FILES = frozenset({"results", "scores.safetensors", "neurons.json", "edits", "audits", "report.html"})
+#: What a saved comparison holds; `INDEX` tells one from a folder of results.
+INDEX = "comparison.json"
+FILES = frozenset({
+    INDEX, "results", "scores.safetensors", "neurons.json", "truth.json", "controls", "closeups.safetensors", "edits",
+    "audits", "report.html",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Everything a report shows: the results, and what was selected and why."""
+    """Everything a report shows: the results, what was selected and why, every edit, audit and finding."""
 
     results: Results
     scores: Scores
     neurons: Neurons
     truth: Neurons | None
     controls: tuple[Neurons, ...]
-    shifts: dict[str, dict[str, list[float]]]
+    shifts: dict[str, dict[str, list[float]]] = field(repr=False)
     closeups: Closeups = field(repr=False)
-    edits: dict[str, Edit] = field(repr=False)
+    edits: Mapping[str, Edit] = field(repr=False)
     audits: dict[str, Audit] = field(repr=False)
     findings: tuple[str, ...] = field(repr=False)
 
-    def save(self, folder: str | Path, *, replace: bool = False) -> None:
-        """Write results, scores, neurons, edits and the report into a new folder (or one that is to be replaced)."""
-        from neuronforget.audit_page import audit_report
+    def report(self, path: str | Path, *, saved: str | Path | None = None) -> Path:
+        """Draw the report; with `saved`, the folder where this comparison lies, it leads to the audits' own pages."""
         from neuronforget.reporting import report
+
+        return report(
+            self.results,
+            path,
+            scores=self.scores,
+            neurons=self.neurons,
+            truth=self.truth,
+            controls=self.controls,
+            shifts=self.shifts,
+            closeups=self.closeups,
+            layers=self.scores.layers,
+            findings=self.findings,
+            audits=self.audits,
+            audit_pages={} if saved is None else {name: _page(Path(saved), name) for name in self.audits},
+        )
+
+    def save(self, folder: str | Path, *, replace: bool = False) -> None:
+        """Write all of it, and the report, into a new folder (or one that is to be replaced)."""
+        from neuronforget.audit_page import audit_report
 
         with whole_folder(folder, replace=replace) as scratch:
             self.results.save(scratch / "results")
             self.scores.save(scratch / "scores.safetensors")
             self.neurons.save(scratch / "neurons.json")
+            if self.truth is not None:
+                self.truth.save(scratch / "truth.json")
+            (scratch / "controls").mkdir()
+            for i, control in enumerate(self.controls):
+                control.save(scratch / "controls" / f"{i}.json")
+            self.closeups.save(scratch / "closeups.safetensors")
             (scratch / "edits").mkdir()
             for name, edit in self.edits.items():
-                edit.save(scratch / "edits" / f"{name.replace(' ', '-')}.safetensors")
+                edit.save(_edit(scratch, name))
             for name, found in self.audits.items():
-                folder = scratch / "audits" / name.replace(" ", "-")
-                found.save(folder)
-                audit_report(found, folder / "audit.html", title=f"Erased, or only hidden? {name}")
-            report(
-                self.results,
-                scratch / "report.html",
-                scores=self.scores,
-                neurons=self.neurons,
-                truth=self.truth,
-                controls=self.controls,
-                shifts=self.shifts,
-                closeups=self.closeups,
-                layers=self.scores.layers,
-                findings=self.findings,
-                audits=self.audits,
-            )
+                found.save(_page(scratch, name).parent)
+                audit_report(found, _page(scratch, name), title=f"Erased, or only hidden? {name}")
+            about = {"edits": [*self.edits], "audits": [*self.audits], "controls": len(self.controls)}
+            about |= {"shifts": self.shifts, "findings": self.findings}
+            (scratch / INDEX).write_text(json.dumps(about, indent=1), encoding="utf-8")
+            self.report(scratch / "report.html", saved=scratch)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Comparison:
+        """Read what `save` wrote; an edit is read when it is asked for. Raises InputError for any other folder."""
+        folder = Path(folder)
+        with reading(folder / INDEX, "comparison"):
+            about = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            edits, audits, count = about["edits"], about["audits"], about["controls"]
+            shifts, findings = about["shifts"], tuple(about["findings"])
+        truth = folder / "truth.json"
+        return cls(
+            Results.load(folder / "results"),
+            Scores.load(folder / "scores.safetensors"),
+            Neurons.load(folder / "neurons.json"),
+            Neurons.load(truth) if truth.exists() else None,
+            tuple(Neurons.load(folder / "controls" / f"{i}.json") for i in range(count)),
+            shifts,
+            Closeups.load(folder / "closeups.safetensors"),
+            _Saved(folder, edits),
+            {name: Audit.load(_page(folder, name).parent) for name in audits},
+            findings,
+        )
 
 
-def compare(
-    lm: LM,
-    forget: Corpus,
-    retain: Corpus,
-    *,
-    gold: LM | None = None,
-    truth: Neurons | None = None,
-    preferred: Corpus | tuple[str, ...] | None = None,
-    operators: Sequence[Operator] = (),
-    score: Score = grad_x_act,
-    share: float = 0.05,
-    steps: int = 60,
-    controls: int = 3,
-    measured: int = 300,
-    damage: float = 0.05,
-    divergence: float | None = 0.05,
-    audited: Sequence[str] = ("ablate", "npo"),
-    derived: Corpus | None = None,
-    tap: str | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    resume: str | Path | None = None,
-    progress: bool = True,
-) -> Comparison:
-    """Compare neuron-level erasure with full-model unlearning, random neurons and the model that never knew.
+class _Saved(Mapping[str, Edit]):
+    """The edits of a folder: together they may be larger than memory."""
 
-    `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one matched in
-    write norm and one in activation, are ablated beside it. `operators` are further ones to run, on the selection, on
-    a random set and (where they can) on what they choose themselves. `preferred` serves DPO (left out where there is
-    none). Retain is measured on `measured` random examples. `damage` and `divergence` are as in `evaluate`. The edits
-    named `audited` are asked whether they erase or only hide (`audit`, `derived` as there). `resume`
-    is a folder where finished edits and measurements wait for a run that was killed. A method that cannot make its
-    edit is left out, and the findings say why; if none can, InputError is raised. `batch_size` is that of the forward
-    passes; a training step takes half as many forget and half as many retain examples.
-    """
-    if steps < 1 or measured < 1 or controls < 0 or seed < 0:
-        found = f"steps={steps}, measured={measured}, controls={controls}, seed={seed}"
-        raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0, seed >= 0; found {found}")
-    check_disjoint(forget, retain)
-    check_references(lm, gold, damage, divergence)
-    for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
-        encode(corpus, lm.tokenizer, lm.max_length)
-    table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
-    moments = [
-        record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in (forget, retain)
-    ]
-    if needs(score) == "model":
-        scores = attribute(lm, forget, retain, score=score, batch_size=batch_size, progress=progress)
-    else:
-        scores = score(*moments)
-    neurons = select.per_layer(scores, share)
-    others = random_controls(lm, neurons, moments[1], controls, seed)
-    plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, batch_size=batch_size, seed=seed)
-    places = {"@neurons": neurons, "@random 0": others.get("random 0")}
-    recorded = dict(zip(("forget", "retain"), moments, strict=True))
-    plan |= further(operators, lm, forget, retain, places, recorded)
-    answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
-    own = [identity(operator) for operator in operators]
-    sets = {name: sorted(where.members) for name, where in {"chosen": neurons, **others}.items()}
-    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sets, own)
-    if unknown := [name for name in audited if name not in plan]:
-        raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")
-    edits, failed = made(lm, plan, resume, work, progress)
-    sample = sampled(retain, measured, seed)
-    results = evaluate(
-        lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, batch_size=batch_size, seed=seed,
-        kept=resume, progress=progress,
-    )  # fmt: skip
-    info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
-    info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
-    info |= {"certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
-    results = replace(results, info=info)
-    moved = {
-        name: {kind: neuron_shift(lm, edit, c).numpy() for kind, c in (("forget", forget), ("retain", sample))}
-        for name, edit in edits.items()
-        if edit.info["scope"] != "control" or name.endswith(" 0")
-    }
-    near = {name: edits[name] for name in CLOSE if name in edits}
-    of_near = {name: moved[name] for name in near}
-    near_by = closeups(lm, forget, recorded, scores, neurons, near, of_near, batch_size=batch_size)
-    shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
-    asked = {name: edits[name] for name in audited if name in edits}
-    audits, refused = _audit(
-        lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress
-    )
-    results = replace(results, info={**results.info, "not audited": refused})
-    drawn = tuple(others.values())
-    findings = tuple(describe(results, neurons, truth, drawn, audits))
-    return Comparison(results, scores, neurons, truth, drawn, shifts, near_by, edits, audits, findings)
+    def __init__(self, folder: Path, names: Iterable[str]) -> None:
+        self._folder, self._names = folder, tuple(names)
+
+    def __getitem__(self, name: str) -> Edit:
+        if name not in self._names:
+            raise KeyError(name)
+        return Edit.load(_edit(self._folder, name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
-def sampled(corpus: Corpus, n: int, seed: int) -> Corpus:
-    """Return `n` random examples in the corpus' order (all of them if there are no more)."""
-    if len(corpus) <= n:
-        return corpus
-    keep = sorted(random.Random(seed).sample(range(len(corpus)), n))
-    return replace(corpus, examples=tuple(corpus.examples[i] for i in keep))
+def _edit(folder: Path, name: str) -> Path:
+    return folder / "edits" / f"{name.replace(' ', '-')}.safetensors"
 
 
-def _audit(
-    lm: LM,
-    edits: Mapping[str, Edit],
-    forget: Corpus,
-    retain: Corpus,
-    resume: str | Path | None,
-    **settings: Any,
-) -> tuple[dict[str, Audit], dict[str, str]]:
-    """Audit every edit, and return the reasons why some could not be; `resume` reads finished audits back."""
-    audits: dict[str, Audit] = {}
-    refused: dict[str, str] = {}
-    about = (
-        {key: value.digest() for key in ("gold", "derived") if (value := settings[key]) is not None} if resume else {}
-    )
-    about |= {"data": (forget.digest(), retain.digest()), "seed": settings["seed"]}
-    for name, edit in edits.items():
-        folder = None
-        if resume:
-            with edit.on(lm):
-                folder = Path(resume) / f"audit-{content_key(model=lm.digest(), guard=guard_on(lm), **about)}"
-        if folder is not None and folder.is_dir():
-            audits[name] = Audit.load(folder)
-            continue
-        try:
-            audits[name] = audit(lm, edit, forget, retain, kept=resume, **settings)
-        except InputError as error:
-            refused[name] = str(error)
-            continue
-        if folder is not None:
-            with whole_folder(folder) as scratch:
-                audits[name].save(scratch)
-    return audits, refused
+def _page(folder: Path, name: str) -> Path:
+    """The page of an audit, in the folder of its numbers."""
+    return folder / "audits" / name.replace(" ", "-") / "audit.html"

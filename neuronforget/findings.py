@@ -20,8 +20,15 @@ def describe(
     controls: Sequence[Neurons] = (),
     audits: Mapping[str, Audit] | None = None,
 ) -> Iterator[str]:
-    """Yield one finding after the other; those whose inputs are missing are left out."""
+    """Yield one finding after the other; those whose inputs are missing are left out.
+
+    Of results that are no comparison (a benchmark's, or without accuracy and probability) only audits are told.
+    """
     reader = _Reader(results)
+    told = [audited(name, audit) for name, audit in (audits or {}).items()]
+    if not reader.readable:
+        yield from told
+        return
     yield reader.before()
     yield from reader.missing()
     yield from reader.unsound()
@@ -34,8 +41,7 @@ def describe(
     yield from reader.matched()
     yield from reader.over_erased()
     yield from reader.guards()
-    for name, audit in (audits or {}).items():
-        yield audited(name, audit)
+    yield from told
     yield (
         f"Not checked {'of the other edits' if audits else 'here'}: whether the knowledge comes back by relearning, "
         "quantisation or other prompts. Little left of the forget corpus does not tell erased from hidden: "

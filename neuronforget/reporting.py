@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from os.path import relpath
 from pathlib import Path
+from urllib.parse import quote
 
 from neuronforget.auditing import Audit
 from neuronforget.closeups import Closeups
-from neuronforget.findings import audited
+from neuronforget.findings import audited, describe
 from neuronforget.neurons import Neurons
 from neuronforget.pages import Section, page, reproduce
 from neuronforget.pictures import (
@@ -40,12 +42,20 @@ def report(
     shifts: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     layers: Sequence[int] | None = None,
     closeups: Closeups | None = None,
-    findings: Sequence[str] = (),
+    findings: Sequence[str] | None = None,
     audits: Mapping[str, Audit] | None = None,
+    audit_pages: Mapping[str, Path] | None = None,
     title: str = "What was forgotten, and what was damaged",
 ) -> Path:
-    """Write the report; sections whose inputs are missing are left out. Raises InputError if `path` is unwritable."""
+    """Write the report; sections whose inputs are missing are left out. Raises InputError if `path` is unwritable.
+
+    `findings` are its verdict in sentences (default: what `findings.describe` reads off the rest), `audit_pages` are
+    files, of audits that have a page of their own: the report leads to them.
+    """
     audits, info, metrics = audits or {}, results.info, measured(results)
+    links = {name: _address(page, path) for name, page in (audit_pages or {}).items()}
+    if findings is None:
+        findings = [*describe(results, neurons, truth, controls, audits)]
     layers = layers or (scores.layers if scores else ())
     where = map_pictures(scores, neurons, truth, controls) if scores is not None else []
     moved = [shift_picture(shifts, layers)] if shifts else []
@@ -57,7 +67,7 @@ def report(
     sections = [
         Section("What was asked", pairs=_asked(results, neurons, closeups)),
         Section("Verdict", findings=[sentence for sentence in findings if sentence not in told],
-                audits=[(name, f"audits/{name.replace(' ', '-')}/audit.html", a) for name, a in audits.items()]),
+                audits=[(name, links.get(name, ""), a) for name, a in audits.items()]),
         Section("Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full "
                 "strength one may only have been pushed harder.",
                 tables=[t for t in (results_table(results, p) for p in (*MATCHED, "full")) if t.rows]),
@@ -75,6 +85,11 @@ def report(
         reproduce({key: value for key, value in info.items() if key not in APART}, [made] if made else ()),
     ]  # fmt: skip
     return page(path, title, sections, nan=sum(row["nan"] for row in results.rows if row["point"] == "full"))
+
+
+def _address(file: Path, page: str | Path) -> str:
+    """Where a file lies, seen from a page."""
+    return quote(Path(relpath(file.absolute(), Path(page).absolute().parent)).as_posix(), safe="/@")
 
 
 def _checked(results: Results, metrics: set[str]) -> list[Section]:

@@ -60,9 +60,20 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     assert {"untouched", "gold", "ablate"} == set(results.frame["edit"])
     assert results.info["command"].startswith(f"neuronforget evaluate {edit_file} --model")
     assert run(monkeypatch, "report", tmp_path / "results", "--out", tmp_path / "report.html") == 0
-    assert results.info["command"] in (tmp_path / "report.html").read_text()
-    assert "ablate" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert results.info["command"] in page and "Ablating the selection leaves forget at" in page
+    assert "Certificate</h2>" in page and "Map of the neurons" not in page
     assert "exact match" in capsys.readouterr().out
+    lm, rows = nf.load(bed / "model"), [nf.corpora.jsonl(bed / f"{name}.jsonl") for name in ("forget", "retain")]
+    nf.audit(lm, Edit.load(edit_file), *rows, probes=["choice"], progress=False).save(tmp_path / "an audit")
+    (tmp_path / "an audit" / "audit.html").write_text("its page")
+    words = ["--scores", tmp_path / "a", "--audits", tmp_path / "an audit", "--out", tmp_path / "whole" / "report.html"]
+    assert run(monkeypatch, "report", tmp_path / "results", *words) == 0
+    page = (tmp_path / "whole" / "report.html").read_text()
+    assert "Map of the neurons" in page and f"{len(neurons)} chosen" in page
+    assert 'href="../an%20audit/audit.html">Read the audit of an audit' in page
+    twice = ["--audits", tmp_path / "an audit", tmp_path / "results" / ".." / "an audit", "--out", tmp_path / "no.html"]
+    assert run(monkeypatch, "report", tmp_path / "results", *twice) == 2 and not (tmp_path / "no.html").exists()
 
 
 def test_an_attribution_that_was_killed_is_resumed(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +218,12 @@ def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, mo
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
     assert run(monkeypatch, "compare", "--testbed", bed, "--out", tmp_path / "out", "--steps", 2) == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {"report.html", "results", "scores.safetensors", "neurons.json", "edits"} <= names
+    assert {"report.html", "results", "scores.safetensors", "neurons.json", "edits", "comparison.json"} <= names
+    again = tmp_path / "out" / "again.html"
+    assert run(monkeypatch, "report", tmp_path / "out", "--out", again) == 0
+    assert again.read_bytes() == (tmp_path / "out" / "report.html").read_bytes()
+    assert run(monkeypatch, "report", tmp_path / "out", "--scores", bed, "--out", tmp_path / "no.html") == 2
+    again.unlink()
     frame = nf.Results.load(tmp_path / "out" / "results").frame
     expected = {"untouched", "gold", "ablate", "ablate@random 0", "ga@neurons", "npo@neurons", "npo@random 0"}
     assert expected | {"ga", "dpo", "npo", "rank_one@neurons"} <= set(frame["edit"])

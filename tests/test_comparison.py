@@ -11,7 +11,7 @@ from beds import bed
 
 import neuronforget as nf
 from neuronforget import erase
-from neuronforget.comparison import Comparison, sampled
+from neuronforget.comparison import Comparison
 from neuronforget.errors import InputError
 from neuronforget.findings import describe
 from neuronforget.results import Results
@@ -88,7 +88,7 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
     def few(*args: Any, **settings: Any) -> Any:
         return nf.audit(*args, **settings, probes=["choice"])
 
-    monkeypatch.setattr("neuronforget.comparison.audit", few)
+    monkeypatch.setattr("neuronforget.comparing.audit", few)
     settings = {**BRIEF, "resume": tmp_path / "resume"}
     found = compare(audited=("ablate", "rank_one@layer"), **settings)
     for name in ("ablate", "rank_one@layer"):
@@ -98,10 +98,15 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
     assert "of the other edits" in found.findings[-1]
     found.save(tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
+    again = Comparison.load(tmp_path / "out")
+    assert [audit.checks for audit in again.audits.values()] == [audit.checks for audit in found.audits.values()]
+    elsewhere = again.report(tmp_path / "far" / "again.html", saved=tmp_path / "out").read_text()
+    alone = again.report(tmp_path / "alone.html").read_text()
     for name in ("ablate", "rank_one@layer"):
-        assert f'href="audits/{name}/audit.html"' in page
+        assert f'href="audits/{name}/audit.html"' in page and f'href="../out/audits/{name}/audit.html"' in elsewhere
+        assert f"{name}<strong>{found.audits[name].verdict}</strong>" in alone and "Read the audit" not in alone
         assert f"Erased, or only hidden? {name}" in (tmp_path / "out" / "audits" / name / "audit.html").read_text()
-    monkeypatch.setattr("neuronforget.comparison.audit", lambda *_, **__: pytest.fail("it was audited"))
+    monkeypatch.setattr("neuronforget.comparing.audit", lambda *_, **__: pytest.fail("it was audited"))
     assert compare(audited=("ablate",), **settings).audits["ablate"].checks == found.audits["ablate"].checks
 
 
@@ -109,7 +114,7 @@ def test_an_edit_that_cannot_be_audited_is_named(monkeypatch: pytest.MonkeyPatch
     def fails(*_args: Any, **_settings: Any) -> Any:
         raise InputError("no luck")
 
-    monkeypatch.setattr("neuronforget.comparison.audit", fails)
+    monkeypatch.setattr("neuronforget.comparing.audit", fails)
     assert "Not audited: ablate (no luck)." in compare(audited=("ablate",), **BRIEF).findings
     with pytest.raises(InputError, match="no edit to audit is called 'nonesuch'; there are ablate, "):
         compare(audited=("nonesuch",), **BRIEF)
@@ -121,6 +126,38 @@ def test_the_comparison_is_written_whole(found: Comparison, tmp_path: Path) -> N
     edit = nf.Edit.load(tmp_path / "out" / "edits" / "npo@neurons.safetensors")
     assert edit.summary() == found.edits["npo@neurons"].summary()
     assert nf.Neurons.load(tmp_path / "out" / "neurons.json") == found.neurons
+
+
+def test_a_comparison_is_read_back_whole_and_drawn_again_to_the_byte(found: Comparison, tmp_path: Path) -> None:
+    found.save(tmp_path / "out")
+    again = Comparison.load(tmp_path / "out")
+    assert again.results.rows == found.results.rows and torch.equal(again.scores.values, found.scores.values)
+    assert (again.neurons, again.truth, again.controls) == (found.neurons, found.truth, found.controls)
+    assert (again.shifts, again.findings) == (found.shifts, found.findings)
+    assert (again.closeups.texts, again.closeups.cards) == (found.closeups.texts, found.closeups.cards)
+    assert list(again.edits) == list(found.edits)
+    for name in ("ablate", "npo@random 0"):
+        assert again.edits[name].summary() == found.edits[name].summary()
+    with pytest.raises(KeyError):
+        again.edits["nonesuch"]
+    first = (tmp_path / "out" / "report.html").read_bytes()
+    assert again.report(tmp_path / "again.html").read_bytes() == first
+    again.save(tmp_path / "copy")
+    assert (tmp_path / "copy" / "report.html").read_bytes() == first
+    for kept in ("closeups.safetensors", "edits/npo@random-0.safetensors", "controls/4.json", "comparison.json"):
+        assert (tmp_path / "copy" / kept).read_bytes() == (tmp_path / "out" / kept).read_bytes(), kept
+
+
+def test_what_is_no_comparison_is_said_in_words(found: Comparison, tmp_path: Path) -> None:
+    found.save(tmp_path / "out")
+    with pytest.raises(InputError, match=r"no such file: .*results.comparison\.json"):
+        Comparison.load(tmp_path / "out" / "results")
+    (tmp_path / "out" / "closeups.safetensors").write_bytes(b"nothing")
+    with pytest.raises(InputError, match="holds no close-ups"):
+        Comparison.load(tmp_path / "out")
+    (tmp_path / "out" / "comparison.json").write_text('{"edits": []}')
+    with pytest.raises(InputError, match="holds no comparison"):
+        Comparison.load(tmp_path / "out")
 
 
 def test_a_killed_comparison_does_not_make_finished_edits_again(
@@ -171,18 +208,18 @@ def test_a_comparison_without_any_edit_is_an_error(monkeypatch: pytest.MonkeyPat
 def test_settings_without_a_meaning_are_refused_before_the_work(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neuronforget.comparison.record", lambda *_, **__: pytest.fail("work had begun"))
+    monkeypatch.setattr("neuronforget.comparing.record", lambda *_, **__: pytest.fail("work had begun"))
     with pytest.raises(InputError):
         nf.compare(bed().lm, bed().forget, bed().retain, progress=False, **settings)
 
 
 def test_a_sample_keeps_the_order_and_is_seeded() -> None:
     whole = bed().retain
-    part = sampled(whole, 10, 0)
+    part = whole.sample(10, 0)
     places = [whole.examples.index(e) for e in part]
     assert places == sorted(places) and len(set(places)) == 10
-    assert part == sampled(whole, 10, 0) != sampled(whole, 10, 1)
-    assert sampled(whole, 10**6, 0) is whole
+    assert part == whole.sample(10, 0) != whole.sample(10, 1)
+    assert whole.sample(10**6, 0) is whole
 
 
 def fabricated(values: dict[str, tuple[str, float, float]]) -> Results:

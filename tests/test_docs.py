@@ -150,6 +150,9 @@ def test_every_code_block_runs(
         for corpus in ("forget", "retain"):
             lines = [json.dumps(asdict(example)) for example in names[corpus]]
             (tmp_path / f"{corpus}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    if page.name == "compare.md":
+        brief: dict[str, Any] = {"steps": 1, "measured": 4, "controls": 0, "audited": (), "progress": False}
+        nf.compare(given["lm"], given["forget"], names["retain"], **brief).save(tmp_path / "comparison")
     text = page.read_text(encoding="utf-8")
     for code in re.findall(r"```python\n(.*?)```", text, re.S):
         for said, has in INSTEAD.get(name_of(page), {}).items():

@@ -79,7 +79,7 @@ def test_the_report_asks_no_other_host(page: Page, tmp_path: Path) -> None:
 
 def test_no_results_make_an_empty_report_and_no_error(tmp_path: Path) -> None:
     page = Page(nf.report(Results((), (), {"seed": 0}), tmp_path / "empty.html"))
-    assert "How to reproduce this" in page.text and "Controls" not in page.text
+    assert "How to reproduce this" in page.text and "Controls" not in page.text and "Verdict" not in page.text
 
 
 def test_corpora_are_named_by_role_and_not_by_their_place(results: Results, tmp_path: Path) -> None:  # noqa: F811
@@ -101,6 +101,8 @@ def test_results_of_a_benchmark_have_no_request(results: Results, tmp_path: Path
 def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None:  # noqa: F811
     page = Page(nf.report(results, tmp_path / "alone.html"))
     assert "Frontier" in page.text and "Map of the neurons" not in page.text
+    assert "Before any edit the model answers" in page.text  # findings are read off the results by default
+    assert "Verdict" not in Page(nf.report(results, tmp_path / "mute.html", findings=())).text
 
 
 def test_the_table_gives_values_with_their_intervals(results: Results) -> None:  # noqa: F811

@@ -17,7 +17,7 @@ ORDER = [
     "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
     "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed", "readings",
     "findings", "closeups", "colours", "figures", "tables", "pictures", "pages", "residues", "reporting", "audit_page",
-    "arms", "comparison", "commands", "cli",
+    "comparison", "arms", "comparing", "commands", "cli",
 ]  # fmt: skip
 
 

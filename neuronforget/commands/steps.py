@@ -1,4 +1,4 @@
-"""One step at a time: attribute, erase, evaluate, audit, report."""
+"""One step at a time: attribute, erase, evaluate, audit."""
 
 from __future__ import annotations
 
@@ -177,6 +177,8 @@ def evaluate(
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
     results = with_command(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
+    certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
+    results = replace(results, info={**results.info, "certificates": certificates})
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")
@@ -228,21 +230,3 @@ def audit(
         found.save(scratch)
         audit_report(found, scratch / "audit.html")
     print(f"{found}\nwritten to {out}; open {out / 'audit.html'}")
-
-
-def report(results: Annotated[Path, tyro.conf.Positional], *, out: Folder = Path("report.html")) -> None:
-    """Draw the report of a results folder: one HTML file that needs no network.
-
-    Args:
-        results: Folder written by `evaluate` (or OUT/results of `compare`).
-        out: HTML file.
-    """
-    from neuronforget.findings import describe
-    from neuronforget.reporting import report as draw
-    from neuronforget.results import Results
-
-    output(out, ".html")
-    found = Results.load(results)
-    draw(found, out, findings=tuple(describe(found)))
-    show(found)
-    print(f"written to {out}")

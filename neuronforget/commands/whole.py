@@ -182,7 +182,7 @@ def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = Fa
     import shutil
     from dataclasses import replace as changed
 
-    from neuronforget.comparison import compare as run
+    from neuronforget.comparing import compare as run
     from neuronforget.runs import cache_folder, check_new, content_key
 
     check_new(out, replace=replace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -94,6 +95,13 @@ class Corpus:
     def head(self, n: int) -> Corpus:
         """Return the first `n` examples."""
         return replace(self, examples=self.examples[:n])
+
+    def sample(self, n: int, seed: int) -> Corpus:
+        """Return `n` random examples in their order (all of them if there are no more)."""
+        if len(self) <= n:
+            return self
+        keep = sorted(random.Random(seed).sample(range(len(self)), n))
+        return replace(self, examples=tuple(self.examples[i] for i in keep))
 
     def with_answers(self, answers: Iterable[str], name: str) -> Corpus:
         """Return the same prompts with other answers, one for each example."""

@@ -1,0 +1,163 @@
+"""compare(): the whole path on one pair of corpora, with every control that makes its numbers mean something.
+
+Attribution, a selection, the neuron-level operators on it and on random and matched neurons, the same losses
+on the whole model, and the evaluation of them all at full strength, over a frontier and at matched damage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from neuronforget import select
+from neuronforget.arms import made, methods, random_controls
+from neuronforget.attribution import attribute
+from neuronforget.auditing import Audit, audit
+from neuronforget.closeups import closeups
+from neuronforget.comparison import Comparison
+from neuronforget.corpora import Corpus, check_disjoint, encode
+from neuronforget.edits import Edit
+from neuronforget.erase.catalogue import Operator, further, takes
+from neuronforget.errors import InputError
+from neuronforget.evaluation import check_references, evaluate
+from neuronforget.findings import describe
+from neuronforget.guarding import guard_on
+from neuronforget.losses.naming import identity
+from neuronforget.metrics import neuron_shift
+from neuronforget.metrics.shift import by_layer
+from neuronforget.models import LM
+from neuronforget.neurons import Neurons
+from neuronforget.recording import record
+from neuronforget.runs import content_key, whole_folder
+from neuronforget.scores import grad_x_act
+from neuronforget.scores.scores import Score, needs
+
+#: Edits of which a report shows what they did to single neurons.
+CLOSE = ("ablate", "npo@neurons", "npo")
+
+
+def compare(
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    *,
+    gold: LM | None = None,
+    truth: Neurons | None = None,
+    preferred: Corpus | tuple[str, ...] | None = None,
+    operators: Sequence[Operator] = (),
+    score: Score = grad_x_act,
+    share: float = 0.05,
+    steps: int = 60,
+    controls: int = 3,
+    measured: int = 300,
+    damage: float = 0.05,
+    divergence: float | None = 0.05,
+    audited: Sequence[str] = ("ablate", "npo"),
+    derived: Corpus | None = None,
+    tap: str | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    resume: str | Path | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare neuron-level erasure with full-model unlearning, random neurons and the model that never knew.
+
+    `share` of each layer is selected by `score`; `controls` random sets of equal size per layer, and one matched in
+    write norm and one in activation, are ablated beside it. `operators` are further ones to run, on the selection, on
+    a random set and (where they can) on what they choose themselves. `preferred` serves DPO (left out where there is
+    none). Retain is measured on `measured` random examples. `damage` and `divergence` are as in `evaluate`. The edits
+    named `audited` are asked whether they erase or only hide (`audit`, `derived` as there). `resume`
+    is a folder where finished edits and measurements wait for a run that was killed. A method that cannot make its
+    edit is left out, and the findings say why; if none can, InputError is raised. `batch_size` is that of the forward
+    passes; a training step takes half as many forget and half as many retain examples.
+    """
+    if steps < 1 or measured < 1 or controls < 0 or seed < 0:
+        found = f"steps={steps}, measured={measured}, controls={controls}, seed={seed}"
+        raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0, seed >= 0; found {found}")
+    check_disjoint(forget, retain)
+    check_references(lm, gold, damage, divergence)
+    for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
+        encode(corpus, lm.tokenizer, lm.max_length)
+    table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
+    moments = [
+        record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in (forget, retain)
+    ]
+    if needs(score) == "model":
+        scores = attribute(lm, forget, retain, score=score, batch_size=batch_size, progress=progress)
+    else:
+        scores = score(*moments)
+    neurons = select.per_layer(scores, share)
+    others = random_controls(lm, neurons, moments[1], controls, seed)
+    plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, batch_size=batch_size, seed=seed)
+    places = {"@neurons": neurons, "@random 0": others.get("random 0")}
+    recorded = dict(zip(("forget", "retain"), moments, strict=True))
+    plan |= further(operators, lm, forget, retain, places, recorded)
+    answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
+    own = [identity(operator) for operator in operators]
+    sets = {name: sorted(where.members) for name, where in {"chosen": neurons, **others}.items()}
+    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sets, own)
+    if unknown := [name for name in audited if name not in plan]:
+        raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")
+    edits, failed = made(lm, plan, resume, work, progress)
+    sample = retain.sample(measured, seed)
+    results = evaluate(
+        lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, batch_size=batch_size, seed=seed,
+        kept=resume, progress=progress,
+    )  # fmt: skip
+    info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
+    info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
+    info |= {"certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
+    results = replace(results, info=info)
+    moved = {
+        name: {kind: neuron_shift(lm, edit, c).numpy() for kind, c in (("forget", forget), ("retain", sample))}
+        for name, edit in edits.items()
+        if edit.info["scope"] != "control" or name.endswith(" 0")
+    }
+    near = {name: edits[name] for name in CLOSE if name in edits}
+    of_near = {name: moved[name] for name in near}
+    near_by = closeups(lm, forget, recorded, scores, neurons, near, of_near, batch_size=batch_size)
+    shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
+    asked = {name: edits[name] for name in audited if name in edits}
+    audits, refused = _audit(
+        lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress
+    )
+    results = replace(results, info={**results.info, "not audited": refused})
+    drawn = tuple(others.values())
+    findings = tuple(describe(results, neurons, truth, drawn, audits))
+    return Comparison(results, scores, neurons, truth, drawn, shifts, near_by, edits, audits, findings)
+
+
+def _audit(
+    lm: LM,
+    edits: Mapping[str, Edit],
+    forget: Corpus,
+    retain: Corpus,
+    resume: str | Path | None,
+    **settings: Any,
+) -> tuple[dict[str, Audit], dict[str, str]]:
+    """Audit every edit, and return the reasons why some could not be; `resume` reads finished audits back."""
+    audits: dict[str, Audit] = {}
+    refused: dict[str, str] = {}
+    about = (
+        {key: value.digest() for key in ("gold", "derived") if (value := settings[key]) is not None} if resume else {}
+    )
+    about |= {"data": (forget.digest(), retain.digest()), "seed": settings["seed"]}
+    for name, edit in edits.items():
+        folder = None
+        if resume:
+            with edit.on(lm):
+                folder = Path(resume) / f"audit-{content_key(model=lm.digest(), guard=guard_on(lm), **about)}"
+        if folder is not None and folder.is_dir():
+            audits[name] = Audit.load(folder)
+            continue
+        try:
+            audits[name] = audit(lm, edit, forget, retain, kept=resume, **settings)
+        except InputError as error:
+            refused[name] = str(error)
+            continue
+        if folder is not None:
+            with whole_folder(folder) as scratch:
+                audits[name].save(scratch)
+    return audits, refused
