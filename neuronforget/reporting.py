@@ -65,7 +65,7 @@ def report(
     made = made_table(info.get("edits", {}))
     told = [audited(name, audit) for name, audit in audits.items()]
     sections = [
-        Section("What was asked", pairs=_asked(results, neurons, closeups)),
+        Section("What was asked", pairs=_asked(results, scores, neurons, closeups)),
         Section("Verdict", findings=[sentence for sentence in findings if sentence not in told],
                 audits=[(name, links.get(name, ""), a) for name, a in audits.items()]),
         Section("Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full "
@@ -109,7 +109,9 @@ def _checked(results: Results, metrics: set[str]) -> list[Section]:
     ]  # fmt: skip
 
 
-def _asked(results: Results, neurons: Neurons | None, closeups: Closeups | None) -> list[tuple[str, str]]:
+def _asked(
+    results: Results, scores: Scores | None, neurons: Neurons | None, closeups: Closeups | None
+) -> list[tuple[str, str]]:
     """The request, in words: from which model what was to go, what to stay, and by which edits."""
     info, start = results.info, {r["corpus"]: r["n"] for r in results.rows if r["edit"] == "untouched"}
     names = {role: corpus["name"] for role, corpus in info.get("corpora", {}).items()}
@@ -129,5 +131,5 @@ def _asked(results: Results, neurons: Neurons | None, closeups: Closeups | None)
     ]
     if neurons is not None:
         share = len(neurons) / (len(neurons.layers) * neurons.width)
-        found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {info.get('score', 'a score')}"))
+        found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {scores.name if scores else 'a score'}"))
     return [(name, str(words).strip()) for name, words in found if words]

@@ -70,7 +70,7 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     words = ["--scores", tmp_path / "a", "--audits", tmp_path / "an audit", "--out", tmp_path / "whole" / "report.html"]
     assert run(monkeypatch, "report", tmp_path / "results", *words) == 0
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert "Map of the neurons" in page and f"{len(neurons)} chosen" in page
+    assert "Map of the neurons" in page and f"{len(neurons)} chosen, " in page and f"by {scores.name}" in page
     assert 'href="../an%20audit/audit.html">Read the audit of an audit' in page
     twice = ["--audits", tmp_path / "an audit", tmp_path / "results" / ".." / "an audit", "--out", tmp_path / "no.html"]
     assert run(monkeypatch, "report", tmp_path / "results", *twice) == 2 and not (tmp_path / "no.html").exists()
