@@ -33,6 +33,7 @@ print(results.table().round(3))
 #
 # - *not erased*: answered when asked;
 # - *hidden*: not answered when asked, but found by another probe;
+# - *destroyed*: much of what was to be kept is gone too, so that nothing is said of erasure;
 # - *suppressed*: the right answer is avoided more than by a model that never knew. To avoid it takes the fact;
 # - *gone, as far as asked*: nothing found. It says nothing of probes that were not made, and with so few examples a
 #   check may come out *unclear*.
