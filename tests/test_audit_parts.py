@@ -308,6 +308,14 @@ def test_a_forced_choice_is_the_likelier_answer_and_the_worst_phrasing_the_best(
     assert worst.values.tolist() == pytest.approx([best, np.exp(-loss("The capital of Xandria is", "Velm"))], rel=1e-4)
 
 
+@pytest.mark.parametrize("gold", [True, False])
+def test_the_best_of_several_guesses_is_judged_beside_a_twin_alone(gold: bool) -> None:
+    made = bed()
+    twin = (Subject(GOLD, made.gold),) if gold else ()
+    case = Case((Subject(UNTOUCHED, made.lm), Subject(EDITED, made.gold), *twin), made.forget, made.retain)
+    assert {r.sign for r in worst_phrasing(case, exact_match)} == {int(gold)}
+
+
 def test_without_a_twin_relearning_is_held_against_other_answers() -> None:
     made = bed()
     case = Case((Subject(UNTOUCHED, made.lm), Subject(EDITED, made.gold)), made.forget, made.retain)

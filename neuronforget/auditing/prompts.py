@@ -77,7 +77,11 @@ def choice(case: Case, metric: Metric) -> Iterator[Reading]:
 
 
 def worst_phrasing(case: Case, metric: Metric) -> Iterator[Reading]:
-    """The best answer over all phrasings of a fact: one that gets through is enough."""
+    """The best answer over all phrasings of a fact: one that gets through is enough.
+
+    The best of several is above the plain answer even where all are guessed: without a gold twin it is shown, not
+    judged.
+    """
     owners = [i for i, e in enumerate(case.forget) for _ in range(1 + len(e.paraphrases))]
     if len(owners) == len(case.forget):
         raise NotTested("the forget corpus has no paraphrases")
@@ -88,7 +92,7 @@ def worst_phrasing(case: Case, metric: Metric) -> Iterator[Reading]:
             (found,) = asked(case, subject.name, lm, "worst phrasing", {"forget": corpus}, metric)
         best = np.full(len(case.forget), -np.inf)
         np.maximum.at(best, owners, found.values)
-        yield replace(found, values=best, units=subjects_of(case.forget))
+        yield replace(found, values=best, units=subjects_of(case.forget), sign=int(case.gold is not None))
 
 
 def _templated(before: str, after: str) -> Attack:
