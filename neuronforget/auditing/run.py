@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from neuronforget.auditing.cases import (
+    DAMAGE,
     EDITED,
     GOLD,
     UNTOUCHED,
@@ -26,7 +27,7 @@ from neuronforget.auditing.neurons import moved, units
 from neuronforget.auditing.prompts import attacks, choice, worst_phrasing
 from neuronforget.auditing.quantisation import quantisation
 from neuronforget.auditing.relearning import relearning
-from neuronforget.auditing.verdicts import DAMAGE, Audit, decide, judge
+from neuronforget.auditing.verdicts import Audit, decide, judge
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from neuronforget.auditing.cases import EDITED, UNTOUCHED
+from neuronforget.auditing.cases import DAMAGE, EDITED, UNTOUCHED
 
 if TYPE_CHECKING:
     from neuronforget.auditing.verdicts import Audit
@@ -39,8 +39,9 @@ def sentences(audit: Audit) -> Iterable[str]:
 
 def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
     before, after = damage["retain before"], damage["retain after"]
-    word = "destroyed" if damage["destroyed"] else "kept"
-    why = " What it no longer answers of forget is damage, not erasure." if damage["destroyed"] else ""
+    destroyed = damage.get("destroyed", before - after > DAMAGE * max(before, 1e-9))  # an old audit does not say
+    word = "destroyed" if destroyed else "kept"
+    why = " What it no longer answers of forget is damage, not erasure." if destroyed else ""
     yield f"Retain is {word}: {damage['metric']} {before:.3f} before, {after:.3f} after.{why}"
     if "KL from gold" in damage:
         far, start = damage["KL from gold"], damage["KL from gold, untouched"]

@@ -21,7 +21,6 @@ from neuronforget.runs import whole_file
 ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
 MUCH = 0.5  # of what was known: a check that cannot tell whether so much is left has not found it gone
-DAMAGE = 0.1  # of the retain answers: losing more, and more than by chance, is called destruction
 
 #: What a probe's floor is, where there is no gold twin.
 STAND_INS = {"asked": "the most common other answer", "relearning": "taught other answers", "choice": "chance"}
