@@ -323,6 +323,15 @@ def test_a_gold_twin_of_another_vocabulary_is_refused_before_anything_is_measure
         nf.evaluate(bed().lm, {}, bed().forget, bed().retain, gold=lm, progress=False)
 
 
+def test_the_model_itself_is_no_gold_twin() -> None:
+    made = bed()
+    edit = nf.erase.ablate(made.lm, made.planted)
+    for gold in (made.lm, nf.LM(made.lm.model, made.lm.tokenizer)):
+        for ask in (nf.audit, nf.evaluate):
+            with pytest.raises(InputError, match="gold is the model itself"):
+                ask(made.lm, {"a": edit} if ask is nf.evaluate else edit, made.forget, made.retain, gold=gold)  # type: ignore
+
+
 def test_a_model_in_training_mode_is_measured_in_evaluation_mode_and_left_in_training() -> None:
     made = bed()
     dropped = nf.LM(copy.deepcopy(made.lm.model), made.lm.tokenizer)

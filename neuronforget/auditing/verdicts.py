@@ -29,7 +29,7 @@ Outcome = Literal["gone", "left", "avoided", "unclear", "not known before"]
 Verdict = Literal[
     "broken", "not erased", "hidden", "destroyed", "suppressed", "unclear", "gone, as far as asked", "nothing to forget"
 ]
-WORDS = {"left": "LEFT", "avoided": "AVOIDED", "not known before": "nothing was known"}
+WORDS = {"left": "LEFT", "avoided": "AVOIDED", "not known before": "no more was known than by the reference"}
 
 
 @dataclass(frozen=True)
