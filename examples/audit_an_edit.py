@@ -15,7 +15,7 @@ lm, forget, retain = bed.lm, bed.forget, bed.retain
 neurons = nf.select.per_layer(nf.attribute(lm, forget, retain, progress=False), 0.15)
 edits = {
     "ablate": nf.erase.ablate(lm, neurons),
-    "npo": nf.erase.finetune(lm, forget, retain, loss=nf.losses.npo, steps=30, progress=False),
+    "npo": nf.erase.finetune(lm, forget, retain, loss=nf.losses.npo, progress=False),
 }
 
 # %% [markdown]
