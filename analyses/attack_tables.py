@@ -98,8 +98,16 @@ class Answers:
 
     def gap(self, side: str, measure: str, mine: np.ndarray) -> Range:
         """Return untouched less gold, paired by question: the attack is uninformative where `low` is not above 0."""
-        gap = self.values("untouched", side, measure) - self.values("gold", side, measure)
-        return Range(*bootstrap(gap[mine], 0, units=self.units(mine)))
+        key = side, measure, mine.tobytes()
+        if key not in self._gaps:
+            gap = self.values("untouched", side, measure) - self.values("gold", side, measure)
+            self._gaps[key] = Range(*bootstrap(gap[mine], 0, units=self.units(mine)))
+        return self._gaps[key]
+
+    @cached_property
+    def _gaps(self) -> dict[tuple[str, str, bytes], Range]:
+        """Those that were drawn already: every edit at every point asks for the same ones."""
+        return {}
 
     def left(self, name: str, measure: str, mine: np.ndarray, point: str = "tuned") -> Left:
         """Return the shares that an edit leaves."""
@@ -178,7 +186,15 @@ def _edits(answers: Answers) -> str:
             row.append(cell([float(np.mean(p["asked"]["others"]["exact_match"])) for p in found]))
             rows.append(row)
     head = ["model", "", "strength by seed", "rise of retain loss", "retain", "forget", "others' attacks"]
-    return table(head, rows)
+    never = [name for name in answers.names if not all(_halved(seed["arms"], name) for seed in answers.seeds)]
+    words = f"Half of the plain answers was not gone at any strength tried, in a seed at least: {', '.join(never)}."
+    return "\n\n".join([table(head, rows), *([words] if never else [])])
+
+
+def _halved(arms: Mapping[str, Any], name: str) -> bool:
+    """Did an edit come to equal forgetting, or is the point of that name the nearest that it came?"""
+    left, start = arms[name].get("halved", arms[name]["tuned"]), arms["untouched"]["tuned"]
+    return bool(left["forget"]["exact_match"] <= start["forget"]["exact_match"] / 2)
 
 
 def _grid(answers: Answers, measure: str, point: str, taught: bool | None = None) -> str:

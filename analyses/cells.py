@@ -8,22 +8,34 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy.stats import t
 
+SAME = 1e-12  # of the largest value: less is rounding
+ALIKE = 6  # values that are all equal tell from zero: as signs alone, 2 / 2^6 = .03
 
-def half_interval(values: Sequence[float]) -> float:
-    """Return half the width of the 95% interval of a mean, by Student's t; of one value alone NaN."""
-    if len(values) < 2:
+
+def half_interval(values: Sequence[float], drawn: float = 0.0) -> float:
+    """Return half the width of the 95% interval of a mean, by Student's t; of one value alone NaN.
+
+    `drawn` is the share of one corpus that each value is of: draws that overlap vary less than corpora do, and the
+    more of the corpus is left out, the less (the delete-d jackknife; Shao and Wu 1989). All of it has no interval.
+    """
+    if len(values) < 2 or drawn >= 1:
         return math.nan
-    return float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return float(
+        t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) * math.sqrt(1 / len(values) + drawn / (1 - drawn))
+    )
 
 
-def cell(values: Sequence[float], digits: int = 2) -> str:
+def cell(values: Sequence[float], digits: int = 2, drawn: float = 0.0) -> str:
     """Return the mean over seeds and its interval."""
     mean = f"{np.mean(values):.{digits}f}"
-    return f"{mean} ± {half_interval(values):.{digits}f}" if len(values) > 1 else mean
+    return f"{mean} ± {half_interval(values, drawn):.{digits}f}" if len(values) > 1 else mean
 
 
 def verdict(values: Sequence[float]) -> str:
-    """Say whether the interval over seeds excludes zero."""
+    """Say whether the interval over seeds excludes zero; of values that are all equal, and few, it says nothing."""
+    largest = float(np.max(np.abs(values)))
+    if np.ptp(values) <= SAME * largest and (len(values) < ALIKE or largest < SAME):
+        return "not told apart"
     mean, half = float(np.mean(values)), half_interval(values)
     return "lower" if mean + half < 0 else "higher" if mean - half > 0 else "not told apart"
 

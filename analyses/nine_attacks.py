@@ -33,7 +33,7 @@ from sources import Source
 import neuronforget as nf
 from neuronforget.generation import Decoding, generate
 from neuronforget.losses import grad_diff, npo, simnpo
-from neuronforget.measuring import measure, option_losses
+from neuronforget.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
 from neuronforget.metrics.text import SCORERS
 from neuronforget.suites.answers import scored
@@ -120,7 +120,8 @@ class Study:
 def ask(lm: nf.LM, corpus: nf.Corpus) -> Asked:
     """Return measure -> value of each question: of the greedy answer, and of the right answer among the wrong ones.
 
-    `choice` is 1 where the right answer is likelier, by token, than every wrong one; `probability` is by token too.
+    `choice` is 1 where the right answer is likelier, by token, than every wrong one (a share where some are as likely);
+    `probability` is by token too.
     Raises InputError where the model returns NaN.
     """
     texts = generate(lm, corpus, Decoding(WORDS), progress=False)
@@ -129,7 +130,7 @@ def ask(lm: nf.LM, corpus: nf.Corpus) -> Asked:
     losses = option_losses(lm, corpus)
     if np.isnan(np.concatenate(losses)).any():
         raise nf.InputError("the model returns NaN")
-    found["choice"] = [float(own[0] < min(own[1:], default=np.inf)) for own in losses]
+    found["choice"] = [preferred(own) for own in losses]
     return found | {"probability": [float(np.exp(-own[0])) for own in losses]}
 
 

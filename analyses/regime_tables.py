@@ -103,7 +103,7 @@ def _summary(arms: Sequence[Arms]) -> str:
         sizes = [size for name, size in places(arms[0]) if name == operator]
         words = [verdict(gains(arms, operator, size, name)) for size in sizes for name in selections(arms[0])]
         count = f"chosen closer in {words.count('chosen')}, random in {words.count('random')} of {len(words)}"
-        lines.append(f"- {operator}: {count}")
+        lines.append(f"- {operator}: {count} (by chance: 2.5% each)")
     if all("tuned" in seed.get(WHOLE, {}) for seed in arms):
         lines += [f"- {line}" for line in _closest(arms)]
     keys = [key for key in arms[0] if "|" in key and all("tuned" in seed.get(key, {}) for seed in arms)]

@@ -10,7 +10,7 @@ import numpy as np
 from cells import folded, table
 from judging import DAMAGE
 
-from neuronforget.results import bootstrap
+from neuronforget.results import difference
 
 Arms = Mapping[str, Any]
 #: Column of the tables -> number of the study (KL: of the model's own measures).
@@ -77,8 +77,8 @@ def _where(arms: Arms, authors: Sequence[int]) -> str:
         found, random = (arm["tuned"] for arm in pair)
         row = [key.partition("@")[0], *(f"{_rise(point, start):+.3f}" for point in (found, random)), ""]
         if "test" in found and "test" in random:
-            difference = np.array(found["test"]) - np.array(random["test"])
-            value, low, high = bootstrap(difference, 0, units=np.array(authors))
+            less = np.array(found["test"]) - np.array(random["test"])
+            value, low, high = difference(less, 0, units=np.array(authors))
             words = f"{value:+.2f} [{low:.2f}, {high:.2f}]"
             row[-1] = f"**{words}**" if low > 0 or high < 0 else words
         here, there = (at_damage(arm["dials"][-1], start) for arm in pair)

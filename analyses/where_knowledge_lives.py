@@ -3,7 +3,8 @@
 grafted    facts trained into fresh neurons, hidden among the others: the true ones are known.
 planted    facts trained into 1% of the value vectors, whose norms give them away; or into 12.5%, with norms kept.
 ordinary   no location is known: scores are held against `exact`, the ablation of every neuron alone.
-own model  the same, of a checkpoint and corpora of one's own; of several seeds each draws half of the examples.
+own model  the same, of a checkpoint and corpora of one's own; of several seeds each draws half of the examples, and
+           the intervals take account of what the halves share.
 
 python analyses/where_knowledge_lives.py --out where            # all of it; a killed run goes on where it was
 python analyses/where_knowledge_lives.py --out where --seeds 0  # one seed
@@ -125,14 +126,15 @@ def tables(done: Mapping[str, Mapping[str, Any]]) -> str:
     for kind in dict.fromkeys(key.rsplit(" ", 1)[0] for key in done):
         beds = [bed for key, bed in done.items() if key.rsplit(" ", 1)[0] == kind]
         names = [n for n in COLUMNS if n in beds[0]["rows"][0]]
-        facts = "; ".join(f"{name} {cell([bed['facts'][name] for bed in beds])}" for name in beds[0]["facts"])
+        shown = partial(cell, drawn=max(bed.get("drawn", 0.0) for bed in beds) if len(beds) > 1 else 0.0)
+        facts = "; ".join(f"{name} {shown([bed['facts'][name] for bed in beds])}" for name in beds[0]["facts"])
         lines, failed = [], []
         for rows in zip(*(bed["rows"] for bed in beds), strict=True):
             if reason := next((row["failed"] for row in rows if "failed" in row), None):
                 failed.append(f"- {rows[0]['score']}: {reason}")
                 continue
             spent = np.median([row["seconds per example"] for row in rows]) * 1e3
-            lines.append([rows[0]["score"], f"{spent:.1f}", *(cell([row[name] for row in rows]) for name in names)])
+            lines.append([rows[0]["score"], f"{spent:.1f}", *(shown([row[name] for row in rows]) for name in names)])
         head = f"## {kind} ({len(beds)} seeds)\n\n{facts}.\n\n"
         parts.append(head + table(["score", "ms per example", *names], lines))
         parts += ["Not made:\n\n" + "\n".join(failed)] if failed else []
@@ -148,7 +150,8 @@ def makers(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Sour
                 name: corpus.sample(min(options.examples, -(-len(corpus) // share)), seed)
                 for name, corpus in (("forget", own.forget), ("retain", own.retain))
             }
-            yield f"{OWN} {seed}", partial(replace, own, seed=seed, **parts)
+            drawn = max(len(corpus) / len(getattr(own, name)) for name, corpus in parts.items())
+            yield f"{OWN} {seed}", partial(replace, own, seed=seed, info={"drawn": drawn}, **parts)
             continue
         for kind in options.kinds:
             yield f"{kind} {seed}", partial(lambda kind, seed: Source.bare(bed_of(kind, seed), seed), kind, seed)
@@ -169,6 +172,7 @@ def main() -> None:
             chosen.append(name)
             if name not in done:
                 done[name] = {"rows": rows_of(source), "facts": facts_of(source)}
+                done[name] |= {"drawn": source.info.get("drawn", 0.0)}
                 keep(file, subjects=subjects, beds=done)
                 print(f"{name}: done", flush=True)
     text = tables({name: done[name] for name in chosen})

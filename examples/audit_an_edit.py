@@ -15,7 +15,7 @@ lm, forget, retain = bed.lm, bed.forget, bed.retain
 neurons = nf.select.per_layer(nf.attribute(lm, forget, retain, progress=False), 0.15)
 edits = {
     "ablate": nf.erase.ablate(lm, neurons),
-    "npo": nf.erase.finetune(lm, forget, retain, loss=nf.losses.npo, steps=30, progress=False),
+    "npo": nf.erase.finetune(lm, forget, retain, loss=nf.losses.npo, progress=False),
 }
 
 # %% [markdown]
@@ -33,6 +33,7 @@ print(results.table().round(3))
 #
 # - *not erased*: answered when asked;
 # - *hidden*: not answered when asked, but found by another probe;
+# - *destroyed*: much of what was to be kept is gone too, so that nothing is said of erasure;
 # - *suppressed*: the right answer is avoided more than by a model that never knew. To avoid it takes the fact;
 # - *gone, as far as asked*: nothing found. It says nothing of probes that were not made, and with so few examples a
 #   check may come out *unclear*.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from neuronforget.likelihood import answer_logp, answer_nll
 from neuronforget.metrics import Metric, Prediction, exact_match, nll, probability, rank, token_accuracy
 from neuronforget.models import LM, frozen
 
+EQUAL = 1e-6  # of a loss: less is fp32's rounding
 METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
 
 
@@ -131,6 +132,18 @@ def option_losses(
     for (i, _), value in zip(options, found, strict=True):
         by[i].append(value)
     return by
+
+
+def preferred(losses: Sequence[float] | np.ndarray) -> float:
+    """Return 1 where the first of several losses is the lowest, its share among equals where others are as low, else 0.
+
+    Rounding tells none apart: a model that finds all answers equally likely chooses by chance. NaN where one is NaN.
+    """
+    found = np.asarray(losses, dtype=float)
+    if np.isnan(found).any():
+        return float("nan")
+    lowest = np.isclose(found, found.min(), rtol=EQUAL, atol=0)
+    return float(lowest[0] / lowest.sum())
 
 
 def subjects_of(corpus: Corpus) -> np.ndarray:

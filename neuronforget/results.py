@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 RESAMPLES = 1000
+VERDICT_RESAMPLES = 10_000  # corrected for many comparisons, an interval ends at the outermost of them
 FEWEST = 5  # subjects from which on they are what is resampled
 #: Point of matched damage -> the name of its budget in `info`, and what has come to it.
 MATCHED = {
@@ -70,14 +71,14 @@ class Results:
         *,
         level: float = 0.95,
     ) -> tuple[float, float, float]:
-        """Return `edit - other` on the same examples, with its paired bootstrap interval: (value, low, high)."""
+        """Return `edit - other` on the same examples, with the interval of `difference`: (value, low, high)."""
         wanted = (corpus, metric, point)
         own = [e for e in self.examples if (e["corpus"], e["metric"], e["point"]) == wanted]
         here, there = ([e for e in own if e["edit"] == name] for name in (edit, other))
         if not here or [e["example"] for e in here] != [e["example"] for e in there]:
             raise InputError(f"{edit!r} and {other!r} were not measured on the same examples of {corpus!r}")
         gap = np.array([e["value"] for e in here]) - np.array([e["value"] for e in there])
-        return bootstrap(gap, self.info["seed"], units=np.array([e["unit"] for e in here]), level=level)
+        return difference(gap, self.info["seed"], units=np.array([e["unit"] for e in here]), level=level)
 
     def at(self, point: str) -> list[dict[str, Any]]:
         """Return the rows of one point, and of full strength those of references that were not measured at the point.
@@ -159,7 +160,7 @@ def bootstrap(
     """Return (mean, low, high): percentile bootstrap (95%, or `level`) over the examples that are not NaN.
 
     `units` numbers each example's subject: phrasings of one fact, facts of one person stand and fall together, so
-    whole subjects are drawn. One unit alone has no interval (NaN).
+    whole subjects are drawn. One unit alone has no interval (NaN), and of few units it is too narrow (`difference`).
     """
     if np.isnan(values).all():
         return float("nan"), float("nan"), float("nan")
@@ -167,6 +168,28 @@ def bootstrap(
         resampled(values, seed, units=units, resamples=resamples), [(1 - level) / 2, (1 + level) / 2]
     )
     return mean(values), float(low), float(high)
+
+
+def difference(
+    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (mean, low, high) of paired differences: what verdicts go by, `bootstrap` stretched for few units.
+
+    Of five subjects the bootstrap's 95% interval holds the truth 83% of the time, one at 99.9% 91%. Its ends are moved
+    away from the mean by Student's quantile over the normal one, and sqrt(n / (n - 1)), n the number of units (as
+    Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%.
+    """
+    from scipy.stats import norm, t
+
+    value, *ends = bootstrap(values, seed, units=units, resamples=VERDICT_RESAMPLES, level=level)
+    known = ~np.isnan(values)
+    count = int(known.sum()) if units is None else len(np.unique(units[known]))
+    if count < 2:
+        return value, ends[0], ends[1]
+    tail = (1 + level) / 2
+    stretch = float(t.ppf(tail, count - 1) / norm.ppf(tail)) * (count / (count - 1)) ** 0.5
+    low, high = (value + stretch * (end - value) for end in ends)
+    return value, low, high
 
 
 def check_seed(seed: int) -> None:

@@ -176,6 +176,27 @@ def test_tables_and_figure_have_every_attack_and_edit(ran: dict[str, Any]) -> No
     assert set(ARMS) <= set(words) and words.count("role play") == 2  # two rows of panels
 
 
+def test_an_edit_that_never_comes_to_equal_forgetting_is_named(ran: dict[str, Any]) -> None:
+    show, done = analysis("attack_tables"), json.loads(json.dumps(ran["done"]))
+    for left, said in ((0.5, False), (0.6, True)):
+        for arm in done["arms"].values():
+            for point in arm.values():
+                point["forget"]["exact_match"] = 0.5 if arm is not done["arms"]["untouched"] else 1.0
+        done["arms"]["npo@full"]["halved"]["forget"]["exact_match"] = left
+        named = "was not gone at any strength tried, in a seed at least: npo@full." in show.tables([done])
+        assert named == said
+
+
+def test_a_gap_is_drawn_once_whatever_asks_for_it(ran: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    show, drawn = analysis("attack_tables"), []
+    draw = show.bootstrap
+    monkeypatch.setattr(show, "bootstrap", lambda *given, **about: drawn.append(1) or draw(*given, **about))
+    answers = show.Answers([ran["done"]])
+    mine, one = answers.of(), answers.of("role play")
+    found = [answers.gap("attack", "rouge_l", own) for own in (mine, mine, one, mine)]
+    assert len(drawn) == 2 and found[0] is found[1] is found[3] is not found[2]
+
+
 def test_equal_forgetting_is_the_first_strength_with_half_of_the_plain_answers_gone() -> None:
     points = [{"strength": s, "forget": {"exact_match": left}} for s, left in ((0.5, 0.7), (1.0, 0.4), (2.0, 0.1))]
     halved, start = analysis("nine_attacks").halved, {"forget": {"exact_match": 0.9}}

@@ -191,7 +191,12 @@ def readings(edited: list[float], untouched: list[float], gold: list[float] | No
         ([0.6] * 8, [0.5] * 8, [0.5] * 8, {}, "not known before", 0.5),
         ([0.4] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.1)}, "left", 0.1),
         ([0.4] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.1), "sign": -1}, "gone", 0.1),
-        ([0.0] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.25), "sign": -1}, "avoided", 0.25),
+        ([0.0] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.25), "sign": -1}, "unclear", 0.25),  # .75^8 = .10
+        ([0.0] * 20, [1.0] * 20, None, {"floor": np.full(20, 0.25), "sign": -1}, "avoided", 0.25),
+        ([0.0] * 20, [1.0] * 20, [0.7] * 20, {"floor": np.full(20, 0.25), "two_sided": True}, "avoided", 0.7),
+        ([0.25] * 20, [1.0] * 20, [0.7] * 20, {"floor": np.full(20, 0.25), "two_sided": True}, "gone", 0.7),  # chance
+        ([1.0] * 4, [1.0] * 4, None, {"floor": np.full(4, 0.5)}, "unclear", 0.5),  # four of four: .5^4 = .06
+        ([0.0] * 5, [1.0] * 5, [0.0] * 5, {}, "unclear", 0.0),  # half of what was known: .5^5 = .03
         ([0.18] * 8, [1.0] * 8, [0.1] * 8, {"least": 0.1}, "gone", 0.1),
         ([float("nan")] * 8, [1.0] * 8, [0.1] * 8, {}, "unclear", 0.1),
         ([0.0] * 7 + [float("nan")], [1.0] * 8, [0.0] * 8, {}, "unclear", 0.0),
@@ -236,6 +241,41 @@ def test_a_broken_model_is_called_broken() -> None:
     found = nf.audit(made.lm, broken, made.forget, made.retain, gold=made.gold, probes=["asked"], progress=False)
     assert found.verdict == "broken" and any("it is broken" in line for line in found.findings)
     assert all(torch.equal(weights[n], p) for n, p in made.lm.parameters.items())
+
+
+@pytest.mark.parametrize("gold", [True, False])
+@pytest.mark.parametrize("what", ["uniform", "random", "constant"])
+def test_a_model_that_answers_nothing_any_more_is_destroyed_not_erased_and_avoids_nothing(
+    what: str, gold: bool
+) -> None:
+    made = bed()
+    model = copy.deepcopy(made.lm.model)
+    if what == "constant":
+        fixed = torch.linspace(3, -3, model.get_output_embeddings().weight.shape[0])
+        model.get_output_embeddings().register_forward_hook(lambda _m, _i, out: torch.zeros_like(out) + fixed)
+    for i, weight in enumerate(model.parameters() if what != "constant" else ()):
+        weight.data.normal_(0, 0.02, generator=torch.Generator().manual_seed(i))
+        weight.data *= what == "random"
+    broken = nf.LM(model, made.lm.tokenizer)
+    found = nf.audit(
+        made.lm, broken, made.forget, made.retain, gold=made.gold if gold else None, probes=["asked", "choice"],
+        progress=False,
+    )  # fmt: skip
+    assert found.verdict == "destroyed"
+    assert any("Retain is destroyed" in line and "not erasure" in line for line in found.findings)
+    if what == "uniform":
+        assert outcomes(found)["choice, forget"] == "gone"
+        assert found.results.value(EDITED, "forget", "choice", "choice") == pytest.approx(0.25)
+
+
+def test_of_a_model_that_was_destroyed_what_is_left_is_still_said() -> None:
+    def checks(edited: float, probe: str) -> list[nf.auditing.Check]:
+        return judge(readings([edited] * 8, [1.0] * 8, [0.0] * 8, probe=probe), 0)
+
+    assert decide(checks(0, "asked"), None, destroyed=True) == "destroyed"
+    assert decide(checks(1, "asked"), None, destroyed=True) == "not erased"
+    assert decide(checks(0, "asked") + checks(1, "p"), None, destroyed=True) == "hidden"
+    assert decide(checks(0, "asked"), None, nan=1, destroyed=True) == "broken"
 
 
 def test_bad_requests_are_refused() -> None:

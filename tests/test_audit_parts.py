@@ -308,13 +308,22 @@ def test_a_forced_choice_is_the_likelier_answer_and_the_worst_phrasing_the_best(
     assert worst.values.tolist() == pytest.approx([best, np.exp(-loss("The capital of Xandria is", "Velm"))], rel=1e-4)
 
 
+@pytest.mark.parametrize("gold", [True, False])
+def test_the_best_of_several_guesses_is_judged_beside_a_twin_alone(gold: bool) -> None:
+    made = bed()
+    twin = (Subject(GOLD, made.gold),) if gold else ()
+    case = Case((Subject(UNTOUCHED, made.lm), Subject(EDITED, made.gold), *twin), made.forget, made.retain)
+    assert {r.sign for r in worst_phrasing(case, exact_match)} == {int(gold)}
+
+
 def test_without_a_twin_relearning_is_held_against_other_answers() -> None:
     made = bed()
     case = Case((Subject(UNTOUCHED, made.lm), Subject(EDITED, made.gold)), made.forget, made.retain)
-    found = {r.corpus: r for r in relearning(case, exact_match)}
+    read = list(relearning(case, exact_match))
+    found = {r.corpus: r for r in read if r.subject == EDITED}
     assert found["taught again"].sign == 0 and found["siblings"].sign == 1
     assert found["siblings"].floor is not None and found["siblings"].floor.shape == found["siblings"].values.shape
-    assert set(case.curves["siblings"]) == {EDITED}
+    assert set(case.curves["siblings"]) == {UNTOUCHED, EDITED}  # what was known is read, not taken for all
 
 
 def test_the_page_shows_the_verdict_and_escapes_names(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from neuronforget.corpora import Batch, Corpus, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import match_damage
-from neuronforget.measuring import measure
+from neuronforget.measuring import measure, preferred
 from neuronforget.metrics import Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
-from neuronforget.results import Results, bootstrap
+from neuronforget.results import Results, bootstrap, difference
 
 
 def one(
@@ -323,6 +323,15 @@ def test_a_gold_twin_of_another_vocabulary_is_refused_before_anything_is_measure
         nf.evaluate(bed().lm, {}, bed().forget, bed().retain, gold=lm, progress=False)
 
 
+def test_the_model_itself_is_no_gold_twin() -> None:
+    made = bed()
+    edit = nf.erase.ablate(made.lm, made.planted)
+    for gold in (made.lm, nf.LM(made.lm.model, made.lm.tokenizer)):
+        for ask in (nf.audit, nf.evaluate):
+            with pytest.raises(InputError, match="gold is the model itself"):
+                ask(made.lm, {"a": edit} if ask is nf.evaluate else edit, made.forget, made.retain, gold=gold)  # type: ignore
+
+
 def test_a_model_in_training_mode_is_measured_in_evaluation_mode_and_left_in_training() -> None:
     made = bed()
     dropped = nf.LM(copy.deepcopy(made.lm.model), made.lm.tokenizer)
@@ -348,6 +357,30 @@ def test_the_activation_shift_is_the_rms_over_tokens_and_neurons(edits: dict[str
     np.testing.assert_allclose(
         nf.metrics.activation_shift(lm, edits["ga"], corpus), np.sqrt(squares / count), rtol=1e-4
     )
+
+
+@pytest.mark.parametrize(("count", "level"), [(5, 0.95), (5, 0.999), (10, 0.95), (40, 0.95)])
+def test_intervals_of_differences_hold_for_few_subjects_too(count: int, level: float) -> None:
+    draw, held = np.random.default_rng(0), 0
+    units = np.repeat(np.arange(count), 4)
+    for i in range(300):
+        gap = np.repeat(draw.normal(size=count), 4) + draw.normal(size=4 * count)
+        _, low, high = difference(gap, i, units=units, level=level)
+        held += low <= 0 <= high
+    assert held / 300 > level - 0.035
+
+
+def test_a_difference_of_one_subject_has_no_interval_and_of_equal_ones_no_width() -> None:
+    value, low, high = difference(np.array([0.5, 0.1]), 0, units=np.array([3, 3]))
+    assert value == 0.3 and np.isnan([low, high]).all()
+    assert difference(np.full(6, 0.5), 0) == (0.5, 0.5, 0.5) and np.isnan(difference(np.full(6, np.nan), 0)).all()
+
+
+def test_the_preferred_of_equal_answers_is_chosen_by_chance() -> None:
+    assert [preferred(own) for own in ([1, 2, 3], [2, 1, 3], [1.0, 1.0 + 1e-8, 1.0, 1.0], [2, 2, 1], [1])] == [
+        1, 0, 0.25, 0, 1,
+    ]  # fmt: skip
+    assert np.isnan(preferred([1, float("nan")])) and preferred([np.inf, np.inf]) == 0.5
 
 
 def test_subjects_are_drawn_whole() -> None:

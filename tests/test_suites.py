@@ -21,7 +21,7 @@ from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics.text import SCORERS, rouge_l
 from neuronforget.models import LM
 from neuronforget.suites.answers import Questions, answer, constant
-from neuronforget.suites.facts import counterfact, pararel, pararel_facts
+from neuronforget.suites.facts import _over_patterns, counterfact, pararel, pararel_facts
 from neuronforget.suites.multihop import Chain, Fact, Relation, Rule, chains, closure, given_back, relations, through
 from neuronforget.suites.rwku import ATTACKS, LEVELS, attack_of, rwku, rwku_members
 
@@ -204,6 +204,8 @@ def test_pararel_asks_each_fact_in_every_pattern(lm: LM, tmp_path: Path) -> None
     assert found.value("model", "P1", "worst pattern") == np.mean([min(first), min(second)])
     assert found.value("model", "P1", "consistent") == np.mean([first[0] == first[1], second[0] == second[1]])
     assert found.value("model", "P2", "exact_match") == 1 == found.value("model", "P2", "consistent")
+    columns = _over_patterns([np.array([1.0, np.nan]), np.array([np.nan, np.nan]), np.array([1.0, 0.0, 1.0])])
+    assert all(np.isnan(own[:2]).all() and not np.isnan(own[2]) for own in columns.values())  # broken, not at odds
     with pytest.raises(InputError, match="no pattern of 'P3'"):
         pararel(lm, tmp_path, relations=("P3",))
 

@@ -219,7 +219,7 @@ def test_places_are_compared_over_authors_and_where_both_cost_the_same() -> None
     random = {"tuned": point(0.04, 7.5, test=[5, 5, 5, 4, 4, 4]), "dials": [[point(0.04, 7.5)]]}
     arms = {"untouched": {"tuned": start}, "npo@found": found, "npo@random": random}
     shown = where(arms, [0, 0, 0, 1, 1, 1])
-    assert "| npo | +0.010 | +0.040 | -0.45 [-1.00, 0.10] | -2.50 |" in shown  # 5 at .05, less 7.5 at its end
+    assert "| npo | +0.010 | +0.040 | -0.45 [-5.49, 4.59] | -2.50 |" in shown  # 5 at .05, less 7.5 at its end
     del random["tuned"]["test"]  # the untouched model: nothing to compare with
     assert "| npo | +0.010 | +0.040 |  | -2.50 |" in where(arms, [0, 0, 0, 1, 1, 1])
 

@@ -20,6 +20,7 @@ from neuronforget.models import LM
 #: The three that are asked. Every one is asked the same, so whatever a probe does to any model cancels.
 UNTOUCHED, EDITED, GOLD = "untouched", "edited", "gold"
 NEAR = 0.05  # of what the untouched model shows above the reference: less is called gone
+DAMAGE = 0.1  # of the retain answers: losing more, and more than by chance, is called destruction
 KNOWN = 0.2  # exact match of the untouched model from which on it is the measure; below, the answer's probability
 
 

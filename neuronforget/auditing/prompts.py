@@ -14,7 +14,7 @@ import numpy as np
 from neuronforget.auditing.cases import Case, NotTested, Reading, asked
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.corpora.tokens import join
-from neuronforget.measuring import option_losses, subjects_of
+from neuronforget.measuring import option_losses, preferred, subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.train import draw
 
@@ -63,20 +63,25 @@ def choice(case: Case, metric: Metric) -> Iterator[Reading]:
     """Is the right answer likelier, by token, than every wrong one?
 
     A model that never knew may do better than chance, one in their number, by what is wrong with the wrong ones.
-    Without a gold twin the right answer is therefore judged where it is avoided alone, against chance.
+    Without a gold twin the right answer is therefore judged where it is avoided alone, against chance; with one it has
+    to be chosen less often than by either, for a broken model chooses by chance.
     """
     corpus = _with_wrong(case.forget)
     chance = np.array([1 / (1 + len(e.wrong)) for e in corpus])
     for subject in case.subjects:
         with subject.on() as lm:
-            losses = [np.array(own) for own in option_losses(lm, corpus, batch_size=case.batch_size, kept=case.kept)]
-        values = np.array([np.nan if np.isnan(own).any() else float(own[0] < own[1:].min()) for own in losses])
+            losses = option_losses(lm, corpus, batch_size=case.batch_size, kept=case.kept)
+        values = np.array([preferred(own) for own in losses])
         yield Reading("choice", subject.name, "forget", "choice", values, subjects_of(corpus), 1 if case.gold else -1,
                       floor=chance, two_sided=True)  # fmt: skip
 
 
 def worst_phrasing(case: Case, metric: Metric) -> Iterator[Reading]:
-    """The best answer over all phrasings of a fact: one that gets through is enough."""
+    """The best answer over all phrasings of a fact: one that gets through is enough.
+
+    The best of several is above the plain answer even where all are guessed: without a gold twin it is shown, not
+    judged.
+    """
     owners = [i for i, e in enumerate(case.forget) for _ in range(1 + len(e.paraphrases))]
     if len(owners) == len(case.forget):
         raise NotTested("the forget corpus has no paraphrases")
@@ -87,7 +92,7 @@ def worst_phrasing(case: Case, metric: Metric) -> Iterator[Reading]:
             (found,) = asked(case, subject.name, lm, "worst phrasing", {"forget": corpus}, metric)
         best = np.full(len(case.forget), -np.inf)
         np.maximum.at(best, owners, found.values)
-        yield replace(found, values=best, units=subjects_of(case.forget))
+        yield replace(found, values=best, units=subjects_of(case.forget), sign=int(case.gold is not None))
 
 
 def _templated(before: str, after: str) -> Attack:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from neuronforget.auditing.cases import Case, NotTested, Reading
+from neuronforget.auditing.cases import EDITED, Case, NotTested, Reading
 from neuronforget.corpora import Corpus, encode
 from neuronforget.corpora.tokens import collate
 from neuronforget.erase.rates import default_lr
@@ -71,16 +71,16 @@ def curve(
 
 
 def relearning(case: Case, metric: Metric) -> Iterator[Reading]:
-    """Teach every subject but the untouched one half of the facts; read the mean of either half along the way.
+    """Teach every subject one half of the facts; read the mean of either half along the way.
 
     The halves are of subjects, where the corpus names them. Without a gold twin the siblings alone are judged, against
     the same model taught other answers: how easily facts are learned anew differs between facts.
     """
     halves = halved(case.forget)
-    for subject in (s for s in case.subjects if s is not case.subjects[0]):
+    for subject in case.subjects:
         with subject.on() as lm:
             found = _curve(case, lm, halves, metric)
-            anew = {} if case.gold else _anew(case, lm, halves, metric)
+            anew = _anew(case, lm, halves, metric) if subject.name == EDITED and case.gold is None else {}
         for name, values in found.items():
             floor = anew[name].mean(0) if name in anew else None
             case.curves.setdefault(name, {})[subject.name] = values.mean(1).tolist()

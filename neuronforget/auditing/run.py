@@ -10,6 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from neuronforget.auditing.cases import (
+    DAMAGE,
     EDITED,
     GOLD,
     UNTOUCHED,
@@ -34,7 +35,7 @@ from neuronforget.evaluation import check_references
 from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.results import Results, check_seed, example_rows, mean, tidy_row
+from neuronforget.results import Results, check_seed, difference, example_rows, mean, over, tidy_row
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -100,7 +101,7 @@ def audit(
     damage = {**_damage(case, metric, readings), "guard": guard}
     results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, (forget, retain, derived), seed))
     return Audit(
-        decide(checks, guard, damage["nan"]),
+        decide(checks, guard, damage["nan"], damage["destroyed"]),
         tuple(checks),
         {**not_tested, **case.skipped},
         damage,
@@ -134,10 +135,13 @@ def _chosen(names: Sequence[str] | None, own: dict[str, Probe]) -> dict[str, Pro
 def _damage(case: Case, metric: Metric, readings: Sequence[Reading]) -> dict[str, Any]:
     """What the edit did to the retain corpus, and how far it is from the gold twin on forget."""
     kept = {r.subject: r for r in readings if r.probe == "asked" and r.corpus == "retain"}
+    before, after = (kept[name].values for name in (UNTOUCHED, EDITED))
+    lost, low, _ = difference(before - after, case.seed, units=over(kept[EDITED].units)[0])
     found: dict[str, Any] = {
         "metric": metric.__name__,
-        "retain before": mean(kept[UNTOUCHED].values),
-        "retain after": mean(kept[EDITED].values),
+        "retain before": mean(before),
+        "retain after": mean(after),
+        "destroyed": bool(lost > DAMAGE * mean(before) and not low <= 0),  # of one example there is no interval
         "nan": _nan(readings),
     }
     if case.gold is not None:

@@ -12,25 +12,24 @@ from typing import Any, Literal
 import numpy as np
 
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Reading
+from neuronforget.auditing.sentences import sentences
 from neuronforget.errors import InputError, reading
-from neuronforget.results import Results, bootstrap, mean
+from neuronforget.results import Results, difference, mean
 from neuronforget.results import over as resampled_over
 from neuronforget.runs import whole_file
 
 ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
-RESAMPLES = 10_000  # the outermost of them are what so many checks ask for
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
 MUCH = 0.5  # of what was known: a check that cannot tell whether so much is left has not found it gone
-DAMAGE = 0.1  # of the retain answers: losing more is called destruction
 
 #: What a probe's floor is, where there is no gold twin.
 STAND_INS = {"asked": "the most common other answer", "relearning": "taught other answers", "choice": "chance"}
 
 Outcome = Literal["gone", "left", "avoided", "unclear", "not known before"]
 Verdict = Literal[
-    "broken", "not erased", "hidden", "suppressed", "unclear", "gone, as far as asked", "nothing to forget"
+    "broken", "not erased", "hidden", "destroyed", "suppressed", "unclear", "gone, as far as asked", "nothing to forget"
 ]
-WORDS = {"left": "LEFT", "avoided": "AVOIDED", "not known before": "nothing was known"}
+WORDS = {"left": "LEFT", "avoided": "AVOIDED", "not known before": "no more was known than by the reference"}
 
 
 @dataclass(frozen=True)
@@ -38,11 +37,11 @@ class Check:
     """One probe's judgement on one corpus: what is left, above what a model that never knew gives.
 
     `value` is the mean of the edited model, `start` that of the untouched one, `reference` that of the gold twin, or of
-    what stands in for it (`against`). `low` and `high` are the paired bootstrap interval of value - reference, at 95%
-    over all checks together, resampled `over` subjects, or examples where there are fewer than five subjects. "left":
-    the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far below,
-    where right and wrong are compared; "unclear": neither, and the interval reaches half of start - reference, or a
-    value is NaN.
+    what stands in for it (`against`). `low` and `high` are the interval of value - reference (`results.difference`), at
+    95% over all checks together, resampled `over` subjects, or examples where there are fewer than five subjects.
+    "left": the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far
+    below, and below chance, where right and wrong are compared; "unclear": neither, and the interval reaches half of
+    start - reference, a value is NaN, or half could be left and none of so few examples show it.
     """
 
     probe: str
@@ -158,27 +157,48 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
     value, reference = mean(edited.values), mean(floor)
     known = mean(start.values) if start is not None else 1.0
     units, over = resampled_over(edited.units)
-    gap, low, high = bootstrap(edited.values - floor, seed, units=units, resamples=RESAMPLES, level=level)
+    gap, low, high = difference(edited.values - floor, seed, units=units, level=level)
     least, much = edited.least * (known - reference), MUCH * (known - reference)
     nan = int(np.isnan(edited.values).sum())
+    few = MUCH ** (len(edited.values) - nan) > (1 - level) / 2
+    below_chance = _below_chance(edited, seed, 1 - ALPHA if GOLD in who else level)  # beside gold a second condition
     outcome: Outcome = "gone"
     if known - reference <= KNOWN_BY:
         outcome = "not known before"
-    elif edited.sign > 0 and low > 0 and gap > least:
+    elif edited.sign > 0 and low > 0 and gap > least and (GOLD in who or not _lucky(edited.values, floor, level)):
         outcome = "left"
-    elif (edited.sign < 0 or edited.two_sided) and high < 0 and gap < -least:
+    elif (edited.sign < 0 or edited.two_sided) and high < 0 and gap < -least and below_chance:
         outcome = "avoided"
-    elif nan or not (high < much or edited.sign < 0 <= high):
+    elif nan or few or not (high < much or edited.sign < 0 <= high) or (edited.sign < 0 and high < 0):
         outcome = "unclear"
     return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
                  len(edited.values), nan, over, outcome)  # fmt: skip
 
 
-def decide(checks: Iterable[Check], guard: str | None, nan: int = 0) -> Verdict:
+def _below_chance(edited: Reading, seed: int, level: float) -> bool:
+    """Is the right answer avoided more than by a model that chooses by chance, where the probe says what that gives?
+
+    A twin that never knew may choose better, and a broken model then less often than it, without knowing anything.
+    """
+    if edited.floor is None:
+        return True
+    units, _ = resampled_over(edited.units)
+    _, _, high = difference(edited.values - edited.floor, seed, units=units, level=level)
+    return high < 0 and not _lucky(edited.values, edited.floor, level)
+
+
+def _lucky(values: np.ndarray, chance: np.ndarray, level: float) -> bool:
+    """Are all right, or all wrong, and may chance alone have done so? Their interval has no width to say it."""
+    alike = chance if values.min() == 1 else 1 - chance if values.max() == 0 else np.zeros(1)
+    return float(np.prod(alike)) > (1 - level) / 2
+
+
+def decide(checks: Iterable[Check], guard: str | None, nan: int = 0, destroyed: bool = False) -> Verdict:
     """Return the verdict: what is answered when asked is not erased, what any other probe brings back is hidden.
 
     A model that returns NaN, on `nan` examples when asked, is broken. An answer that is avoided more than by a model
-    that never knew is suppressed: it takes the fact to avoid it. Where plain asking is unclear, so is the verdict.
+    that never knew, and than by chance, is suppressed: it takes the fact to avoid it. Of a model that was `destroyed`,
+    as retain shows, neither this nor erasure is said. Where plain asking is unclear, so is the verdict.
     """
     checks = list(checks)
     if nan:
@@ -187,6 +207,8 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0) -> Verdict:
         return "not erased"
     if guard is not None or any(c.outcome == "left" for c in checks):
         return "hidden"
+    if destroyed:
+        return "destroyed"
     if any(c.outcome == "avoided" for c in checks):
         return "suppressed"
     if all(c.outcome == "not known before" for c in checks if c.probe == "asked"):
@@ -194,57 +216,3 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0) -> Verdict:
     if any(c.outcome == "unclear" for c in checks if c.probe == "asked"):
         return "unclear"
     return "gone, as far as asked"
-
-
-def sentences(audit: Audit) -> Iterable[str]:
-    """Yield the verdict, then what speaks for it."""
-    left = [c for c in audit.checks if c.outcome in ("left", "avoided")]
-    yield f"Verdict: {audit.verdict} ({len(left)} of {len(audit.checks)} checks find it)."
-    if guard := audit.damage.get("guard"):
-        yield f"A guard ({guard}) changes no weight: taken off, the model knows what it knew."
-    yield from (str(check) for check in left)
-    yield from _damage(audit.damage)
-    yield from _neurons(audit.neurons)
-    gone = [c for c in audit.checks if c.outcome == "gone"]
-    shown = sorted({f"{r['point']} ({r['corpus']})" for r in audit.results.rows if r["edit"] == EDITED
-                    and r["corpus"] != "retain"} - {f"{c.probe} ({c.corpus})" for c in audit.checks})  # fmt: skip
-    if never := [c for c in audit.checks if c.outcome == "not known before"]:
-        asked_in_vain = "; ".join(f"{c.probe} ({c.corpus})" for c in never)
-        yield f"The untouched model shows no more than the reference, so nothing could be found, by: {asked_in_vain}."
-    if unclear := [str(c) for c in audit.checks if c.outcome == "unclear"]:
-        yield "Too few examples, or no number, to tell whether half of what was known is left:"
-        yield from unclear
-    if gone:
-        yield "Nothing above the reference was found by: " + "; ".join(f"{c.probe} ({c.corpus})" for c in gone) + "."
-    if shown:
-        yield f"Shown, not judged, as there is no gold twin to compare with: {'; '.join(shown)}."
-    yield from (f"Not asked: {probe}: {why}." for probe, why in audit.not_tested.items())
-    yield "Intervals are at 95% over all checks together (Bonferroni); what other probes would find is not said here."
-
-
-def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
-    before, after = damage["retain before"], damage["retain after"]
-    word = "destroyed" if before - after > DAMAGE * max(before, 1e-9) else "kept"
-    yield f"Retain is {word}: {damage['metric']} {before:.3f} before, {after:.3f} after."
-    if "KL from gold" in damage:
-        far, start = damage["KL from gold"], damage["KL from gold, untouched"]
-        yield f"On forget the edited model is {far:.2f} nats from the gold twin, the untouched one {start:.2f}" + (
-            ": over-erased, a model that never knew would not answer so." if far > start else "."
-        )
-    if (nan := damage["nan"]) > 0:
-        yield f"The edited model returns NaN on {nan} examples: it is broken, which is no forgetting."
-
-
-def _neurons(found: Mapping[str, Any]) -> Iterable[str]:
-    if "taken away" not in found:
-        return
-    yield (
-        f"Direct contributions of neurons to the answers: {found['taken away']:.2f} logits taken away, "
-        f"{found['newly suppressing']:.2f} newly suppressing; {found['neurons whose write vector changed']} write "
-        f"vectors changed, and hold {found['share of the forget shift in changed neurons']:.0%} of the shift on forget."
-    )
-    if (units := found.get("units")) and units[UNTOUCHED] != units[EDITED]:
-        yield (
-            f"Units: {units[EDITED]} (untouched: {units[UNTOUCHED]}). Dead units cannot relearn: slow relearning is "
-            "then no erasure of what others hold."
-        )

@@ -11,6 +11,9 @@ own     `p = (1 + #{relabelings with a statistic at least as large}) / (1 + perm
 pooled  counts over all neurons' relabeled statistics at once (as SAM does, Tusher et al. 2001): resolves small p
         with few permutations, and is as good as the assumption that the standardised statistics of all
         neurons have one null distribution. Effects that are zero on most examples break it.
+
+Examples are relabelled one by one, whoever they are about: where a corpus is a few people, whose facts stand and fall
+together, a neuron may pass for telling these people from those, which says nothing of other people.
 """
 
 from __future__ import annotations

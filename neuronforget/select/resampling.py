@@ -56,8 +56,8 @@ def stability(
     """Select by `rule` from bootstrap resamples of both corpora's examples, and compare the selections.
 
     `rule` is a selection of one argument, `functools.partial(nf.select.per_layer, k=0.05)`; it sees the mean effect
-    on forget minus that on retain. Raises InputError for recordings of different models, without a per-example
-    table, of one example only, or NaN.
+    on forget minus that on retain. Examples are drawn one by one, whoever they are about. Raises InputError for
+    recordings of different models, without a per-example table, of one example only, or NaN.
     """
     if resamples < 2:
         raise InputError(f"stability compares pairs of selections: resamples must be at least 2, found {resamples}")

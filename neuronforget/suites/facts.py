@@ -16,7 +16,7 @@ import numpy as np
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.corpora.corpus import check_count
 from neuronforget.errors import InputError
-from neuronforget.measuring import measure, option_losses, subjects_of
+from neuronforget.measuring import measure, option_losses, preferred, subjects_of
 from neuronforget.metrics import exact_match
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row
@@ -72,8 +72,8 @@ def counterfact(
 
 
 def _preferred(losses: np.ndarray) -> np.ndarray:
-    """Is the first row's loss the lower one? NaN where one is."""
-    return np.where(np.isnan(losses).any(0), np.nan, losses[0] < losses[1])
+    """Is the first row's loss the lower one? Half where they are equal, NaN where one is."""
+    return np.array([preferred(pair) for pair in losses.T])
 
 
 def _lengths(lm: LM, corpus: Corpus) -> np.ndarray:
@@ -126,9 +126,15 @@ def _over_patterns(hits: list[np.ndarray]) -> dict[str, np.ndarray]:
         "exact_match": [own.mean() for own in hits],
         "best pattern": [own.max() for own in hits],
         "worst pattern": [own.min() for own in hits],
-        "consistent": [np.mean([a == b for i, a in enumerate(own) for b in own[:i]] or [True]) for own in hits],
+        "consistent": [_agreeing(own) for own in hits],
     }
     return {metric: np.array(values, dtype=float) for metric, values in found.items()}
+
+
+def _agreeing(hits: np.ndarray) -> float:
+    """The share of pairs of patterns that agree, 1 where there is one pattern alone, NaN where one is: broken."""
+    pairs = [a == b for i, a in enumerate(hits) for b in hits[:i]]
+    return float("nan") if np.isnan(hits).any() else float(np.mean(pairs or [True]))
 
 
 def pararel_facts(

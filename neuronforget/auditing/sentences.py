@@ -1,0 +1,67 @@
+"""An audit in sentences: the verdict, what speaks for it, and what could not be told or was not asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from neuronforget.auditing.cases import DAMAGE, EDITED, UNTOUCHED
+
+if TYPE_CHECKING:
+    from neuronforget.auditing.verdicts import Audit
+
+
+def sentences(audit: Audit) -> Iterable[str]:
+    """Yield the verdict, then what speaks for it."""
+    left = [c for c in audit.checks if c.outcome in ("left", "avoided")]
+    yield f"Verdict: {audit.verdict} ({len(left)} of {len(audit.checks)} checks find it)."
+    if guard := audit.damage.get("guard"):
+        yield f"A guard ({guard}) changes no weight: taken off, the model knows what it knew."
+    yield from (str(check) for check in left)
+    yield from _damage(audit.damage)
+    yield from _neurons(audit.neurons)
+    gone = [c for c in audit.checks if c.outcome == "gone"]
+    shown = sorted({f"{r['point']} ({r['corpus']})" for r in audit.results.rows if r["edit"] == EDITED
+                    and r["corpus"] != "retain"} - {f"{c.probe} ({c.corpus})" for c in audit.checks})  # fmt: skip
+    if never := [c for c in audit.checks if c.outcome == "not known before"]:
+        asked_in_vain = "; ".join(f"{c.probe} ({c.corpus})" for c in never)
+        yield f"The untouched model shows no more than the reference, so nothing could be found, by: {asked_in_vain}."
+    if unclear := [str(c) for c in audit.checks if c.outcome == "unclear"]:
+        yield "Too few examples, or no number, to tell whether half of what was known is left:"
+        yield from unclear
+    if gone:
+        yield "Nothing above the reference was found by: " + "; ".join(f"{c.probe} ({c.corpus})" for c in gone) + "."
+    if shown:
+        yield f"Shown, not judged, as there is no gold twin to compare with: {'; '.join(shown)}."
+    yield from (f"Not asked: {probe}: {why}." for probe, why in audit.not_tested.items())
+    yield "Intervals are at 95% over all checks together (Bonferroni); what other probes would find is not said here."
+
+
+def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
+    before, after = damage["retain before"], damage["retain after"]
+    destroyed = damage.get("destroyed", before - after > DAMAGE * max(before, 1e-9))  # an old audit does not say
+    word = "destroyed" if destroyed else "kept"
+    why = " What it no longer answers of forget is damage, not erasure." if destroyed else ""
+    yield f"Retain is {word}: {damage['metric']} {before:.3f} before, {after:.3f} after.{why}"
+    if "KL from gold" in damage:
+        far, start = damage["KL from gold"], damage["KL from gold, untouched"]
+        yield f"On forget the edited model is {far:.2f} nats from the gold twin, the untouched one {start:.2f}" + (
+            ": over-erased, a model that never knew would not answer so." if far > start else "."
+        )
+    if (nan := damage["nan"]) > 0:
+        yield f"The edited model returns NaN on {nan} examples: it is broken, which is no forgetting."
+
+
+def _neurons(found: Mapping[str, Any]) -> Iterable[str]:
+    if "taken away" not in found:
+        return
+    yield (
+        f"Direct contributions of neurons to the answers: {found['taken away']:.2f} logits taken away, "
+        f"{found['newly suppressing']:.2f} newly suppressing; {found['neurons whose write vector changed']} write "
+        f"vectors changed, and hold {found['share of the forget shift in changed neurons']:.0%} of the shift on forget."
+    )
+    if (units := found.get("units")) and units[UNTOUCHED] != units[EDITED]:
+        yield (
+            f"Units: {units[EDITED]} (untouched: {units[UNTOUCHED]}). Dead units cannot relearn: slow relearning is "
+            "then no erasure of what others hold."
+        )
