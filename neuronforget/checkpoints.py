@@ -71,7 +71,12 @@ def outlives(changes: Sequence[Change], dtype: torch.dtype | None, request: str)
 
 
 def check_holds(lm: LM, changes: Sequence[Change]) -> None:
-    """Raise InputError where plain transformers would drop a bias that `changes` add."""
+    """Raise InputError where plain transformers would drop a bias that `changes` add, and for a model with adapters."""
+    if hasattr(lm.model, "peft_config"):
+        raise InputError(
+            f"{type(lm.model).__name__} has adapters, which no checkpoint of the model itself holds: merge them into "
+            "it first (peft's merge_and_unload), and make the edit of that model"
+        )
     added = [c.name for c in changes if c.before is None]
     if added and not hasattr(lm.model.config, "mlp_bias"):
         raise InputError(
@@ -114,7 +119,13 @@ def _stored_in(lm: LM, dtype: torch.dtype | None) -> Iterator[None]:
 
 def _check_saved(lm: LM, folder: Path, held: Sequence[Change], dtype: torch.dtype | None) -> None:
     """Raise InputError unless transformers reads exactly the values of `held`, rounded to `dtype`, out of `folder`."""
-    read = LM(load_plain(lm.model, folder)).parameters  # by the model's names, whatever they are called in the file
+    loaded, report = load_plain(lm.model, folder, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"transformers finds no {missing[0]} in a checkpoint of this model, and would draw it at random: something "
+            "stores it under another name (a parametrisation); take that off before you export"
+        )
+    read = LM(loaded).parameters  # by the model's names, whatever they are called in the file
     if unknown := {change.name for change in held} - read.keys():
         raise InputError(f"the checkpoint has no weight called {min(unknown)}: whether it holds the edit is unknown")
     for change in held:

@@ -100,25 +100,37 @@ def adapted(lm: LM, lora: LoRA, names: Iterable[str], *, seed: int = 0) -> Itera
     if hasattr(lm.model, "peft_config") or any(isinstance(m, BaseTunerLayer) for m in lm.model.modules()):
         raise InputError("the model has adapters already: merge them into it first (peft's merge_and_unload)")
     paths = {name: name.removesuffix(".weight") for name in names}
-    bases = {path: lm.model.get_submodule(path) for path in paths.values()}
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.scale * lora.rank, target_modules=list(bases))  # type: ignore[arg-type]
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.scale * lora.rank, target_modules=list(paths.values()))  # type: ignore[arg-type]
     devices = [lm.device] if lm.device.type == "cuda" else []
     with frozen(lm):
+        tree = [(module, dict(module._modules)) for module in lm.model.modules()]  # peft may wrap more than is named
         try:
             with torch.random.fork_rng(devices), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of transposed weights, which peft sees to itself
                 torch.manual_seed(seed)
-                inject_adapter_in_model(config, lm.model, NAME)
+                _inject(inject_adapter_in_model, config, lm, paths.values())
             found = Adapters({name: lm.model.get_submodule(path).eval() for name, path in paths.items()})
             for value in (v for name in paths for v in found.values(name)):
                 value.data = value.data.to(_wide(value))
             yield found
         finally:
-            for path, base in bases.items():
-                parent, _, name = path.rpartition(".")
-                setattr(lm.model.get_submodule(parent), name, base)
+            for module, children in tree:
+                module._modules.clear()
+                module._modules.update(children)
             if hasattr(lm.model, "peft_config"):
                 del lm.model.peft_config
+
+
+def _inject(inject: Any, config: Any, lm: LM, paths: Iterable[str]) -> None:
+    """Put peft's layers in place. Raises InputError where it refuses a map, or puts none at it."""
+    kind = type(lm.model).__name__
+    try:
+        inject(config, lm.model, NAME)
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"peft cannot adapt {kind}: {reason}; name other maps by LoRA(targets=...)") from None
+    if left := [path for path in paths if not hasattr(lm.model.get_submodule(path), "lora_A")]:
+        raise InputError(f"peft puts no adapter at {left[0]} of {kind}; name other maps by LoRA(targets=...)")
 
 
 def _is_linear(module: nn.Module) -> bool:

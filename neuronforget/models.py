@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from neuronforget.errors import InputError
+from neuronforget.kinds import check_kind, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.ranks import own_device
 from neuronforget.sites import Site, find_sites
 
@@ -28,9 +29,15 @@ class LM:
     tokenizer: Any = None
     sites_override: tuple[Site, ...] | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.model, torch.nn.Module):
+            kind = type(self.model).__name__
+            raise InputError(f"LM holds a model of transformers, found {kind}: nf.load(path) loads one from its folder")
+
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
+        check_kind(self.model, self.tokenizer)
         return self.sites_override or find_sites(self.model)
 
     @property
@@ -51,13 +58,15 @@ class LM:
     @property
     def max_length(self) -> int | None:
         """Longest sequence in tokens, where the configuration states one."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's
 
     @property
     def pad_id(self) -> int:
-        """Token for right padding: it is masked, so its value never matters."""
-        pad = getattr(self.tokenizer, "pad_token_id", None)
-        return pad if pad is not None else getattr(self.tokenizer, "eos_token_id", None) or 0
+        """Token for right padding: it is masked, so its value never matters, if only the model embeds it."""
+        known = rows_of_embedding(self.model)
+        found = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
+        return next((token for token in found if token is not None and token < known), 0)
 
     @property
     def name(self) -> str:
@@ -155,9 +164,8 @@ def shared_twin(model: nn.Module) -> Any:
 
 def check_whole(lm: LM) -> None:
     """Raise InputError unless this process holds every weight, on whatever devices: neurons are not read in parts."""
+    check_unwrapped(lm.model)
     kinds = {kind.__name__ for module in lm.model.modules() for kind in type(module).__mro__}
-    if "DistributedDataParallel" in kinds:
-        raise InputError("the model is wrapped in DistributedDataParallel: give the model inside it, `model.module`")
     parameters = list(lm.model.parameters())
     sharded = {"FullyShardedDataParallel", "FSDPModule"} & kinds or any(
         type(p).__name__ == "DTensor" or hasattr(p, "ds_id") for p in parameters
@@ -169,6 +177,7 @@ def check_whole(lm: LM) -> None:
         )
     if any(p.device.type == "meta" for p in parameters):
         raise InputError("parts of the model are offloaded to CPU or disk: load it whole, or in a smaller dtype")
+    check_trainable(parameters)
 
 
 @contextmanager

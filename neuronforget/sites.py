@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from neuronforget.errors import InputError
+from neuronforget.kinds import adapted_maps, check_weights
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,30 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
         if len({site.d_mlp for site in sites}) > 1:
             raise InputError(f"{kind}: layers of different MLP widths are not supported")
         if sites:
+            _check_stored(model, sites)
             return sites
+    if adapted := adapted_maps(model):
+        raise InputError(
+            f"{kind} has adapters ({adapted[0]}) and no dense MLP beside them: merge them into it first "
+            "(peft's merge_and_unload)"
+        )
     raise InputError(
         f"{kind} has no dense MLP that can be read (routed experts have none): "
         "neurons are the inputs of an MLP's output projection; pass LM(..., sites_override=) if you know them"
     )
+
+
+def _check_stored(model: nn.Module, sites: tuple[Site, ...]) -> None:
+    """Raise InputError unless every weight of a neuron is a parameter of its own, in the shape its module states."""
+    names = [p.name for site in sites for p in (site.write, *site.read) if p.name.endswith(".weight")]
+    modules = [model.get_submodule(name.removesuffix(".weight")) for name in names]
+    check_weights(model, names, [_stored(module) for module in modules])
+
+
+def _stored(module: nn.Module) -> tuple[int, int]:
+    """The shape of a linear map's weight: `nn.Linear` keeps outputs first."""
+    inputs, outputs = _features(module)  # type: ignore[misc]
+    return (outputs, inputs) if isinstance(module, nn.Linear) else (inputs, outputs)
 
 
 def _block_site(path: str, layer: int, block: nn.Module, d_model: int) -> Site | None:

@@ -12,9 +12,10 @@ import neuronforget as nf
 ROOT = Path(nf.__file__).parent
 LEAVES = {"errors", "ranks", "runs"}
 ORDER = [
-    "corpora", "likelihood", "sites", "models", "taps", "moments", "unfinished", "recording", "losses", "stopping",
-    "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates", "guarding", "kept",
-    "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger", "slices", "lowrank", "erase",
+    "corpora", "likelihood", "kinds", "sites", "models", "taps", "moments", "unfinished", "recording", "losses",
+    "stopping", "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates",
+    "guarding", "kept", "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger",
+    "slices", "lowrank", "erase",
     "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed", "readings",
     "findings", "closeups", "colours", "figures", "tables", "pictures", "pages", "residues", "reporting", "audit_page",
     "comparison", "arms", "comparing", "commands", "cli",

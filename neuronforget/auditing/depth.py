@@ -130,12 +130,12 @@ class Outs:
     def state(self, layer: int) -> Float[Tensor, "example token width"]:
         """Return what a block handed on."""
         out = self.outs[layer]
-        return out[0] if isinstance(out, tuple) else out
+        return out[0] if isinstance(out, tuple | list) else out
 
     def with_state(self, lm: LM, layer: int, state: Tensor) -> Float[Tensor, "example token vocab"]:
         """Return the logits if block `layer` had handed on `state`; what lies below is not run again."""
         own = self.outs[layer]
-        given = [*self.outs[:layer], (state, *own[1:]) if isinstance(own, tuple) else state]
+        given = [*self.outs[:layer], (state, *own[1:]) if isinstance(own, tuple | list) else state]
         with ExitStack() as stack:
             for block, out in zip(blocks_of(lm), given, strict=False):
                 stack.enter_context(forward_of(block, partial(_give, out)))

@@ -97,6 +97,10 @@ def audit(
             except NotTested as why:
                 not_tested[name] = str(why)
     checks = judge(readings, seed)
+    try:
+        neurons = _neurons(case)
+    except InputError as why:  # all that was asked is not to be lost for it
+        neurons, not_tested["neurons"] = {"units": units(case)}, str(why)
     guard = edit.guard.kind if isinstance(edit, Edit) and edit.guard is not None else None
     damage = {**_damage(case, metric, readings), "guard": guard}
     results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, (forget, retain, derived), seed))
@@ -106,7 +110,7 @@ def audit(
         {**not_tested, **case.skipped},
         damage,
         case.curves,
-        _neurons(case),
+        neurons,
         results,
     )
 

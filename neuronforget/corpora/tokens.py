@@ -114,7 +114,13 @@ def templated(template: str | None, prompt: str, tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise InputError("template='chat', but the tokenizer has no chat template")
     turns = [{"role": "user", "content": prompt}]
-    return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # a template is a program of the tokenizer's, and may raise as it likes
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the tokenizer's chat template refuses a question ({type(error).__name__}: {reason})"
+        ) from error
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:

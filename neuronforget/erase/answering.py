@@ -133,7 +133,7 @@ class Answering:
         kept: list[Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            kept.append(output[0] if isinstance(output, tuple) else output)
+            kept.append(output[0] if isinstance(output, tuple | list) else output)
 
         with self._as(who) as lm:
             handle = _block(lm, layer).register_forward_hook(keep)

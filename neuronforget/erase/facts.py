@@ -69,12 +69,12 @@ def moved(
 
     def hook(row: int) -> Any:
         def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output  # a block may hand out more than one tensor
+            hidden = output[0] if isinstance(output, tuple | list) else output  # a block may hand out several tensors
             examples = torch.arange(len(where), device=hidden.device)
             view = hidden.view(len(where), -1, hidden.shape[-1])  # OPT flattens examples and tokens
             seen[row] = view[examples, where].detach()
             new = view.index_put((examples, where), moves[row].to(hidden), accumulate=True).view(hidden.shape)
-            return (new, *output[1:]) if isinstance(output, tuple) else new
+            return (new, *output[1:]) if isinstance(output, tuple | list) else new
 
         return add
 

@@ -23,6 +23,8 @@ def prompt_cache(lm: LM) -> Any:
     from transformers import DynamicCache
 
     cache: Any = DynamicCache(config=lm.model.config)
+    if any(not hasattr(layer, "update") for layer in cache.layers):  # linear attention keeps a state, no tokens
+        raise _no_keys(lm)
     for layer in cache.layers:
         layer.update = partial(_all_but_last, layer.update)
     return cache
@@ -36,13 +38,17 @@ def _all_but_last(update: Callable[..., Any], keys: Tensor, values: Tensor, *arg
 def shared_by_rows(lm: LM, cache: Any) -> Any:
     """Return the cache so that a row's own keys and values are appended for its pass and never kept."""
     if any(getattr(layer, "keys", None) is None for layer in cache.layers):
-        raise InputError(
-            f"{type(lm.model).__name__} has layers without keys and values of their own: their prompt cannot be shared "
-            "between rows; use exact with position=None, or a first-order score such as grad_x_act"
-        )
+        raise _no_keys(lm)
     for layer in cache.layers:
         layer.update = partial(_appended, layer.keys, layer.values)
     return cache
+
+
+def _no_keys(lm: LM) -> InputError:
+    return InputError(
+        f"{type(lm.model).__name__} has layers without keys and values of their own: their prompt cannot be shared "
+        "between rows; use exact with position=None, or a first-order score such as grad_x_act"
+    )
 
 
 def _appended(keys: Tensor, values: Tensor, own_keys: Tensor, own_values: Tensor, *_: Any, **__: Any) -> Any:

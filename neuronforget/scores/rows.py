@@ -76,7 +76,7 @@ def clean_run(lm: LM, batch: Batch, position: int | None) -> Clean:
 
     def keep(layer: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         inputs[layer] = _ending(hidden_of(args, kwargs), own)
-        left, rest[layer] = (out[0], tuple(out[1:])) if isinstance(out, tuple) else (out, None)
+        left, rest[layer] = (out[0], tuple(out[1:])) if isinstance(out, tuple | list) else (out, None)
         inputs[layer + 1] = _ending(left, own)
 
     def keep_acts(layer: int, act: Tensor) -> Tensor:
@@ -198,11 +198,11 @@ def _run_entered(
     if inside < rows:  # masks and positions go with their rows; ALiBi's come as [row * head, ...]
         args, kwargs = tree_map(partial(_narrowed, rows, inside), (args, kwargs))
     out = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
-    left = out[0] if isinstance(out, tuple) else out
+    left = out[0] if isinstance(out, tuple | list) else out
     if new and leave is not None:
         left = torch.cat([left[:before], leave(layer, left[before:])])
     whole = torch.cat([left, hidden[len(left) :]])
-    return (whole, *out[1:]) if isinstance(out, tuple) else whole
+    return (whole, *out[1:]) if isinstance(out, tuple | list) else whole
 
 
 def _narrowed(rows: int, inside: int, value: Any) -> Any:

@@ -29,7 +29,8 @@ def frozen_norms(lm: LM) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for path, module in lm.model.named_modules():
-            if "norm" in type(module).__name__.lower() and not any(module.children()):
+            named = "norm" in type(module).__name__.lower() and ".parametrizations." not in path
+            if named and not any(module.children()):
                 stack.callback(module.register_forward_hook(_NormRule(path)).remove)
         yield
 
@@ -189,4 +190,4 @@ def _droppable(dropped: list[int], layer: int, _block: nn.Module, args: Any, kwa
 
 
 def _with_states(out: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+    return (change(out[0]), *out[1:]) if isinstance(out, tuple | list) else change(out)

@@ -37,7 +37,7 @@ class Lens:
             self.bridge = build_bridge_from_module(
                 shared_twin(lm.model), kind, hf_config=lm.model.config, post_adapter_hook=_only_mlps
             )
-        except (ValueError, KeyError, AttributeError, TypeError, NotImplementedError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, NotImplementedError, ImportError) as error:
             raise InputError(f"TransformerLens does not know {kind} ({error}): use tap='torch_hooks'") from None
         # On routed experts `hook_post` is the MLP's output, so both names are asked for.
         mlps = {layer: block.mlp for layer, block in self.bridge.blocks_with("mlp")}

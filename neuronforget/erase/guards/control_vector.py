@@ -54,9 +54,9 @@ def repe(
 def _install(lm: LM, guard: Guard) -> Iterator[Any]:
     def minus(vector: Tensor) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple) else output
+            hidden = output[0] if isinstance(output, tuple | list) else output
             moved = hidden - (guard.strength * vector).to(hidden)
-            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+            return (moved, *output[1:]) if isinstance(output, tuple | list) else moved
 
         return hook
 

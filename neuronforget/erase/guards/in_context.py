@@ -21,7 +21,7 @@ from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.reading import check_prompts, positions
 from neuronforget.errors import InputError
 from neuronforget.guarding import Given, Guard, accepts, before_pass, cache_of, mechanism
-from neuronforget.models import LM
+from neuronforget.models import LM, frozen
 from neuronforget.train import draw
 
 
@@ -41,7 +41,8 @@ def icu(
 
     Other answers are drawn from `answers`, else from the example's own `wrong` ones, else from what other forget
     examples answer. Which examples are shown is drawn by `seed`. The guard is on or off: it has no strength between.
-    Raises InputError where the tokenizer lacks the separator, and where the context leaves no room for the corpora.
+    Raises InputError where the tokenizer lacks the separator, where the context leaves no room for the corpora, and
+    for a model that does not read it from a cache as it reads it before the prompt (as in some linear attention).
     """
     check_disjoint(forget, retain)
     if shown < 1 or kept < 0:
@@ -60,6 +61,7 @@ def icu(
             f"show fewer examples than shown={shown}, kept={kept}"
         )
     guard = Guard.of(lm, "icu", {"context": torch.tensor(ids)})
+    _check_read(lm, ids, _asked(forget, forget.examples[0].prompt))
     about = {"forget": forget.digest(), "retain": retain.digest(), "shown": shown, "kept": kept, "seed": seed}
     return Edit.guarding(guard, **about, context=separator.join(texts))
 
@@ -93,6 +95,27 @@ def _context_ids(lm: LM, text: str) -> list[int]:
         )
     first, bos = lm.tokenizer(text)["input_ids"][:1], lm.tokenizer.bos_token_id
     return [bos, *ids] if bos is not None and first == [bos] else ids
+
+
+@torch.no_grad()
+def _check_read(lm: LM, context: list[int], prompt: str) -> None:
+    own = list(lm.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    before, after, both = (torch.tensor([ids], device=lm.device) for ids in (context, own, context + own))
+    with frozen(lm):
+        out = lm.model(input_ids=before, use_cache=True)
+        cache = getattr(out, _cache_name(lm), None)
+        whole = lm.model(input_ids=both, use_cache=False).logits[0, -1].float()
+        gap = torch.inf
+        if cache is not None:
+            told = {_cache_name(lm): cache, "attention_mask": torch.ones_like(both)}
+            places = positions(lm, torch.arange(len(context), both.shape[1], device=lm.device)[None])
+            found = lm.model(input_ids=after, **told, **places).logits[0, -1].float()
+            gap = float((found - whole).abs().max() / whole.abs().max().clamp_min(1e-30))
+    if not gap < torch.finfo(out.logits.dtype).eps ** 0.5:
+        raise InputError(
+            f"{type(lm.model).__name__} does not read a context from its cache as it reads one before the prompt: icu "
+            "needs a model whose cache is of keys and values; use another guard, or an erasure"
+        )
 
 
 @mechanism("icu", dial=False)

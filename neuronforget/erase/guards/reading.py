@@ -40,7 +40,7 @@ def block_outputs(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
     def keep(layer: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            kept[layer] = output[0] if isinstance(output, tuple) else output
+            kept[layer] = output[0] if isinstance(output, tuple | list) else output
 
         return hook
 
