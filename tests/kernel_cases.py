@@ -25,7 +25,7 @@ def draw(rows: int, neurons: int, seed: int, dtype: torch.dtype = torch.float32,
 def assert_same(found: Piece, expected: Piece, rel: float = 3e-6) -> None:
     """Within `rel` of the largest magnitude of each statistic, or of what cancels in it; counts are equal."""
     assert found[2].tolist() == pytest.approx(expected[2].tolist())
-    cancelling = _cancelling(expected[0])
+    cancelling = _cancelling(expected[0], float(expected[2].sum()))
     for got, want in zip(found[:2], expected[:2], strict=True):
         for name, values in got.items():
             exact = want[name].double()
@@ -41,17 +41,21 @@ def assert_same(found: Piece, expected: Piece, rel: float = 3e-6) -> None:
             )
 
 
-def _cancelling(fields: dict[str, Tensor]) -> dict[str, float]:
-    """Sizes to the rounding of which sums are found: `sum a g` may be far less than `sum |a g|`, `sum a` likewise."""
+def _cancelling(fields: dict[str, Tensor], count: float) -> dict[str, float]:
+    """Sizes to the rounding of which sums are found: `sum a g` may be far less than `sum |a g|`, others likewise.
+
+    `sum |g|` is no field: it is at most the root of `sum g^2` times the number of rows (Cauchy-Schwarz).
+    """
 
     def most(name: str) -> float:
         return float(fields[name].nan_to_num(0.0, 0.0, 0.0).max())
 
     sums = {"sum_a": most("abs_sum")} if "abs_sum" in fields else {}
-    if not fields.keys() >= {"abs_ag", "s2", "u2"}:
+    if not fields.keys() >= {"abs_ag", "s2", "u2", "g2"}:
         return sums
-    size, s, u = most("abs_ag"), most("s2"), most("u2")
-    return {**sums, "s": size, "abs_s": size, "s2": s**0.5 * size, "us": u**0.5 * size}
+    size, width, s, u = most("abs_ag"), (most("g2") * count) ** 0.5, most("s2") ** 0.5, most("u2") ** 0.5
+    sums |= {"s": size, "abs_s": size, "s2": s * size, "u": width, "u2": u * width}
+    return {**sums, "us": max(u * size, s * width)}
 
 
 def ragged(lengths: list[int], gap: int) -> Tensor:

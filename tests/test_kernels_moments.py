@@ -30,6 +30,7 @@ TYPES = st.sampled_from([torch.float32, torch.bfloat16, torch.float16])
 
 @given(st.lists(st.integers(-1, 4), max_size=60), st.booleans(), st.booleans(), st.sampled_from([1, 20, 1100]), TYPES)
 @example([0, -1, -1, -1, *[0] * 8], True, False, 1, torch.bfloat16)  # a sum of activations that nearly cancels
+@example([0, 0, 0, 0], True, False, 1, torch.float32)  # and one of gradients
 @settings(max_examples=60, deadline=None)
 def test_any_segments_weights_and_groups(
     numbers: list[int], weigh: bool, split: bool, neurons: int, dtype: torch.dtype

@@ -1,8 +1,9 @@
 """The sums of pieces on CPU, no compiler needed: ATen operations on blocks of rows small enough to stay in the cache.
 
 A block holds several short pieces, or a part of a long one. Terms are written beside one another, row by row. In fp32
-an `embedding_bag` adds up the rows of each piece, a `sum` those of each group in the block for what is not wanted by
-piece, as the GPU's items do. Squares then take the place of their bases.
+an `embedding_bag` adds up the rows of each piece, another those of each part of the block for what is not wanted by
+piece, as the GPU's items do. Squares take the place of their bases in between. Every operation gives a thread the rows
+that it had before: a `sum` over rows would give it columns, and where cores share no cache the rows then travel.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from neuronforget_kernels.accumulators import (
     S,
     U,
 )
-from neuronforget_kernels.layout import PIECE_ROWS, Layout
+from neuronforget_kernels.layout import Layout
 
 #: What is added up by piece; the bases among it, their squares, and what else is added up.
 BY_PIECE, BASES, SQUARES, OTHERS = SUMS[:4], SUMS[:3], SUMS[4:7], SUMS[7:]
 #: Elements of a block's activations; with its gradients and the terms held at a time some eight times as many.
 BLOCK = 98_304
+#: Parts of a block, as many as threads find work in it, and the longest in rows: one by one these add up in fp32
+#: to seven digits.
+PARTS, PART_ROWS = 4, 64
 
 
 def names_of(want: int) -> tuple[int, ...]:
@@ -49,7 +53,8 @@ class Block:
     """`count` rows that are read together: those of piece `pieces.start` begin at `first[0]`, and so on.
 
     `opens` is false for what continues a piece. `even` repeats rows (None: no need) until every piece has as many,
-    which leaves its extremes as they are. `parts` are ranges of at most `PIECE_ROWS` rows of one group, with the group.
+    which leaves its extremes as they are. Its parts, of at most `PART_ROWS` rows, begin at `cuts`, and each is of one
+    group, `groups`.
     """
 
     count: int
@@ -58,7 +63,8 @@ class Block:
     pieces: slice
     first: Tensor
     even: Tensor | None
-    parts: list[tuple[int, int, int]]
+    cuts: Tensor
+    groups: list[int]
 
 
 def blocks_of(layout: Layout, most: int, mixed: int | None = None) -> list[Block]:
@@ -100,8 +106,10 @@ def _block(low: list[int], high: list[int], begin: int, group: list[int], *, ope
     own = group[begin : begin + len(low)]
     changes = [0, *(i for i in range(1, len(own)) if own[i] != own[i - 1]), len(own)] if any(own) else [0, len(own)]
     ranges = [(first[start], first[stop], own[start]) for start, stop in pairwise(changes)]
-    parts = [(x, min(x + PIECE_ROWS, end), of) for start, end, of in ranges for x in range(start, end, PIECE_ROWS)]
-    return Block(first[-1], opens, read, slice(begin, begin + len(low)), torch.tensor(first[:-1]), even, parts)
+    most = min(PART_ROWS, -(-first[-1] // PARTS))
+    parts = [(x, of) for start, end, of in ranges for x in range(start, end, most)]
+    cuts, groups = torch.tensor([x for x, _ in parts]), [of for _, of in parts]
+    return Block(first[-1], opens, read, slice(begin, begin + len(low)), torch.tensor(first[:-1]), even, cuts, groups)
 
 
 class BlockSums:
@@ -115,7 +123,7 @@ class BlockSums:
         by_piece, others = ([name for name in names if name in some] for some in (BY_PIECE, OTHERS))
         self.squares = len(names) - len(by_piece) - len(others)
         self.blocks = blocks_of(layout, max(1, BLOCK // max(1, width)))
-        self.groups = torch.tensor([group for block in self.blocks for *_, group in block.parts], dtype=torch.long)
+        self.groups = torch.tensor([group for block in self.blocks for group in block.groups], dtype=torch.long)
         most, pieces = max((block.count for block in self.blocks), default=0), len(layout.low)
         self.act, self.grad = torch.empty((2, most, width)).unbind()
         self.sums = torch.empty((pieces, len(by_piece), width))
@@ -128,7 +136,7 @@ class BlockSums:
     @torch.inference_mode()
     def __call__(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return sums by piece [piece, sum, neuron], the rest, extremes [max and -min, piece, neuron]; fp32."""
-        rest = iter(self.rest)
+        rest = iter(self.rest.split([len(block.groups) for block in self.blocks]))
         for block in self.blocks:
             act, terms = _read(a, block.rows, self.act[: block.count]), self.terms[block.count]
             if self.peak:
@@ -136,23 +144,24 @@ class BlockSums:
             terms.fill(act, None if g is None else _read(g, block.rows, self.grad[: block.count]), pivot)
             share = None if self.weights is None else self.weights[block.rows]
             self._add_pieces(terms, block, share)
-            if share is not None:
-                terms.others.mul_(share[:, None, None])
-            squares = terms.by_piece[:, : self.squares]
-            squares.mul_(squares if share is None else squares * share[:, None, None])
-            for start, stop, _ in block.parts:
-                into = next(rest)
-                torch.sum(squares[start:stop], 0, out=into[: self.squares])
-                torch.sum(terms.others[start:stop], 0, out=into[self.squares :])
+            self._add_parts(terms, block, share, next(rest))
         self.extremes[1].neg_()
         return self.sums, self.rest, self.extremes
 
     def _add_pieces(self, terms: Terms, block: Block, share: Tensor | None) -> None:
         """Add up the rows of each piece of a block."""
-        if terms.flat.shape[1]:
-            found = torch.embedding_bag(terms.flat, terms.order, block.first, mode=0, per_sample_weights=share)[0]
-            into, found = self.sums[block.pieces], found.view(len(block.first), -1, self.width)
+        if self.sums.shape[1]:
+            into, found = self.sums[block.pieces], terms.added(terms.by_piece, block.first, share)
             into.copy_(found) if block.opens else into.add_(found)
+
+    def _add_parts(self, terms: Terms, block: Block, share: Tensor | None, into: Tensor) -> None:
+        """Square the bases, and add up the rows of each part of a block."""
+        if self.squares:
+            squares = terms.by_piece[:, : self.squares]
+            squares.mul_(squares)
+            into[:, : self.squares] = terms.added(terms.by_piece, block.cuts, share)[:, : self.squares]
+        if into.shape[1] > self.squares:
+            into[:, self.squares :] = terms.added(terms.others, block.cuts, share)
 
     def _peaks(self, act: Tensor, block: Block) -> None:
         runs = (act if block.even is None else act[block.even]).view(len(block.first), -1, self.width)
@@ -167,8 +176,15 @@ class Terms:
     """Where the terms of a block's rows are written, [row, term, neuron]: those added up by piece, and others."""
 
     def __init__(self, by_piece: list[int], first: Tensor, others: list[int], second: Tensor, order: Tensor) -> None:
-        self.by_piece, self.flat, self.others, self.order = first, first.flatten(1), second, order
+        self.by_piece, self.others, self.order = first, second, order
         self.of = dict(zip([*by_piece, *others], [*first.unbind(1), *second.unbind(1)], strict=True))
+
+    def added(self, terms: Tensor, first: Tensor, share: Tensor | None) -> Tensor:
+        """Return the terms' sums [.., term, neuron] over the rows from each `first` on, weighted by `share` [row]."""
+        flat = terms.flatten(1)
+        return torch.embedding_bag(flat, self.order, first, mode=0, per_sample_weights=share)[0].view(
+            len(first), *terms.shape[1:]
+        )
 
     def fill(self, a: Tensor, g: Tensor | None, pivot: Tensor) -> None:
         """Write what each sum adds for each row; the squares are to come in their bases' place."""
