@@ -131,5 +131,6 @@ def _asked(
     ]
     if neurons is not None:
         share = len(neurons) / (len(neurons.layers) * neurons.width)
-        found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {scores.name if scores else 'a score'}"))
+        by = scores.name if scores is not None else "a score"
+        found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {by}"))
     return [(name, str(words).strip()) for name, words in found if words]

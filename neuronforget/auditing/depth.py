@@ -26,7 +26,7 @@ from neuronforget.likelihood import answer_nll
 from neuronforget.measuring import subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
-from neuronforget.scores.blocks import blocks_of, forward_of
+from neuronforget.scores.blocks import blocks_of, forward_of, state_of, with_state
 from neuronforget.taps import TorchHooks
 from neuronforget.taps.protocol import by_example
 
@@ -129,13 +129,11 @@ class Outs:
 
     def state(self, layer: int) -> Float[Tensor, "example token width"]:
         """Return what a block handed on."""
-        out = self.outs[layer]
-        return out[0] if isinstance(out, tuple | list) else out
+        return state_of(self.outs[layer])
 
     def with_state(self, lm: LM, layer: int, state: Tensor) -> Float[Tensor, "example token vocab"]:
         """Return the logits if block `layer` had handed on `state`; what lies below is not run again."""
-        own = self.outs[layer]
-        given = [*self.outs[:layer], (state, *own[1:]) if isinstance(own, tuple | list) else state]
+        given = [*self.outs[:layer], with_state(self.outs[layer], state)]
         with ExitStack() as stack:
             for block, out in zip(blocks_of(lm), given, strict=False):
                 stack.enter_context(forward_of(block, partial(_give, out)))

@@ -27,7 +27,7 @@ from neuronforget.likelihood import answer_logp, answer_nll
 from neuronforget.losses import Answered, Outputs, Passes
 from neuronforget.losses.outputs import Who, new_memory
 from neuronforget.models import LM
-from neuronforget.scores.blocks import blocks_of
+from neuronforget.scores.blocks import blocks_of, state_of
 from neuronforget.taps.protocol import by_example
 from neuronforget.train import draw
 
@@ -133,7 +133,7 @@ class Answering:
         kept: list[Tensor] = []
 
         def keep(_module: Any, _inputs: Any, output: Any) -> None:
-            kept.append(output[0] if isinstance(output, tuple | list) else output)
+            kept.append(state_of(output))
 
         with self._as(who) as lm:
             handle = _block(lm, layer).register_forward_hook(keep)

@@ -23,6 +23,7 @@ from neuronforget.erase.ablate import slice_of
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
+from neuronforget.scores.blocks import state_of, with_state
 from neuronforget.sites import Site
 from neuronforget.taps import TorchHooks
 
@@ -69,12 +70,12 @@ def moved(
 
     def hook(row: int) -> Any:
         def add(_module: nn.Module, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple | list) else output  # a block may hand out several tensors
+            hidden = state_of(output)
             examples = torch.arange(len(where), device=hidden.device)
             view = hidden.view(len(where), -1, hidden.shape[-1])  # OPT flattens examples and tokens
             seen[row] = view[examples, where].detach()
             new = view.index_put((examples, where), moves[row].to(hidden), accumulate=True).view(hidden.shape)
-            return (new, *output[1:]) if isinstance(output, tuple | list) else new
+            return with_state(output, new)
 
         return add
 

@@ -40,6 +40,16 @@ def layer_of(path: str, name: str) -> int | None:
     return None if head or not rest else int(rest.partition(".")[0])
 
 
+def state_of(output: Any) -> Tensor:
+    """Return the residual stream in what a block hands on: that alone, or the first of several things."""
+    return output[0] if isinstance(output, tuple | list) else output
+
+
+def with_state(output: Any, state: Tensor) -> Any:
+    """Return the same with another residual stream."""
+    return (state, *output[1:]) if isinstance(output, tuple | list) else state
+
+
 def hidden_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """Return the hidden states among a block's arguments."""
     return args[0] if args else kwargs["hidden_states"]

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
-from neuronforget.scores.blocks import Edit, blocks_of, edited, forward_of, hidden_of
+from neuronforget.scores.blocks import Edit, blocks_of, edited, forward_of, hidden_of, state_of, with_state
 from neuronforget.scores.prefix import cache_name, prompt_cache, shared_by_rows
 
 #: Makes of the states of a layer's new rows, as the block leaves them, those of the rows that go on.
@@ -76,7 +76,7 @@ def clean_run(lm: LM, batch: Batch, position: int | None) -> Clean:
 
     def keep(layer: int, _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
         inputs[layer] = _ending(hidden_of(args, kwargs), own)
-        left, rest[layer] = (out[0], tuple(out[1:])) if isinstance(out, tuple | list) else (out, None)
+        left, rest[layer] = state_of(out), tuple(out[1:]) if isinstance(out, tuple | list) else None
         inputs[layer + 1] = _ending(left, own)
 
     def keep_acts(layer: int, act: Tensor) -> Tensor:
@@ -198,11 +198,11 @@ def _run_entered(
     if inside < rows:  # masks and positions go with their rows; ALiBi's come as [row * head, ...]
         args, kwargs = tree_map(partial(_narrowed, rows, inside), (args, kwargs))
     out = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
-    left = out[0] if isinstance(out, tuple | list) else out
+    left = state_of(out)
     if new and leave is not None:
         left = torch.cat([left[:before], leave(layer, left[before:])])
     whole = torch.cat([left, hidden[len(left) :]])
-    return (whole, *out[1:]) if isinstance(out, tuple | list) else whole
+    return with_state(out, whole)
 
 
 def _narrowed(rows: int, inside: int, value: Any) -> Any:

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
-from neuronforget.scores.blocks import blocks_of, hidden_of
+from neuronforget.scores.blocks import blocks_of, hidden_of, state_of, with_state
 from neuronforget.sites import Site
 
 
@@ -175,19 +175,11 @@ def _cut(held: list[Tensor], _block: nn.Module, args: tuple[Any, ...], kwargs: d
 
 def _past(held: list[Tensor], _block: nn.Module, _args: Any, out: Any) -> Any:
     stream = held.pop()
-    return _with_states(out, lambda states: states + (stream - stream.detach()))
+    return with_state(out, state_of(out) + (stream - stream.detach()))
 
 
 def _droppable(dropped: list[int], layer: int, _block: nn.Module, args: Any, kwargs: dict[str, Any], out: Any) -> Any:
-    stream = hidden_of(args, kwargs)
-
-    def split(states: Tensor) -> Tensor:
-        added = states - stream
-        added.register_hook(lambda grad: torch.zeros_like(grad) if layer in dropped else grad)
-        return states.detach() + (stream - stream.detach()) + (added - added.detach())
-
-    return _with_states(out, split)
-
-
-def _with_states(out: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    return (change(out[0]), *out[1:]) if isinstance(out, tuple | list) else change(out)
+    stream, states = hidden_of(args, kwargs), state_of(out)
+    added = states - stream
+    added.register_hook(lambda grad: torch.zeros_like(grad) if layer in dropped else grad)
+    return with_state(out, states.detach() + (stream - stream.detach()) + (added - added.detach()))

@@ -19,7 +19,7 @@ from neuronforget.erase.guards.reading import check_layers, corpus_means
 from neuronforget.errors import InputError
 from neuronforget.guarding import Guard, mechanism
 from neuronforget.models import LM
-from neuronforget.scores.blocks import blocks_of
+from neuronforget.scores.blocks import blocks_of, state_of, with_state
 
 
 @operator
@@ -54,9 +54,9 @@ def repe(
 def _install(lm: LM, guard: Guard) -> Iterator[Any]:
     def minus(vector: Tensor) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> Any:
-            hidden = output[0] if isinstance(output, tuple | list) else output
+            hidden = state_of(output)
             moved = hidden - (guard.strength * vector).to(hidden)
-            return (moved, *output[1:]) if isinstance(output, tuple | list) else moved
+            return with_state(output, moved)
 
         return hook
 

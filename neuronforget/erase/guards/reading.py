@@ -14,7 +14,7 @@ from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.errors import InputError
 from neuronforget.guarding import accepts
 from neuronforget.models import LM, frozen
-from neuronforget.scores.blocks import blocks_of
+from neuronforget.scores.blocks import blocks_of, state_of
 
 
 def check_layers(lm: LM, layers: Sequence[int] | None) -> list[int]:
@@ -40,7 +40,7 @@ def block_outputs(lm: LM, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
     def keep(layer: int) -> Any:
         def hook(_module: Any, _inputs: Any, output: Any) -> None:
-            kept[layer] = output[0] if isinstance(output, tuple | list) else output
+            kept[layer] = state_of(output)
 
         return hook
 
