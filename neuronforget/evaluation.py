@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora import Corpus, check_disjoint, subjects_of
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.measuring import METRICS, Before, measure, name_of, subjects_of
+from neuronforget.measuring import METRICS, Before, measure, name_of
 from neuronforget.metrics import Metric, kl_gold, kl_untouched, nll
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row

@@ -110,7 +110,9 @@ class _Reader(Readings):
         if not values:
             return
         little = NEAR * self.known
-        if start - left <= little:
+        if self.known <= NEAR:
+            verdict = "too little was known to tell what that says"
+        elif start - left <= little:
             verdict = (
                 "the selection itself does little: this knowledge does not hang on the neurons that the score found"
             )

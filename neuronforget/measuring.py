@@ -146,13 +146,6 @@ def preferred(losses: Sequence[float] | np.ndarray) -> float:
     return float(lowest[0] / lowest.sum())
 
 
-def subjects_of(corpus: Corpus) -> np.ndarray:
-    """Number each example's subject; one without a subject is a unit of its own."""
-    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
-    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return np.array([place[name] for name in names])
-
-
 def name_of(metric: Metric) -> str:
     """Return what a metric is called in results."""
     return getattr(metric, "__name__", str(metric))

@@ -18,8 +18,8 @@ import neuronforget as nf
 from neuronforget.auditing import Case, Reading
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, constant
 from neuronforget.auditing.verdicts import decide, judge
+from neuronforget.corpora import subjects_of
 from neuronforget.erase.ablate import all_of
-from neuronforget.measuring import subjects_of
 from neuronforget.metrics import Metric
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import neuronforget as nf
 from neuronforget import select
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
@@ -120,10 +121,56 @@ def test_jaccard_is_shared_over_all() -> None:
     assert pairwise_jaccard(masks[[2, 2]]).tolist() == [1.0]
 
 
+def people(subjects: list[int], name: str) -> nf.Corpus:
+    """An example for each number, about that subject."""
+    rows = [{"prompt": f"{name} {i}", "answer": "yes", "subject": f"{name} {who}"} for i, who in enumerate(subjects)]
+    return nf.Corpus.from_rows(rows, name=name)
+
+
+def of_people(counts: tuple[int, int], each: int, seed: int) -> tuple[list[Moments], tuple[nf.Corpus, nf.Corpus]]:
+    """No neuron knows forget people from retain people, but each treats a person's examples alike."""
+    draw = torch.Generator().manual_seed(seed)
+    owners = [torch.arange(n).repeat_interleave(each) for n in counts]
+    own = [torch.randn((n, 1, 300), generator=draw) for n in counts]
+    noise = [torch.randn((n * each, 1, 300), generator=draw) for n in counts]
+    made = [table(2 * o[w] + e) for o, w, e in zip(own, owners, noise, strict=True)]
+    return made, (people(owners[0].tolist(), "f"), people(owners[1].tolist(), "r"))
+
+
+def test_whole_subjects_are_relabelled_where_their_examples_stand_and_fall_together() -> None:
+    by_example, by_subject = [], []
+    for seed in range(6):
+        moments, corpora_ = of_people((5, 12), 8, seed)
+        by_example.append(len(select.permutation_null(*moments, q=0.05, progress=False)))
+        chosen = select.permutation_null(*moments, q=0.05, subjects=corpora_, progress=False)
+        by_subject.append(len(chosen))
+        assert chosen.info["unit"] == "subject"
+    assert min(by_example) > 20 and sum(n > 0 for n in by_subject) <= 1, (by_example, by_subject)
+    rule = partial(select.per_layer, k=10)
+    alone, whole = (select.stability(*moments, rule, subjects=s, progress=False) for s in (None, corpora_))
+    assert whole.jaccard < alone.jaccard
+
+
+def test_a_subject_counts_once_by_the_mean_of_its_examples() -> None:
+    f, r = corpora(n=(6, 8))
+    who = ([0, 1, 0, 2, 2, 0], [0, 0, 1, 1, 2, 2, 3, 3])
+    means = [
+        table(torch.stack([m.table["s"][[i for i, one in enumerate(own) if one == j]].mean(0) for j in sorted({*own})]))
+        for m, own in zip((f, r), who, strict=True)
+    ]
+    found = select.permutation_p(f, r, subjects=(people(who[0], "f"), people(who[1], "r")), progress=False)
+    torch.testing.assert_close(found, select.permutation_p(*means, progress=False), atol=2e-3, rtol=0)
+    alone = people(list(range(6)), "f"), people(list(range(8)), "r")  # an example each: nothing to average
+    assert torch.equal(
+        select.permutation_p(f, r, subjects=alone, progress=False), select.permutation_p(f, r, progress=False)
+    )
+
+
 @pytest.mark.usefixtures("untyped")
 def test_what_has_no_examples_to_vary_is_refused() -> None:
     f, r = corpora(n=(3, 3))
     bad = replace(r, table={"s": r.table["s"] * torch.nan})
+    one, others, told = people([0] * 3, "f"), people([0] * 4, "f"), replace(f, info={"data": "another"})
     rule = partial(select.per_layer, k=10)
     for call, message in (
         (lambda: select.permutation_p(f, replace(r, table={})), "per_example=True"),
@@ -132,6 +179,9 @@ def test_what_has_no_examples_to_vary_is_refused() -> None:
         (lambda: select.permutation_p(f, bad), "NaN"),
         (lambda: select.permutation_p(f, r, permutations=0), "at least 1"),
         (lambda: select.permutation_p(f, r, null="all"), "'own' or 'pooled'"),
+        (lambda: select.permutation_p(f, r, subjects=(others, others)), "not recorded on corpus 'f', which"),
+        (lambda: select.permutation_p(f, r, subjects=(one, one)), "corpus 'f' has a single subject"),
+        (lambda: select.permutation_p(told, r, subjects=(one, one)), "not recorded on corpus 'f', which"),
         (lambda: select.permutation_null(f, r, q=0.0), "between 0 and 1"),
         (lambda: select.permutation_null(f, r, null="own", permutations=9), "use 20 or more"),
         (lambda: select.stability(f, replace(r, table={}), rule), "per_example=True"),

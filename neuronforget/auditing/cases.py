@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from neuronforget.corpora import Corpus
+from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.edits import Edit
-from neuronforget.measuring import measure, subjects_of
+from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, exact_match, probability
 from neuronforget.models import LM
 

@@ -19,11 +19,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject
-from neuronforget.corpora import Batch, batches, encode
+from neuronforget.corpora import Batch, batches, encode, subjects_of
 from neuronforget.guarding import asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
-from neuronforget.measuring import subjects_of
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
 from neuronforget.scores.blocks import blocks_of, forward_of, state_of, with_state

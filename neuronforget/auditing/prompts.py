@@ -12,9 +12,9 @@ from dataclasses import replace
 import numpy as np
 
 from neuronforget.auditing.cases import Case, NotTested, Reading, asked
-from neuronforget.corpora import Corpus, Example, encode
+from neuronforget.corpora import Corpus, Example, encode, subjects_of
 from neuronforget.corpora.tokens import join
-from neuronforget.measuring import option_losses, preferred, subjects_of
+from neuronforget.measuring import option_losses, preferred
 from neuronforget.metrics import Metric
 from neuronforget.train import draw
 

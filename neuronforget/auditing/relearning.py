@@ -16,14 +16,14 @@ import numpy as np
 from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, Case, NotTested, Reading
-from neuronforget.corpora import Corpus, encode
+from neuronforget.corpora import Corpus, encode, subjects_of
 from neuronforget.corpora.tokens import collate
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
 from neuronforget.guarding import asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
-from neuronforget.measuring import measure, subjects_of
+from neuronforget.measuring import measure
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
 from neuronforget.train import Plan, draw, steps

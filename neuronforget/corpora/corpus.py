@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from neuronforget.errors import InputError
 
 T = TypeVar("T")
@@ -125,6 +127,13 @@ class Corpus:
             json.dumps({k: v for k, v in asdict(e).items() if v or k == "prompt"}, ensure_ascii=False) for e in self
         ]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def subjects_of(corpus: Corpus) -> np.ndarray:
+    """Number each example's subject; one without a subject is a unit of its own."""
+    names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return np.array([place[name] for name in names])
 
 
 class Fingerprint:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
 from neuronforget.scores.scores import check_same
@@ -22,15 +23,16 @@ def zero_ablation(table: Mapping[str, Tensor]) -> Float[Tensor, "example layer n
 
 
 def effects(
-    forget: Moments, retain: Moments, effect: Effect
+    forget: Moments, retain: Moments, effect: Effect, subjects: tuple[Corpus, Corpus] | None = None
 ) -> tuple[Float[Tensor, "forget layer neuron"], Float[Tensor, "retain layer neuron"]]:
-    """Return the effect on every example of both corpora.
+    """Return the effect on every example of both corpora; with `subjects`, these corpora, the mean of each subject's.
 
-    Raises InputError for recordings of different models, without a per-example table, of a single example, or NaN.
+    Raises InputError for recordings of different models, without a per-example table, of a single example (subject),
+    of other corpora than `subjects`, or NaN.
     """
     check_same((forget.layers, forget["mean"]), (retain.layers, retain["mean"]))
     found = []
-    for name, moments in (("forget", forget), ("retain", retain)):
+    for i, (name, moments) in enumerate((("forget", forget), ("retain", retain))):
         if not moments.table:
             raise InputError(f"the {name} moments have no per-example table: record them with per_example=True")
         if moments.examples < 2:
@@ -38,5 +40,16 @@ def effects(
         values = effect(moments.table)
         if not torch.isfinite(values).all():
             raise InputError(f"the effects on the {name} examples hold NaN or infinity")
-        found.append(values)
+        found.append(values if subjects is None else _by_subject(values, moments, subjects[i], name))
     return found[0], found[1]
+
+
+def _by_subject(values: Tensor, moments: Moments, corpus: Corpus, name: str) -> Float[Tensor, "subject layer neuron"]:
+    if moments.examples != len(corpus) or moments.info.get("data", corpus.digest()) != corpus.digest():
+        raise InputError(f"the {name} moments were not recorded on corpus {corpus.name!r}, which `subjects` gives")
+    units = torch.from_numpy(subjects_of(corpus))[list(moments.index)]
+    count = torch.bincount(units)
+    if len(count) < 2:
+        raise InputError(f"corpus {corpus.name!r} has a single subject: what varies over subjects needs two or more")
+    total = values.new_zeros((len(count), *values.shape[1:]), dtype=torch.float64).index_add_(0, units, values.double())
+    return (total / count[:, None, None]).to(values.dtype)

@@ -13,7 +13,8 @@ pooled  counts over all neurons' relabeled statistics at once (as SAM does, Tush
         neurons have one null distribution. Effects that are zero on most examples break it.
 
 Examples are relabelled one by one, whoever they are about: where a corpus is a few people, whose facts stand and fall
-together, a neuron may pass for telling these people from those, which says nothing of other people.
+together, a neuron may pass for telling these people from those, which says nothing of other people. With `subjects`
+whole subjects are relabelled, each by the mean of its examples.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -42,6 +44,7 @@ def permutation_null(
     *,
     q: float = 0.05,
     effect: Effect = zero_ablation,
+    subjects: tuple[Corpus, Corpus] | None = None,
     null: Null = "pooled",
     side: Side = "larger",
     permutations: int = 200,
@@ -50,18 +53,22 @@ def permutation_null(
 ) -> Neurons:
     """Select neurons at a false-discovery rate of `q` (Benjamini & Hochberg 1995) by their permutation p-values.
 
-    May be empty: then no neuron is specific to forget beyond chance. `info` holds the largest p-value selected and
-    the smallest one possible. Raises InputError as `permutation_p` does, and where no p-value could pass `q`.
+    May be empty: then no neuron is specific to forget beyond chance. `subjects` are the two corpora: give them where it
+    is to hold for other subjects too, not for other questions about these alone. `info` holds the largest p-value
+    selected and the smallest one possible. Raises InputError as `permutation_p` does, and where no p-value could pass
+    `q`.
     """
     if not 0 < q < 1:
         raise InputError(f"q is a rate between 0 and 1, found {q}")
     if null == "own" and 1 / (1 + permutations) > q:
         raise InputError(f"{permutations} permutations give no p-value under {q}: use {int(1 / q)} or more")
     p = permutation_p(
-        forget, retain, effect=effect, null=null, side=side, permutations=permutations, seed=seed, progress=progress
-    )
+        forget, retain, effect=effect, subjects=subjects, null=null, side=side, permutations=permutations, seed=seed,
+        progress=progress,
+    )  # fmt: skip
     mask = benjamini_hochberg(p, q)
     info = {"rule": "permutation_null", "q": q, "null": null, "side": side, "permutations": permutations, "seed": seed}
+    info |= {"unit": "example" if subjects is None else "subject"}
     info |= {"score": getattr(effect, "__name__", "effect"), "largest p": float(p[mask].max()) if mask.any() else None}
     info |= {"smallest possible p": 1 / (1 + permutations * (1 if null == "own" else p.numel()))}
     return Neurons.from_mask(mask, forget.layers, **info)
@@ -72,6 +79,7 @@ def permutation_p(
     retain: Moments,
     *,
     effect: Effect = zero_ablation,
+    subjects: tuple[Corpus, Corpus] | None = None,
     null: Null = "own",
     side: Side = "larger",
     permutations: int = 1000,
@@ -89,7 +97,7 @@ def permutation_p(
         raise InputError(f"null is 'own' or 'pooled', side 'larger' or 'both'; found {null!r}, {side!r}")
     if permutations < 1:
         raise InputError(f"permutations must be at least 1, found {permutations}")
-    pair = effects(forget, retain, effect)
+    pair = effects(forget, retain, effect, subjects)
     labels = relabelings(len(pair[0]), len(pair[1]), permutations, seed)
     layers, found, counts = pair[0].shape[1], [], []
     for i in tqdm(range(layers), desc="permutation null", disable=not progress):

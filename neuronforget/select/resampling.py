@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -49,6 +50,7 @@ def stability(
     rule: Callable[[Scores], Neurons],
     *,
     effect: Effect = zero_ablation,
+    subjects: tuple[Corpus, Corpus] | None = None,
     resamples: int = 50,
     seed: int = 0,
     progress: bool = True,
@@ -56,12 +58,13 @@ def stability(
     """Select by `rule` from bootstrap resamples of both corpora's examples, and compare the selections.
 
     `rule` is a selection of one argument, `functools.partial(nf.select.per_layer, k=0.05)`; it sees the mean effect
-    on forget minus that on retain. Examples are drawn one by one, whoever they are about. Raises InputError for
-    recordings of different models, without a per-example table, of one example only, or NaN.
+    on forget minus that on retain. Examples are drawn one by one, whoever they are about; with `subjects`, the two
+    corpora, whole subjects are, each by the mean of its examples. Raises InputError for recordings of different models,
+    without a per-example table, of one example (subject) only, of other corpora than `subjects`, or NaN.
     """
     if resamples < 2:
         raise InputError(f"stability compares pairs of selections: resamples must be at least 2, found {resamples}")
-    pair, generator = effects(forget, retain, effect), np.random.default_rng(seed)
+    pair, generator = effects(forget, retain, effect, subjects), np.random.default_rng(seed)
     weights = [torch.from_numpy(_weights(len(x), resamples, generator)) for x in pair]
     masks = []
     for row in tqdm(range(resamples), desc="stability", disable=not progress):

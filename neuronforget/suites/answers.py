@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Corpus
+from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding, generate, prompt_tokens
-from neuronforget.measuring import subjects_of
 from neuronforget.metrics.text import SCORERS, Scorer
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, over, tidy_row

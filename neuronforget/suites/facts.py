@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from neuronforget.corpora import Corpus, Example, encode
+from neuronforget.corpora import Corpus, Example, encode, subjects_of
 from neuronforget.corpora.corpus import check_count
 from neuronforget.errors import InputError
-from neuronforget.measuring import measure, option_losses, preferred, subjects_of
+from neuronforget.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row
