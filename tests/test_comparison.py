@@ -311,7 +311,8 @@ def test_findings_call_nothing_near_where_nothing_was_known() -> None:
     assert "too little was known to tell" in " ".join(describe(fabricated(values)))
     beside = values | {"ablate": ("neurons", 0.29, 1.0), "ablate@random 0": ("control", 0.295, 1.0)}
     text = " ".join(describe(fabricated(beside)))
-    assert "29.5% to 29.5%: too little was known to tell what that says." in text and "needs no localisation" not in text
+    assert "29.5% to 29.5%: too little was known to tell what that says." in text
+    assert "needs no localisation" not in text
 
 
 def test_findings_pair_examples_where_they_are_kept() -> None:
