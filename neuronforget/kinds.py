@@ -11,7 +11,7 @@ from torch import nn
 from neuronforget.errors import InputError
 
 
-def check_kind(model: Any, tokenizer: Any = None) -> None:
+def check_kind(model: Any) -> None:
     """Raise InputError unless `model` is a decoder that predicts the next token, unwrapped and with plain weights.
 
     An encoder's neurons, a masked language model's or a classifier's would be found by their structure too, and every
@@ -28,7 +28,6 @@ def check_kind(model: Any, tokenizer: Any = None) -> None:
         raise InputError(f"{kind} does not predict the next token: load the checkpoint by AutoModelForCausalLM")
     if getattr(model, "hf_quantizer", None) is not None:
         raise InputError(f"{kind} is quantised: load it in a floating dtype; the audit asks what 8 and 4 bits change")
-    _check_tokens(model, tokenizer)
 
 
 def check_unwrapped(model: Any) -> None:
@@ -66,8 +65,11 @@ def rows_of_embedding(model: Any) -> int:
     return int(model.get_input_embeddings().weight.shape[0])
 
 
-def _check_tokens(model: Any, tokenizer: Any) -> None:
-    """Of a tokenizer's added tokens only the pad may lie outside the embedding: it is masked (see `LM.pad_id`)."""
+def check_tokens(model: Any, tokenizer: Any) -> None:
+    """Raise InputError for a tokenizer of more tokens than the model embeds.
+
+    Of its added tokens only the pad may lie outside: it is masked (see `LM.pad_id`).
+    """
     known, size = rows_of_embedding(model), getattr(tokenizer, "vocab_size", None)
     if isinstance(size, int) and size > known:
         raise InputError(

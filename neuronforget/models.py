@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from neuronforget.errors import InputError
-from neuronforget.kinds import check_kind, check_trainable, check_unwrapped, rows_of_embedding
+from neuronforget.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.ranks import own_device
 from neuronforget.sites import Site, find_sites
 
@@ -37,8 +37,10 @@ class LM:
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
-        check_kind(self.model, self.tokenizer)
-        return self.sites_override or find_sites(self.model)
+        check_kind(self.model)
+        found = self.sites_override or find_sites(self.model)
+        check_tokens(self.model, self.tokenizer)
+        return found
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
