@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from tempfile import gettempdir
 
 import pytest
 from filelock import FileLock
@@ -11,8 +12,8 @@ from filelock import FileLock
 import neuronforget as nf
 
 SHAPE = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, steps=180, graft_steps=150, planted=12, batch=96, lr=4e-3)
-#: Where the processes of one run of the tests keep it; `conftest` says which folder that is.
-shelf = Path("nowhere")
+#: Where the processes of one run of the tests keep it; `conftest` says which folder that is, this one is for scripts.
+shelf = Path(gettempdir()) / "neuronforget-beds"
 
 
 @lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from neuronforget.auditing.audits import Audit
 from neuronforget.auditing.cases import (
     DAMAGE,
     EDITED,
@@ -27,7 +28,7 @@ from neuronforget.auditing.neurons import moved, units
 from neuronforget.auditing.prompts import attacks, choice, worst_phrasing
 from neuronforget.auditing.quantisation import quantisation
 from neuronforget.auditing.relearning import relearning
-from neuronforget.auditing.verdicts import Audit, decide, judge
+from neuronforget.auditing.verdicts import decide, judge
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Reading
-from neuronforget.auditing.sentences import sentences
-from neuronforget.errors import InputError, reading
-from neuronforget.results import Results, difference, mean
+from neuronforget.errors import InputError
+from neuronforget.results import difference, mean
 from neuronforget.results import over as resampled_over
-from neuronforget.runs import whole_file
 
 ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
@@ -65,62 +61,6 @@ class Check:
             f"{self.probe}, {self.corpus}: {what} ({self.metric} {self.value:.3f}, untouched {self.start:.3f}, "
             f"{self.against} {self.reference:.3f}; difference {gap}, {self.n} examples, over {self.over})"
         )
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Audit:
-    """Erased or hidden: the verdict, the checks behind it, what could not be asked and why, and every number.
-
-    `results` has a row of each subject, probe (as its point), corpus and metric, with the examples behind it. `curves`
-    are by name and subject (relearning by look, lens and patching by block), `neurons` what the edit did to them.
-    """
-
-    verdict: Verdict
-    checks: tuple[Check, ...]
-    not_tested: dict[str, str]
-    damage: dict[str, Any]
-    curves: dict[str, dict[str, list[float]]]
-    neurons: dict[str, Any]
-    results: Results
-
-    @property
-    def evidence(self) -> str:
-        """How many checks find the knowledge, and which."""
-        found = [f"{c.probe} ({c.corpus})" for c in self.checks if c.outcome in ("left", "avoided")]
-        listed = f": {', '.join(found)}" if found else ""
-        return f"{len(found)} of {len(self.checks)} checks find it{listed}"
-
-    @property
-    def words(self) -> str:
-        """The verdict in one sentence, with the checks that speak for it."""
-        return f"{self.verdict} ({self.evidence})."
-
-    @property
-    def findings(self) -> tuple[str, ...]:
-        """Everything it found, in sentences with their numbers; the unwelcome first."""
-        return tuple(sentences(self))
-
-    def __str__(self) -> str:
-        return "\n".join(self.findings)
-
-    def __repr__(self) -> str:
-        return f"Audit({self.words})"
-
-    def save(self, folder: str | Path) -> None:
-        """Write the results and `audit.json` into a new folder."""
-        self.results.save(folder)
-        about = {k: v for k, v in vars(self).items() if k not in ("results", "checks")}
-        with whole_file(Path(folder) / "audit.json") as scratch:
-            scratch.write_text(json.dumps({**about, "checks": [asdict(c) for c in self.checks]}, indent=1))
-
-    @classmethod
-    def load(cls, folder: str | Path) -> Audit:
-        """Read what `save` wrote."""
-        path = Path(folder) / "audit.json"
-        with reading(path, "an audit"):
-            about = json.loads(path.read_text(encoding="utf-8"))
-            checks = tuple(Check(**row) for row in about.pop("checks"))
-            return cls(checks=checks, results=Results.load(folder), **about)
 
 
 def judge(readings: Sequence[Reading], seed: int) -> list[Check]:
