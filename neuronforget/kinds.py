@@ -26,8 +26,17 @@ def check_kind(model: Any) -> None:
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None or kind.endswith("ForMaskedLM"):
         raise InputError(f"{kind} does not predict the next token: load the checkpoint by AutoModelForCausalLM")
+    if _reads_ahead(config):
+        raise InputError(f"{kind} reads later tokens too (bidirectional): only causal language models are supported")
     if getattr(model, "hf_quantizer", None) is not None:
         raise InputError(f"{kind} is quantised: load it in a floating dtype; the audit asks what 8 and 4 bits change")
+
+
+def _reads_ahead(config: Any) -> bool:
+    """Does the configuration let a token see those after it? Gemma's encoders, XLM's masked models, XLNet."""
+    config = config.get_text_config()
+    both = getattr(config, "use_bidirectional_attention", None) in (True, "all")
+    return both or getattr(config, "causal", None) is False or getattr(config, "model_type", None) == "xlnet"
 
 
 def check_unwrapped(model: Any) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 RESAMPLES = 1000
 VERDICT_RESAMPLES = 10_000  # corrected for many comparisons, an interval ends at the outermost of them
+DRAWN = 1_000_000  # units drawn at a time: all at once, ten thousand samples of many examples fill the memory
 FEWEST = 5  # subjects from which on they are what is resampled
 #: Point of matched damage -> the name of its budget in `info`, and what has come to it.
 MATCHED = {
@@ -216,8 +217,11 @@ def resampled(
     sums, counts = np.bincount(place, values[known]), np.bincount(place)
     if len(sums) < 2:
         return np.full(resamples, np.nan)
-    draws = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)))
-    return sums[draws].sum(1) / counts[draws].sum(1)
+    generator, together, found = np.random.default_rng(seed), max(1, DRAWN // len(sums)), np.empty(resamples)
+    for start in range(0, resamples, together):
+        draws = generator.integers(len(sums), size=(len(found[start : start + together]), len(sums)))
+        found[start : start + together] = sums[draws].sum(1) / counts[draws].sum(1)
+    return found
 
 
 def over(units: np.ndarray) -> tuple[np.ndarray, str]:

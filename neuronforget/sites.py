@@ -61,9 +61,7 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     kind, config = type(model).__name__, model.config.get_text_config()  # type: ignore[union-attr, operator]
     depth = getattr(config, "num_hidden_layers", None)
     width = getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    for path, blocks in model.named_modules():
-        if not isinstance(blocks, nn.ModuleList) or len(blocks) != depth:
-            continue
+    for path, blocks in _lists_of(model, depth):
         found = [_block_site(f"{path}.{i}", i, block, width) for i, block in enumerate(blocks)]
         sites = tuple(site for site in found if site is not None)
         if len({site.d_mlp for site in sites}) > 1:
@@ -80,6 +78,14 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
         f"{kind} has no dense MLP that can be read (routed experts have none): "
         "neurons are the inputs of an MLP's output projection; pass LM(..., sites_override=) if you know them"
     )
+
+
+def _lists_of(model: nn.Module, depth: int | None) -> list[tuple[str, nn.ModuleList]]:
+    """The lists of so many modules, the decoder's first: the tower of another modality may be as deep and as wide."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model  # type: ignore[operator]
+    own = {id(module) for module in decoder.modules()} if isinstance(decoder, nn.Module) else set()
+    found = [(p, m) for p, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    return sorted(found, key=lambda one: id(one[1]) not in own)
 
 
 def _check_stored(model: nn.Module, sites: tuple[Site, ...]) -> None:

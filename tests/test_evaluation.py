@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tracemalloc
 from dataclasses import replace
 from functools import wraps
 from pathlib import Path
@@ -20,7 +21,7 @@ from neuronforget.errors import InputError
 from neuronforget.evaluation import match_damage
 from neuronforget.measuring import measure, preferred
 from neuronforget.metrics import Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
-from neuronforget.results import Results, bootstrap, difference
+from neuronforget.results import Results, bootstrap, difference, resampled
 
 
 def one(
@@ -374,6 +375,22 @@ def test_a_difference_of_one_subject_has_no_interval_and_of_equal_ones_no_width(
     value, low, high = difference(np.array([0.5, 0.1]), 0, units=np.array([3, 3]))
     assert value == 0.3 and np.isnan([low, high]).all()
     assert difference(np.full(6, 0.5), 0) == (0.5, 0.5, 0.5) and np.isnan(difference(np.full(6, np.nan), 0)).all()
+
+
+def test_many_examples_are_drawn_a_part_at_a_time_and_give_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(1).normal(size=37)
+    whole = np.random.default_rng(3).integers(37, size=(1000, 37))
+    monkeypatch.setattr("neuronforget.results.DRAWN", 37 * 7 + 5)
+    drawn = resampled(values, 3)
+    assert np.array_equal(drawn, values[whole].sum(1) / 37.0)
+
+
+def test_ten_thousand_samples_of_many_examples_need_little_memory() -> None:
+    tracemalloc.start()
+    difference(np.arange(4000.0), 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
 
 
 def test_the_preferred_of_equal_answers_is_chosen_by_chance() -> None:

@@ -67,6 +67,28 @@ def adapted() -> Any:
     return peft.get_peft_model(build("llama"), config)
 
 
+def xlm(**settings: Any) -> Any:
+    sizes = {"vocab_size": 64, "emb_dim": WIDTH, "n_layers": 2, "n_heads": 2, "max_position_embeddings": 64}
+    return transformers.XLMWithLMHeadModel(transformers.XLMConfig(**sizes, pad_index=0, **settings))
+
+
+def xlnet() -> Any:
+    config = transformers.XLNetConfig(vocab_size=64, d_model=WIDTH, n_layer=2, n_head=2, d_inner=40)
+    return transformers.XLNetLMHeadModel(config)
+
+
+def gemma(**settings: Any) -> Any:
+    return transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**SMALL, head_dim=8, **settings))
+
+
+def seeing() -> Any:
+    """Its vision tower comes first, and is as deep and as wide as its text model."""
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = transformers.CLIPVisionConfig(**sizes, image_size=8, patch_size=4)
+    config = transformers.LlavaConfig(text_config=transformers.LlamaConfig(**SMALL), vision_config=vision)
+    return transformers.LlavaForConditionalGeneration(config)
+
+
 REFUSED = {
     "encoder-decoder: only causal": (t5, bart),
     "does not predict the next token": (
@@ -74,6 +96,7 @@ REFUSED = {
         lambda: transformers.LlamaModel(transformers.LlamaConfig(**SMALL)),
         lambda: transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**SMALL)),
     ),
+    "reads later tokens too": (xlm, xlnet, lambda: gemma(use_bidirectional_attention=True)),
     "wrapped in torch.compile: give the model inside it, `model._orig_mod`": (
         lambda: torch.compile(build("llama"), backend="eager"),
     ),
@@ -89,6 +112,20 @@ REFUSED = {
 def test_a_model_that_cannot_be_read_is_refused_by_what_it_is(words: str, make: Any) -> None:
     with pytest.raises(nf.InputError, match=words):
         _ = nf.LM(make()).sites
+
+
+@pytest.mark.parametrize("make", [lambda: xlm(causal=True), gemma])
+def test_their_causal_siblings_are_read(make: Any) -> None:
+    assert len(nf.LM(make()).sites) == 2
+
+
+def test_neurons_are_those_of_the_text_model_where_a_vision_tower_is_as_deep_and_wide() -> None:
+    model = seeing()
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    assert "vision" in names[0] and len(names) == 2
+    assert [site.path for site in nf.LM(model).sites] == [
+        f"model.language_model.layers.{i}.mlp.down_proj" for i in range(2)
+    ]
 
 
 def test_a_path_is_no_model() -> None:

@@ -166,6 +166,16 @@ def test_a_subject_counts_once_by_the_mean_of_its_examples() -> None:
     )
 
 
+def test_so_few_subjects_that_no_relabelling_is_rare_are_refused_and_not_called_unspecific() -> None:
+    moments, corpora_ = of_people((2, 3), 8, 0)  # 10 ways to choose two of five, 84 to choose three of nine
+    with pytest.raises(InputError, match="2 of forget and 3 of retain are relabelled in 10 ways alone"):
+        select.permutation_null(*moments, q=0.05, null="own", subjects=corpora_, progress=False)
+    assert len(select.permutation_null(*moments, q=0.05, subjects=corpora_, progress=False)) == 0
+    moments, corpora_ = of_people((3, 6), 2, 0)
+    found = select.permutation_null(*moments, q=0.05, null="own", subjects=corpora_, progress=False)
+    assert found.info["smallest possible p"] == 1 / 84
+
+
 @pytest.mark.usefixtures("untyped")
 def test_what_has_no_examples_to_vary_is_refused() -> None:
     f, r = corpora(n=(3, 3))

@@ -19,6 +19,8 @@ whole subjects are relabelled, each by the mean of its examples.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import comb
 from typing import Literal, get_args
 
 import torch
@@ -26,7 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Corpus
+from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -70,8 +72,21 @@ def permutation_null(
     info = {"rule": "permutation_null", "q": q, "null": null, "side": side, "permutations": permutations, "seed": seed}
     info |= {"unit": "example" if subjects is None else "subject"}
     info |= {"score": getattr(effect, "__name__", "effect"), "largest p": float(p[mask].max()) if mask.any() else None}
-    info |= {"smallest possible p": 1 / (1 + permutations * (1 if null == "own" else p.numel()))}
+    units = [m.examples for m in (forget, retain)] if subjects is None else [len({*subjects_of(c)}) for c in subjects]
+    info |= {"smallest possible p": _smallest(units, q, permutations, p.numel() if null == "pooled" else 0)}
     return Neurons.from_mask(mask, forget.layers, **info)
+
+
+def _smallest(units: Sequence[int], q: float, permutations: int, pooled: int) -> float:
+    """The smallest p-value; a neuron's own is no smaller than one in all the ways to label so few units."""
+    if pooled:
+        return 1 / (1 + permutations * pooled)
+    if (ways := comb(sum(units), units[0])) * q < 1:
+        raise InputError(
+            f"{units[0]} of forget and {units[1]} of retain are relabelled in {ways} ways alone, none of which gives a "
+            f"p-value under {q}: take more, or null='pooled'"
+        )
+    return max(1 / (1 + permutations), 1 / ways)
 
 
 def permutation_p(
