@@ -86,7 +86,7 @@ class Comparison:
     @classmethod
     def load(cls, folder: str | Path) -> Comparison:
         """Read what `save` wrote; an edit is read when it is asked for. Raises InputError for any other folder."""
-        folder = Path(folder)
+        folder = Path(folder).absolute()  # edits are read later, wherever one is then
         with reading(folder / INDEX, "comparison"):
             about = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             edits, audits, count = about["edits"], about["audits"], about["controls"]

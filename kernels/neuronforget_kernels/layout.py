@@ -19,7 +19,7 @@ from torch import Tensor
 
 #: Small tables are made with numpy, whose calls cost a fraction of PyTorch's.
 Values = NDArray[Any]
-#: Longest piece in rows, and on CPU of what is added in fp32 beyond pieces. An item holds less than twice as many.
+#: Longest piece in rows. An item holds less than twice as many.
 PIECE_ROWS = 512
 #: Rows read, evenly spaced, for the pivot that keeps a large mean from costing the variance its digits.
 PIVOT_ROWS = 32

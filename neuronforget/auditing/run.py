@@ -146,7 +146,7 @@ def _damage(case: Case, metric: Metric, readings: Sequence[Reading]) -> dict[str
         "metric": metric.__name__,
         "retain before": mean(before),
         "retain after": mean(after),
-        "destroyed": bool(lost > DAMAGE * mean(before) and not low <= 0),  # of one example there is no interval
+        "destroyed": bool(lost > DAMAGE * mean(before) and low > 0),  # of one example there is no interval
         "nan": _nan(readings),
     }
     if case.gold is not None:
