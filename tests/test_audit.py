@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -276,6 +277,32 @@ def test_of_a_model_that_was_destroyed_what_is_left_is_still_said() -> None:
     assert decide(checks(1, "asked"), None, destroyed=True) == "not erased"
     assert decide(checks(0, "asked") + checks(1, "p"), None, destroyed=True) == "hidden"
     assert decide(checks(0, "asked"), None, nan=1, destroyed=True) == "broken"
+
+
+@pytest.mark.parametrize(
+    ("edited", "gold", "about", "much"),
+    [
+        ([0, 0, 0, 0, 0], [1, 1, 0, 1, 0], {"two_sided": True}, True),  # never chosen, as it seems
+        ([0, 0, 0.5, 0, 0], None, {"sign": -1}, True),
+        ([0.2, 0.25, 0.3, 0.2, 0.3], [1, 1, 0, 1, 0], {"two_sided": True}, False),  # chosen as by chance
+        ([1, 1, 0, 0, 1], [0, 0, 0, 0, 0], {}, True),  # three of five people are known
+        ([0, 1, 0, 0, 0], [0, 0, 0, 0, 0], {}, False),
+    ],
+)
+def test_too_few_subjects_to_be_sure_are_no_erasure(
+    edited: list[float], gold: list[float] | None, about: dict[str, Any], much: bool
+) -> None:
+    """Five people with six questions each; the interval holds zero, the mean says what it says."""
+    chance = np.full(30, 0.25) if about else None
+    given = [
+        replace(r, values=np.repeat(r.values, 6), units=np.repeat(r.units, 6), floor=chance)
+        for r in readings(edited, [1.0] * 5, gold, **about)
+    ]
+    others = [probe for i in range(12) for probe in readings([0.0] * 30, [1.0] * 30, [0.0] * 30, probe=f"other {i}")]
+    (check, *_) = judge([*given, *others], 0)
+    assert (check.outcome, check.much) == ("unclear", much) and ("half or more" in str(check)) == much
+    asked = judge(readings([0.0] * 8, [1.0] * 8, [0.0] * 8, probe="asked"), 0)
+    assert decide([*asked, check], None) == ("unclear" if much else "gone, as far as asked")
 
 
 def test_bad_requests_are_refused() -> None:

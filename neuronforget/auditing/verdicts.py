@@ -37,7 +37,8 @@ class Check:
     95% over all checks together, resampled `over` subjects, or examples where there are fewer than five subjects.
     "left": the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far
     below, and below chance, where right and wrong are compared; "unclear": neither, and the interval reaches half of
-    start - reference, a value is NaN, or half could be left and none of so few examples show it.
+    start - reference, a value is NaN, or half could be left and none of so few examples show it. `much`: it is unclear,
+    but by its mean half of that is left, or the answer chosen less than half as often as by chance and the reference.
     """
 
     probe: str
@@ -53,9 +54,10 @@ class Check:
     nan: int
     over: str
     outcome: Outcome
+    much: bool = False
 
     def __str__(self) -> str:
-        what = WORDS.get(self.outcome, self.outcome)
+        what = WORDS.get(self.outcome, self.outcome) + (", by its mean half or more" if self.much else "")
         gap = f"{self.value - self.reference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
         return (
             f"{self.probe}, {self.corpus}: {what} ({self.metric} {self.value:.3f}, untouched {self.start:.3f}, "
@@ -102,6 +104,8 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
     nan = int(np.isnan(edited.values).sum())
     few = MUCH ** (len(edited.values) - nan) > (1 - level) / 2
     below_chance = _below_chance(edited, seed, 1 - ALPHA if GOLD in who else level)  # beside gold a second condition
+    chance = reference if edited.floor is None else min(reference, mean(edited.floor))
+    avoids = (edited.sign < 0 or edited.two_sided) and value < MUCH * chance
     outcome: Outcome = "gone"
     if known - reference <= KNOWN_BY:
         outcome = "not known before"
@@ -109,10 +113,11 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
         outcome = "left"
     elif (edited.sign < 0 or edited.two_sided) and high < 0 and gap < -least and below_chance:
         outcome = "avoided"
-    elif nan or few or not (high < much or edited.sign < 0 <= high) or (edited.sign < 0 and high < 0):
+    elif nan or few or avoids or not (high < much or edited.sign < 0 <= high) or (edited.sign < 0 and high < 0):
         outcome = "unclear"
     return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
-                 len(edited.values), nan, over, outcome)  # fmt: skip
+                 len(edited.values), nan, over, outcome,
+                 outcome == "unclear" and bool(avoids or (edited.sign > 0 and gap >= much)))  # fmt: skip
 
 
 def _below_chance(edited: Reading, seed: int, level: float) -> bool:
@@ -138,7 +143,8 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0, destroyed: 
 
     A model that returns NaN, on `nan` examples when asked, is broken. An answer that is avoided more than by a model
     that never knew, and than by chance, is suppressed: it takes the fact to avoid it. Of a model that was `destroyed`,
-    as retain shows, neither this nor erasure is said. Where plain asking is unclear, so is the verdict.
+    as retain shows, neither this nor erasure is said. Where plain asking is unclear, or another probe by its mean finds
+    half or more, so is the verdict: too few subjects are no erasure.
     """
     checks = list(checks)
     if nan:
@@ -153,6 +159,6 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0, destroyed: 
         return "suppressed"
     if all(c.outcome == "not known before" for c in checks if c.probe == "asked"):
         return "nothing to forget"
-    if any(c.outcome == "unclear" for c in checks if c.probe == "asked"):
+    if any(c.outcome == "unclear" for c in checks if c.probe == "asked" or c.much):
         return "unclear"
     return "gone, as far as asked"
