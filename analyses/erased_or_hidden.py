@@ -2,7 +2,7 @@
 
 Of a model of one's own the same edits on the found neurons, and the gold twin only where there is one.
 
-python analyses/erased_or_hidden.py --out hidden            # five seeds, some three minutes each on one core
+python analyses/erased_or_hidden.py --out hidden            # five seeds, some four minutes each on one core
 python analyses/erased_or_hidden.py --out hidden --seeds 0  # one of them; a killed run goes on where it was
 python analyses/erased_or_hidden.py --out hidden --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
