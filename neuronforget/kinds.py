@@ -36,7 +36,7 @@ def _reads_ahead(config: Any) -> bool:
     """Does the configuration let a token see those after it? Gemma's encoders, XLM's masked models, XLNet."""
     config = config.get_text_config()
     both = getattr(config, "use_bidirectional_attention", None) in (True, "all")
-    return both or getattr(config, "causal", None) is False or getattr(config, "model_type", None) == "xlnet"
+    return both or getattr(config, "causal", None) is False or getattr(config, "attn_type", None) == "bi"
 
 
 def check_unwrapped(model: Any) -> None:

@@ -176,9 +176,9 @@ def difference(
 ) -> tuple[float, float, float]:
     """Return (mean, low, high) of paired differences: what verdicts go by, `bootstrap` stretched for few units.
 
-    Of five subjects the bootstrap's 95% interval holds the truth 83% of the time, one at 99.9% 91%. Its ends are moved
-    away from the mean by Student's quantile over the normal one, and sqrt(n / (n - 1)), n the number of units (as
-    Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%.
+    Of five subjects the bootstrap's 95% interval holds the truth 83% of the time (`benchmarks/covering.py`). Its ends
+    are moved away from the mean by Student's quantile over the normal one, and sqrt(n / (n - 1)), n the number of units
+    (as Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%.
     """
     from scipy.stats import norm, t
 

@@ -176,8 +176,8 @@ def evaluate(
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
-    results = with_command(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
     certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
+    results = with_command(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
     results = replace(results, info={**results.info, "certificates": certificates})
     results.save(out)
     show(results)

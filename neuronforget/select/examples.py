@@ -51,5 +51,6 @@ def _by_subject(values: Tensor, moments: Moments, corpus: Corpus, name: str) -> 
     count = torch.bincount(units)
     if len(count) < 2:
         raise InputError(f"corpus {corpus.name!r} has a single subject: what varies over subjects needs two or more")
-    total = values.new_zeros((len(count), *values.shape[1:]), dtype=torch.float64).index_add_(0, units, values.double())
-    return (total / count[:, None, None]).to(values.dtype)
+    zero = torch.zeros((len(count), values.shape[2]), dtype=torch.float64)
+    means = [zero.index_add(0, units, layer.double()) / count[:, None] for layer in values.unbind(1)]
+    return torch.stack([layer.to(values.dtype) for layer in means], 1)

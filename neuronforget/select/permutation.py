@@ -64,6 +64,8 @@ def permutation_null(
         raise InputError(f"q is a rate between 0 and 1, found {q}")
     if null == "own" and 1 / (1 + permutations) > q:
         raise InputError(f"{permutations} permutations give no p-value under {q}: use {int(1 / q)} or more")
+    units = [m.examples for m in (forget, retain)] if subjects is None else [len({*subjects_of(c)}) for c in subjects]
+    smallest = _smallest(units, q, permutations, forget["mean"].numel() if null == "pooled" else 0)
     p = permutation_p(
         forget, retain, effect=effect, subjects=subjects, null=null, side=side, permutations=permutations, seed=seed,
         progress=progress,
@@ -72,8 +74,7 @@ def permutation_null(
     info = {"rule": "permutation_null", "q": q, "null": null, "side": side, "permutations": permutations, "seed": seed}
     info |= {"unit": "example" if subjects is None else "subject"}
     info |= {"score": getattr(effect, "__name__", "effect"), "largest p": float(p[mask].max()) if mask.any() else None}
-    units = [m.examples for m in (forget, retain)] if subjects is None else [len({*subjects_of(c)}) for c in subjects]
-    info |= {"smallest possible p": _smallest(units, q, permutations, p.numel() if null == "pooled" else 0)}
+    info |= {"smallest possible p": smallest}
     return Neurons.from_mask(mask, forget.layers, **info)
 
 

@@ -1,0 +1,33 @@
+"""The simulation of coverage: it tells intervals apart, and the documentation says what it printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import covering
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_few_subjects_need_the_wider_interval_and_many_do_not() -> None:
+    rows = {row["subjects"]: row for row in covering.intervals(60)}
+    assert rows[2]["bootstrap"] < 0.7 < 0.8 < rows[2]["difference"]
+    assert min(rows[50]["bootstrap"], rows[50]["difference"]) > 0.85
+
+
+def test_an_audit_finds_nothing_in_a_model_as_ignorant_as_its_twin() -> None:
+    assert max(row["found"] for row in covering.audits(6)) <= 2 / 6
+
+
+def test_the_pages_say_what_the_committed_results_say() -> None:
+    newest = max((ROOT / "benchmarks" / "results").glob("*-coverage.json"))
+    found = json.loads(newest.read_text(encoding="utf-8"))
+    held = {row["subjects"]: row["bootstrap"] for row in found["intervals"]}
+    metrics, suites = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("metrics.md", "suites.md"))
+    assert f"holds the truth {held[10]:.0%} of the time, of\nfive {held[5]:.0%}, of two {held[2]:.0%} (" in metrics
+    wide = [row["difference"] for row in found["intervals"]]
+    assert f"`results.difference`: {min(wide):.0%} to\n{max(wide):.0%})" in metrics
+    of = {row["texts"]: row["auc"] for row in found["aucs"]}
+    assert f"holds the truth {of[10]:.0%} of the time; thirty and thirty: {of[30]:.0%};" in suites
+    assert max(row["found"] for row in found["audits"]) <= 0.05
