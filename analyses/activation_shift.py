@@ -28,7 +28,6 @@ from sources import Source, sources
 import neuronforget as nf
 from neuronforget.auditing.cases import EDITED, UNTOUCHED, Case, Subject
 from neuronforget.auditing.neurons import Moved, moved, write_vectors
-from neuronforget.corpora import batches, encode
 from neuronforget.models import frozen
 from neuronforget.taps import TorchHooks
 
@@ -66,7 +65,7 @@ def written_shift(lm: nf.LM, other: nf.Edit | nf.LM, corpus: nf.Corpus, batch_si
     """Return by neuron how far what it writes moved: sqrt(mean |a' w' - a w|^2) over tokens, (layer, neuron)."""
     after = Subject(EDITED, other) if isinstance(other, nf.LM) else Subject(EDITED, lm, other)
     total, count = np.zeros(lm.shape), 0
-    for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+    for batch in lm.batches(corpus, batch_size):
         real = batch.attention_mask.bool().flatten()
         seen = []
         for subject in (Subject(UNTOUCHED, lm), after):

@@ -33,7 +33,6 @@ from gauges import counted, in_turns  # noqa: E402
 from problems import problem  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
-from neuronforget.corpora import batches, encode  # noqa: E402
 from neuronforget.likelihood import answer_nll  # noqa: E402
 from neuronforget.runs import content_key  # noqa: E402
 
@@ -59,7 +58,7 @@ def _rows(lm: nf.LM, members: Sequence[tuple[int, int]]) -> nf.Neurons:
 
 def full_pass(lm: nf.LM, corpus: nf.Corpus) -> None:
     """A training step's forward and backward over every batch, without an optimiser."""
-    for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), BATCH, lm.pad_id, lm.device):
+    for batch in lm.batches(corpus, BATCH):
         answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).sum().backward()
         lm.model.zero_grad()
 

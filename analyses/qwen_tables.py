@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from cells import folded, table
 
-from neuronforget.results import bootstrap
+from neuronforget.intervals import bootstrap
 from neuronforget.suites.rwku import ATTACKS
 
 State = Mapping[str, Any]

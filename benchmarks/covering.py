@@ -22,8 +22,8 @@ from scipy.stats import norm  # noqa: E402
 from neuronforget.auditing import Reading  # noqa: E402
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED  # noqa: E402
 from neuronforget.auditing.verdicts import judge  # noqa: E402
+from neuronforget.intervals import bootstrap, difference  # noqa: E402
 from neuronforget.metrics.membership import auc  # noqa: E402
-from neuronforget.results import bootstrap, difference  # noqa: E402
 
 SUBJECTS, EACH = (2, 3, 5, 10, 20, 50), 10  # subjects, and examples of each
 #: What a subject adds to its examples' values, in standard deviations of these; the truth is 0.
@@ -95,7 +95,7 @@ def main() -> None:
     results["audits"] = audits(max(1, options.repeats // 5))
     notes = (
         f"Share of {options.repeats} simulations in which a 95% interval holds the truth: of a mean, {EACH} examples a "
-        f"subject, by `results.bootstrap` and `results.difference`; of an AUC of {TRUE_AUC}. Last, the share of "
+        f"subject, by `intervals.bootstrap` and `intervals.difference`; of an AUC of {TRUE_AUC}. Last, the share of "
         f"{max(1, options.repeats // 5)} audits of {CHECKS} checks and {QUESTIONS} questions a person that find "
         "something where there is nothing: 0.05 is meant at most."
     )

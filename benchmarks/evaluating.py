@@ -22,7 +22,6 @@ from gauges import counted, in_turns, medians  # noqa: E402
 from problems import SHAPES, problem  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
-from neuronforget.corpora import batches, encode  # noqa: E402
 from neuronforget.measuring import measure  # noqa: E402
 from neuronforget.models import frozen  # noqa: E402
 
@@ -33,7 +32,7 @@ BATCHES = 8
 def forward(lm: nf.LM, corpus: nf.Corpus, batch_size: int) -> None:
     """Run the model alone, on the batches that `measure` makes."""
     with frozen(lm), torch.no_grad():
-        for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(corpus, batch_size):
             lm.model(**batch.inputs, use_cache=False)
 
 

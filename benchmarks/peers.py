@@ -28,7 +28,7 @@ from problems import SHAPES, problem  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
-from neuronforget.corpora import Batch, batches, encode  # noqa: E402
+from neuronforget.corpora import Batch  # noqa: E402
 from neuronforget.models import activations_only  # noqa: E402
 
 #: Largest difference from ours, relative to a duel's scale.
@@ -56,7 +56,7 @@ class Duel:
 
 def batches_of(lm: nf.LM, corpus: nf.Corpus, size: int) -> list[Batch]:
     """Return the corpus as the peers get it: tokenised, in batches."""
-    return list(batches(encode(corpus, lm.tokenizer), size, lm.pad_id, lm.device))
+    return list(lm.batches(corpus, size))
 
 
 def recording(lm: nf.LM, corpus: nf.Corpus, size: int) -> Duel:

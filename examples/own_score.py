@@ -10,7 +10,6 @@ import torch
 
 import neuronforget as nf
 from neuronforget import LM, Corpus, Moments, Scores
-from neuronforget.corpora import batches, encode
 from neuronforget.taps import TorchHooks
 
 
@@ -25,7 +24,7 @@ def before_answer(lm: LM, forget: Corpus, retain: Corpus, *, batch_size: int, pr
     tap, means = TorchHooks(lm), []
     for corpus in (forget, retain):
         found = []
-        for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(corpus, batch_size):
             at = batch.answer_mask.int().argmax(1) - 1  # the position that predicts the first answer token
             with torch.no_grad():
                 acts = tap(batch.inputs).acts

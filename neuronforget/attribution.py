@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Source, disjoint
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -18,6 +19,7 @@ from neuronforget.scores.scores import Score, needs
 from neuronforget.unfinished import Unfinished
 
 
+@checks_kinds
 def attribute(
     lm: LM,
     forget: Source,

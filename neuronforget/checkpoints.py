@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 
 from neuronforget.cards import base_name, model_card
 from neuronforget.changes import Change, mlp_biases
-from neuronforget.errors import InputError, reading
+from neuronforget.errors import InputError, reading, warn
 from neuronforget.models import LM, load_plain, swapped
 from neuronforget.precision import rounding_of
 from neuronforget.runs import whole_folder
@@ -66,7 +65,7 @@ def outlives(changes: Sequence[Change], dtype: torch.dtype | None, request: str)
     if kept.gone:
         raise InputError(f"{words}: the edit would be gone from this checkpoint; store it in {own}")
     if kept.lost:
-        warnings.warn(words, stacklevel=5)
+        warn(words)
     return {"dtype": str(dtype or own).removeprefix("torch."), **kept.info}
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuronforget.auditing.cases import Subject
 from neuronforget.auditing.neurons import written
-from neuronforget.corpora import Batch, Corpus, batches, encode
+from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError, reading
 from neuronforget.likelihood import answer_nll
@@ -127,10 +127,10 @@ def highlights(lm: LM, corpus: Corpus, neurons: Neurons, *, batch_size: int = 64
 
     g is the gradient of the answer's mean loss (nats a token) with respect to the activation.
     """
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    rows = lm.encode(corpus)
     found: dict[int, Highlight] = {}
     with activations_only(lm):
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(rows, batch_size):
             out = TorchHooks(lm)(batch.inputs)
             grads = out.grads(answer_nll(out.logits, batch).sum())
             total = torch.zeros(batch.input_ids.shape, dtype=torch.float64)
@@ -191,10 +191,10 @@ def _most_active(
     lm: LM, corpus: Corpus, chosen: Sequence[tuple[int, int]], batch_size: int
 ) -> list[tuple[tuple[str, str, float], ...]]:
     """Of each neuron the examples in which its activation is largest in magnitude, each by the token where it is."""
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    rows = lm.encode(corpus)
     found: list[list[tuple[float, int, int]]] = [[] for _ in chosen]
     with frozen(lm):
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(rows, batch_size):
             acts = TorchHooks(lm)(batch.inputs).acts
             for own, (layer, j) in zip(found, chosen, strict=True):
                 own += _peaks(by_example(acts[layer], batch.inputs)[..., j].float().cpu(), batch)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from neuronforget import select
+from neuronforget.arguments import checks_kinds
 from neuronforget.arms import made, methods, random_controls
 from neuronforget.attribution import attribute
 from neuronforget.auditing import Audit, audit
 from neuronforget.closeups import closeups
 from neuronforget.comparison import Comparison
-from neuronforget.corpora import Corpus, check_disjoint, encode
+from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.catalogue import Operator, further, takes
 from neuronforget.errors import InputError
@@ -38,6 +39,7 @@ from neuronforget.scores.scores import Score, needs
 CLOSE = ("ablate", "npo@neurons", "npo")
 
 
+@checks_kinds
 def compare(
     lm: LM,
     forget: Corpus,
@@ -79,7 +81,7 @@ def compare(
     check_disjoint(forget, retain)
     check_references(lm, gold, damage, divergence)
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
-        encode(corpus, lm.tokenizer, lm.max_length)
+        lm.encode(corpus)
     table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
     moments = [
         record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in (forget, retain)

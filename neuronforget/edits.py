@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -18,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.certificates import Certificate, certify
 from neuronforget.changes import Change, Law, State, written
 from neuronforget.checkpoints import check_holds, checkpoint
-from neuronforget.errors import InputError, reading
+from neuronforget.errors import InputError, reading, warn
 from neuronforget.guarding import Guard
 from neuronforget.models import LM
 from neuronforget.precision import Rounding, rounded, rounding, rounding_of
@@ -58,7 +58,7 @@ class Edit:
         if kept.gone:
             raise InputError(f"{method} changed nothing: {kept.words(dtype)}")
         if kept.lost:
-            warnings.warn(f"{method}: {kept.words(dtype)}", stacklevel=3)
+            warn(f"{method}: {kept.words(dtype)}")
         return cls(tuple(changes), {**info, **kept.info, **environment()})
 
     @classmethod
@@ -80,6 +80,7 @@ class Edit:
         lost = f", {s['lost']} values lost to the stored dtype" if s["lost"] else ""
         return f"Edit({s['method']}: {what}, relative change {s['relative']:.3g}{lost})"
 
+    @checks_kinds
     def apply(self, lm: LM) -> None:
         """Change the model until `undo`.
 
@@ -101,6 +102,7 @@ class Edit:
             self._put(lm, "after")
             raise
 
+    @checks_kinds
     @contextmanager
     def on(self, lm: LM) -> Iterator[LM]:
         """Apply within the block, and restore bit for bit whatever happens in it."""
@@ -163,6 +165,7 @@ class Edit:
         about |= {"neurons": written(lm.sites, self.changes), "info": dict(self.info)}
         return {**about, "certificate": self.certificate(lm).entry()}
 
+    @checks_kinds
     def export(
         self,
         lm: LM,

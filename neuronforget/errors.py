@@ -1,10 +1,15 @@
-"""The one exception for bad input: what was asked, what was found, what to do."""
+"""The one exception for bad input: what was asked, what was found, what to do; and warnings at the caller's line."""
 
 from __future__ import annotations
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+#: Modules whose frames are not the caller's.
+WITHIN = ("neuronforget", "contextlib", "jaxtyping")
 
 
 class InputError(ValueError):
@@ -17,6 +22,14 @@ def not_finite(where: str) -> InputError:
         f"activations or gradients are NaN or infinite ({where}): "
         "check the model's weights, or load it in a wider dtype"
     )
+
+
+def warn(words: str) -> None:
+    """Warn at the line that called this package, however deep within it one is."""
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in WITHIN:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(words, stacklevel=level)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint, subjects_of
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
@@ -24,6 +25,7 @@ from neuronforget.results import Results, example_rows, tidy_row
 from neuronforget.runs import environment
 
 
+@checks_kinds
 def evaluate(
     lm: LM,
     edits: Mapping[str, Edit],

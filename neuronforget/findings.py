@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 
 from neuronforget.auditing import Audit
 from neuronforget.neurons import Neurons
 from neuronforget.readings import Readings
-from neuronforget.results import MATCHED, Results
+from neuronforget.results import MATCHED, NoRow, Results
 
 NEAR = 0.05  # of what was known: within this an edit is said to reach the gold twin, or to do nothing
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
@@ -20,7 +21,7 @@ def describe(
     controls: Sequence[Neurons] = (),
     audits: Mapping[str, Audit] | None = None,
 ) -> Iterator[str]:
-    """Yield one finding after the other; those whose inputs are missing are left out.
+    """Yield one finding after the other; those whose inputs are missing, such as rows, are left out.
 
     Of results that are no comparison (a benchmark's, or without accuracy and probability) only audits are told.
     """
@@ -29,19 +30,12 @@ def describe(
     if not reader.readable:
         yield from told
         return
-    yield reader.before()
-    yield from reader.missing()
-    yield from reader.unsound()
-    if truth is not None and neurons is not None:
-        yield _localisation(neurons, truth, controls)
-    yield from reader.ablation()
-    yield from reader.trained()
-    yield from reader.destroyed()
-    yield from reader.unseen()
-    yield from reader.matched()
-    yield from reader.over_erased()
-    yield from reader.guards()
-    yield from told
+    located = [_localisation(neurons, truth, controls)] if truth is not None and neurons is not None else []
+    for sentences in (reader.before(), reader.missing(), reader.unsound(), located, reader.ablation(), reader.trained(),
+                      reader.destroyed(), reader.unseen(), reader.matched(), reader.over_erased(), reader.guards(),
+                      told):  # fmt: skip
+        with suppress(NoRow):
+            yield from sentences
     yield (
         f"Not checked {'of the other edits' if audits else 'here'}: whether the knowledge comes back by relearning, "
         "quantisation or other prompts. Little left of the forget corpus does not tell erased from hidden: "
@@ -66,7 +60,7 @@ def _localisation(neurons: Neurons, truth: Neurons, controls: Sequence[Neurons])
 class _Reader(Readings):
     """Reads sentences off results."""
 
-    def before(self) -> str:
+    def before(self) -> Iterator[str]:
         """What was known at the start, and in which measure everything is said."""
         start, kept = self.value("untouched", "forget"), self.value("untouched", "retain")
         if self.metric == "exact_match":
@@ -80,7 +74,7 @@ class _Reader(Readings):
             )
         if self.floor is not None:
             text += f" The gold twin, which never saw the forget corpus, is at {self.floor:.1%}: that is the target."
-        return text
+        yield text
 
     def missing(self) -> Iterator[str]:
         """Methods that are absent because they could not make their edit, and edits that could not be audited."""

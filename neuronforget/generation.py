@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.corpora import Corpus
-from neuronforget.corpora.tokens import check_batch_size, templated
+from neuronforget.corpora.tokens import check_batch_size, check_known, templated
 from neuronforget.errors import InputError
 from neuronforget.kept import Kept
 from neuronforget.models import LM, frozen
@@ -81,6 +81,7 @@ def prompt_tokens(lm: LM, corpus: Corpus, decoding: Decoding) -> list[list[int]]
         where = f"corpus {corpus.name!r}, example {i} ({example.prompt[:40]!r})"
         if not found:
             raise InputError(f"{where}: no token to go on from: give a prompt")
+        check_known(found, where, lm.tokenizer, lm.known)
         if lm.max_length is not None and len(found) + decoding.max_new_tokens > lm.max_length:
             raise InputError(
                 f"{where}: {len(found)} tokens and {decoding.max_new_tokens} of answer, the model holds {lm.max_length}"

@@ -12,7 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from neuronforget.corpora import Batch, Corpus, batches, encode
+from neuronforget.corpora import Batch, Corpus
 from neuronforget.errors import InputError
 from neuronforget.guarding import accepts, asked
 from neuronforget.kept import Kept
@@ -38,7 +38,7 @@ class Before:
     @torch.no_grad()
     def of(cls, lm: LM, corpus: Corpus, *, batch_size: int = 128) -> Before:
         """Ask the model as it is now. Raises InputError where memory does not hold the answer."""
-        rows = encode(corpus, lm.tokenizer, lm.max_length)
+        rows = lm.encode(corpus)
         tokens = sum(len(row.ids) - max(row.answer_start, 1) for row in rows)
         wanted = 4 * tokens * lm.model.get_output_embeddings().weight.shape[0]
         if wanted > (there := psutil.virtual_memory().available):
@@ -48,7 +48,7 @@ class Before:
             )
         found = {}
         with frozen(lm):
-            for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+            for batch in lm.batches(rows, batch_size):
                 found[batch.index] = Prediction(*predicted(lm, batch)).logp.cpu()
         return cls(found, lm.digest())
 
@@ -70,7 +70,7 @@ def measure(
     corpus and metrics find them there, and a run that was killed loses one batch at most.
     """
     metrics = list(metrics)
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    rows = lm.encode(corpus)
     work: dict[str, Any] = {"gold": gold, "before": before and before.digest, "batch_size": batch_size}
     store = Kept.of(kept, "values", lm, rows, metrics=metrics, **work)
 
@@ -84,7 +84,7 @@ def measure(
     if not metrics:
         return {}
     with frozen(lm), frozen(gold or lm):
-        table = np.array(store.fill(batches(rows, batch_size, lm.pad_id, lm.device), values), dtype=np.float64)
+        table = np.array(store.fill(lm.batches(rows, batch_size), values), dtype=np.float64)
     return {name_of(metric): table[:, i] for i, metric in enumerate(metrics)}
 
 
@@ -121,13 +121,11 @@ def option_losses(
     """
     options = [(i, text) for i, e in enumerate(corpus) for text in (e.answer, *e.wrong)]
     each = replace(corpus, examples=tuple(replace(corpus.examples[i], answer=text) for i, text in options))
-    rows = encode(each, lm.tokenizer, lm.max_length)
+    rows = lm.encode(each)
     score = (lambda logits, batch: -answer_logp(logits, batch)) if total else answer_nll
     store = Kept.of(kept, "options", lm, rows, total=total, batch_size=batch_size)
     with frozen(lm):
-        found = store.fill(
-            batches(rows, batch_size, lm.pad_id, lm.device), lambda batch: score(*predicted(lm, batch)).tolist()
-        )
+        found = store.fill(lm.batches(rows, batch_size), lambda batch: score(*predicted(lm, batch)).tolist())
     by: list[list[float]] = [[] for _ in corpus]
     for (i, _), value in zip(options, found, strict=True):
         by[i].append(value)

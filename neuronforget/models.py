@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Batch, Corpus, Encoded, batches, collate, encode
 from neuronforget.errors import InputError
 from neuronforget.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.ranks import own_device
@@ -64,11 +66,29 @@ class LM:
         return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None)  # MPT's
 
     @property
+    def known(self) -> int | None:
+        """Number of tokens that the model embeds, unless this process holds no part of the embedding."""
+        return rows_of_embedding(self.model) or None
+
+    @property
     def pad_id(self) -> int:
         """Token for right padding: it is masked, so its value never matters, if only the model embeds it."""
         known = rows_of_embedding(self.model)
         found = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         return next((token for token in found if token is not None and token < known), 0)
+
+    def encode(self, corpus: Corpus, *, first: int = 0) -> list[Encoded]:
+        """Tokenise every example, counted from `first`. Raises InputError for one that does not fit the model."""
+        return encode(corpus, self.tokenizer, self.max_length, known=self.known, first=first)
+
+    def batches(self, rows: Corpus | Sequence[Encoded], batch_size: int) -> Iterator[Batch]:
+        """Yield batches where the model's input lies, of like length, longest first."""
+        coded = self.encode(rows) if isinstance(rows, Corpus) else rows
+        return batches(coded, batch_size, self.pad_id, self.device)
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Return one batch of all `rows`, where the model's input lies."""
+        return collate(rows, self.pad_id, self.device)
 
     @property
     def name(self) -> str:
@@ -96,6 +116,7 @@ class LM:
             self.tokenizer.save_pretrained(folder)
 
 
+@checks_kinds
 def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu") -> LM:
     """Load a checkpoint folder or hub id in its stored dtype, onto `device`.
 

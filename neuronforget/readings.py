@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from neuronforget.errors import InputError
-from neuronforget.results import FEWEST, Results
+from neuronforget.intervals import FEWEST
+from neuronforget.results import Results
 
 KNOWN = 0.2  # exact match from which on it is the measure; below, the answer's probability
 

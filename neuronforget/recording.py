@@ -20,7 +20,8 @@ from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, moment_rows
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Batch, Corpus, Encoded, Fingerprint, Source, collate, encoded_batches
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Batch, Corpus, Encoded, Fingerprint, Source, encoded_batches
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only, check_whole
@@ -40,6 +41,7 @@ TOGETHER = 2**21
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 
+@checks_kinds
 def record(
     lm: LM,
     corpus: Source,
@@ -76,7 +78,7 @@ def record(
             unfinished = resume if isinstance(resume, Unfinished) else Unfinished(resume)
         tally = unfinished.tally(model=lm.digest(), rank=(ranks.rank, ranks.world), **work) if unfinished else Tally()
     fingerprint = Fingerprint([corpus.template, corpus.eos, corpus.max_tokens])
-    groups = encoded_batches(corpus, lm.tokenizer, batch_size, fingerprint, lm.max_length)
+    groups = encoded_batches(corpus, lm.encode, batch_size, fingerprint)
     measure = partial(_measure, reader, lm, positions=positions, per_example=per_example, compiled=compiled)
     size = len(corpus) if isinstance(corpus, Corpus) else None
     quiet = not progress or ranks.rank > 0
@@ -128,7 +130,7 @@ def _check_positions(positions: Positions) -> None:
 def _measure(tap: Tap, lm: LM, rows: list[Encoded], **settings: Any) -> Moments:
     """Record one batch. Raises InputError, with a size that may fit, where the memory does not hold it."""
     try:
-        batch = collate(rows, lm.pad_id, lm.device)
+        batch = lm.collate(rows)
         return record_batch(tap, lm, batch, **settings)
     except RuntimeError as error:
         reason = str(error).lower()

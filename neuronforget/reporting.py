@@ -8,6 +8,7 @@ from os.path import relpath
 from pathlib import Path
 from urllib.parse import quote
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.auditing import Audit
 from neuronforget.closeups import Closeups
 from neuronforget.findings import audited, describe
@@ -22,15 +23,14 @@ from neuronforget.pictures import (
     shift_picture,
 )
 from neuronforget.residues import residue_pictures
-from neuronforget.results import MATCHED, Results
+from neuronforget.results import BY_EDIT, MATCHED, Results
 from neuronforget.scores import Scores
 from neuronforget.tables import certificates_table, controls_table, made_table, results_table
 
-#: Information that has a section of its own.
-APART = ("edits", "certificates")
 SCOPES = {"neurons": "on chosen neurons", "full": "of the whole model", "guard": "guards", "control": "controls"}
 
 
+@checks_kinds
 def report(
     results: Results,
     path: str | Path,
@@ -72,7 +72,7 @@ def report(
                 "strength one may only have been pushed harder.",
                 tables=[t for t in (results_table(results, p) for p in (*MATCHED, "full")) if t.rows]),
         Section("Forgetting against damage",
-                pictures=comparison_pictures(results) if metrics >= {"exact_match", "nll"} else ()),
+                pictures=comparison_pictures(results)),
         Section("Where the knowledge lies", pictures=where),
         Section("What the edits moved", pictures=moved),
         Section("What is left", "Curves of the audits, beside the untouched model and the gold twin, if any.",
@@ -82,7 +82,7 @@ def report(
                 "edit: how much of what the neuron writes changed, and the RMS change of its activation on forget.",
                 cards=closeups.cards if closeups else ()),
         *_checked(results, metrics),
-        reproduce({key: value for key, value in info.items() if key not in APART}, [made] if made else ()),
+        reproduce({key: value for key, value in info.items() if key not in BY_EDIT}, [made] if made else ()),
     ]  # fmt: skip
     return page(path, title, sections, nan=sum(row["nan"] for row in results.rows if row["point"] == "full"))
 

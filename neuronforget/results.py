@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
@@ -11,26 +12,30 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neuronforget.corpora.corpus import texts_of
 from neuronforget.errors import InputError, reading
+from neuronforget.intervals import bootstrap, difference
 from neuronforget.runs import whole_folder
 
 if TYPE_CHECKING:
     import pandas as pd
 
-RESAMPLES = 1000
-VERDICT_RESAMPLES = 10_000  # corrected for many comparisons, an interval ends at the outermost of them
-DRAWN = 1_000_000  # units drawn at a time: all at once, ten thousand samples of many examples fill the memory
-FEWEST = 5  # subjects from which on they are what is resampled
 #: Point of matched damage -> the name of its budget in `info`, and what has come to it.
 MATCHED = {
     "matched": ("damage_budget", "the retain loss has risen by"),
     "matched KL": ("divergence_budget", "the KL from the untouched model on retain has come to"),
 }
+#: Information that is told of each edit.
+BY_EDIT = ("edits", "certificates")
 #: What the tables of saved results hold.
 COLUMNS = {
     "rows": set("edit scope strength point corpus metric value low high n units nan seed".split()),
     "examples": set("edit point corpus metric example unit value".split()),
 }
+
+
+class NoRow(InputError):
+    """Results do not hold the number that was asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +65,37 @@ class Results:
         for row in self.rows:
             if all(row[k] == v for k, v in wanted.items()):
                 return row["value"]
-        raise InputError(f"no such row: {wanted}")
+        raise NoRow(f"no such row: {wanted}")
+
+    def only(
+        self,
+        *,
+        edits: Sequence[str] | None = None,
+        corpora: Sequence[str] | None = None,
+        metrics: Sequence[str] | None = None,
+        points: Sequence[str] | None = None,
+    ) -> Results:
+        """Return the part that is named, in every respect that is given; the references stay with any edits.
+
+        A report or a figure of it leaves out what it no longer holds. Raises InputError for a name that is not there.
+        """
+        named = {"edit": edits, "corpus": corpora, "metric": metrics, "point": points}
+        wanted = {key: {*texts_of(names)} for key, names in named.items() if names is not None}
+        for key, names in wanted.items():
+            there = dict.fromkeys(row[key] for row in self.rows)
+            if strange := names - there.keys():
+                raise InputError(f"no {key} {min(strange)!r} in these results; there are {', '.join(there)}")
+        if "edit" in wanted:
+            wanted["edit"] |= {row["edit"] for row in self.rows if row["scope"] == "reference"}
+        info = self.info if edits is None else {
+            key: {name: v for name, v in about.items() if name in wanted["edit"]} if key in BY_EDIT else about
+            for key, about in self.info.items()
+        }  # fmt: skip
+        rows, examples = (
+            tuple(row for row in table if all(row[key] in names for key, names in wanted.items()))
+            for table in (self.rows, self.examples)
+        )
+        return replace(self, rows=rows, examples=examples, info=info)
 
     def paired(
         self,
@@ -153,85 +188,6 @@ class Results:
         with reading(folder / "info.json", "information"):
             info = dict(json.loads((folder / "info.json").read_text(encoding="utf-8")))
         return cls(info=info, **tables)  # type: ignore[arg-type]
-
-
-def bootstrap(
-    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Return (mean, low, high): percentile bootstrap (95%, or `level`) over the examples that are not NaN.
-
-    `units` numbers each example's subject: phrasings of one fact, facts of one person stand and fall together, so
-    whole subjects are drawn. One unit alone has no interval (NaN), and of few units it is too narrow (`difference`).
-    """
-    if np.isnan(values).all():
-        return float("nan"), float("nan"), float("nan")
-    low, high = np.quantile(
-        resampled(values, seed, units=units, resamples=resamples), [(1 - level) / 2, (1 + level) / 2]
-    )
-    return mean(values), float(low), float(high)
-
-
-def difference(
-    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, level: float = 0.95
-) -> tuple[float, float, float]:
-    """Return (mean, low, high) of paired differences: what verdicts go by, `bootstrap` stretched for few units.
-
-    Of five subjects the bootstrap's 95% interval holds the truth 83% of the time (`benchmarks/covering.py`). Its ends
-    are moved away from the mean by Student's quantile over the normal one, and sqrt(n / (n - 1)), n the number of units
-    (as Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%.
-    """
-    from scipy.stats import norm, t
-
-    value, *ends = bootstrap(values, seed, units=units, resamples=VERDICT_RESAMPLES, level=level)
-    known = ~np.isnan(values)
-    count = int(known.sum()) if units is None else len(np.unique(units[known]))
-    if count < 2:
-        return value, ends[0], ends[1]
-    tail = (1 + level) / 2
-    stretch = float(t.ppf(tail, count - 1) / norm.ppf(tail)) * (count / (count - 1)) ** 0.5
-    low, high = (value + stretch * (end - value) for end in ends)
-    return value, low, high
-
-
-def check_seed(seed: int) -> None:
-    """Raise InputError for a seed below 0."""
-    if seed < 0:
-        raise InputError(f"seed is 0 or more, found {seed}")
-
-
-def mean(values: np.ndarray) -> float:
-    """Return the mean of the values that are not NaN; NaN where none is."""
-    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
-
-
-def resampled(
-    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES
-) -> np.ndarray:
-    """Return the mean of each bootstrap sample, of values that are not NaN; NaN where there is one unit alone.
-
-    One seed draws the same units whatever the values are, so that functions of several means can be resampled.
-    """
-    check_seed(seed)
-    known = ~np.isnan(values)
-    _, place = np.unique(np.arange(len(known))[known] if units is None else units[known], return_inverse=True)
-    sums, counts = np.bincount(place, values[known]), np.bincount(place)
-    if len(sums) < 2:
-        return np.full(resamples, np.nan)
-    generator, together, found = np.random.default_rng(seed), max(1, DRAWN // len(sums)), np.empty(resamples)
-    for start in range(0, resamples, together):
-        draws = generator.integers(len(sums), size=(len(found[start : start + together]), len(sums)))
-        found[start : start + together] = sums[draws].sum(1) / counts[draws].sum(1)
-    return found
-
-
-def over(units: np.ndarray) -> tuple[np.ndarray, str]:
-    """Return what to resample and its name: the subjects, or the examples where there are fewer than `FEWEST` subjects.
-
-    Examples of one subject stand and fall together, so that intervals over them are too narrow for other subjects.
-    """
-    if len(np.unique(units)) >= FEWEST:
-        return units, "subjects"
-    return np.arange(len(units)), "examples"
 
 
 def tidy_row(names: dict[str, Any], values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import os
@@ -12,8 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import neuronforget as nf
+from neuronforget import LM
 from neuronforget.corpora import Corpus, Encoded, Example, batches, check_disjoint, encode, jsonl, tofu
 from neuronforget.errors import InputError
+from neuronforget.generation import generate
 
 SHARED = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
 
@@ -224,6 +228,22 @@ def test_the_last_token_of_the_subject_is_found(bos_tokenizer: Any) -> None:
 def test_what_cannot_be_scored_is_refused(tokenizer: Any, example: Example, settings_: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         encode(Corpus((Example("Ida", "Falk"), example), **settings_), tokenizer, 20)
+
+
+def test_a_token_that_was_added_and_is_not_embedded_is_named(lm: LM, corpus: Corpus) -> None:
+    """torch would end in an IndexError; a token that was known before is read as before."""
+    own = LM(lm.model, copy.deepcopy(lm.tokenizer))
+    start = [row.ids for row in own.encode(corpus)]
+    own.tokenizer.add_tokens(["<new>"])
+    assert [row.ids for row in own.encode(corpus)] == start
+    asked = Corpus((Example("Ida", "Falk"), Example("Ida <new>", "Falk")))
+    words = r"example 1 \('Ida <new>'\): token '<new>' was added to the tokenizer and the model does not embed it"
+    for reads in (lambda: nf.record(own, asked), lambda: generate(own, asked)):
+        with pytest.raises(InputError, match=words):
+            reads()
+    own.model.resize_token_embeddings(len(own.tokenizer))
+    assert nf.record(own, asked, progress=False).examples == 2
+    assert len(generate(own, asked, progress=False)) == 2
 
 
 def test_longer_sequences_are_cut_where_the_corpus_says_so(tokenizer: Any) -> None:

@@ -27,7 +27,7 @@ def test_the_pages_say_what_the_committed_results_say() -> None:
     metrics, suites = ((ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("metrics.md", "suites.md"))
     assert f"holds the truth {held[10]:.0%} of the time, of\nfive {held[5]:.0%}, of two {held[2]:.0%} (" in metrics
     wide = [row["difference"] for row in found["intervals"]]
-    assert f"`results.difference`: {min(wide):.0%} to\n{max(wide):.0%})" in metrics
+    assert f"`intervals.difference`: {min(wide):.0%} to\n{max(wide):.0%})" in metrics
     of = {row["texts"]: row["auc"] for row in found["aucs"]}
     assert f"holds the truth {of[10]:.0%} of the time; thirty and thirty: {of[30]:.0%};" in suites
     assert max(row["found"] for row in found["audits"]) <= 0.05

@@ -97,8 +97,10 @@ def ones(lm: LM, dtype: torch.dtype, *steps: float) -> Edit:
 
 def test_an_edit_counts_what_its_models_dtype_loses_and_warns(dtype: torch.dtype, tmp_path: Path) -> None:
     lm = LM(build("llama").to(dtype))
-    with pytest.warns(UserWarning, match=r"nudge: 1 of 2 changed values round away .*0\.24 of the change's L2"):
+    lost = r"nudge: 1 of 2 changed values round away .*0\.24 of the change's L2"
+    with pytest.warns(UserWarning, match=lost) as caught:
         edit = ones(lm, dtype, 0.5, 2.0)
+    assert {Path(warning.filename) for warning in caught} == {Path(__file__)}
     assert (edit.info["values_lost_to_dtype"], edit.info["values_changed"]) == (1, 1)
     assert edit.info["share_lost_to_dtype"] == pytest.approx(0.25**0.5 / 4.25**0.5)
     edit.save(tmp_path / "edit.safetensors")
@@ -128,8 +130,9 @@ def test_an_export_in_a_narrower_dtype_says_what_is_lost_and_refuses_if_all_is(
     with pytest.raises(InputError, match=r"nudge: 2 of 2 changed values .* would be gone .* store it in torch.float32"):
         tiny.export(lm, tmp_path / "out", dtype=dtype)
     assert not list(tmp_path.iterdir())
-    with pytest.warns(UserWarning, match="1 of 2 changed values round away"):
+    with pytest.warns(UserWarning, match="1 of 2 changed values round away") as caught:
         edit.export(lm, tmp_path / "out", dtype=dtype)
+    assert {Path(warning.filename) for warning in caught} == {Path(__file__)}  # the caller's line, not one of ours
     assert lm.model.dtype == torch.float32 and all(torch.equal(p, before[n]) for n, p in lm.parameters.items())
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto")
     column = loaded.get_parameter(lm.sites[0].write.name)[:, 0]

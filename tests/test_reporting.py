@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,7 +11,6 @@ from typing import Any
 
 import full_size
 import pytest
-import torch
 from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
 
 import neuronforget as nf
@@ -105,6 +105,32 @@ def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None: 
     assert "Verdict" not in Page(nf.report(results, tmp_path / "mute.html", findings=())).text
 
 
+def test_a_part_of_the_results_is_told_without_the_rest(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    about = {name: {"method": name} for name in ("ablate", "npo")}
+    own = replace(results, info={**results.info, "edits": about, "certificates": {}})
+    part = own.only(edits=["npo"], metrics=["exact_match", "nll"])
+    named = {row["edit"]: row["scope"] for row in part.rows}
+    assert {name for name, scope in named.items() if scope != "reference"} == {"npo"}
+    assert {"untouched", "gold"} <= named.keys() and part.info["edits"] == {"npo": {"method": "npo"}}
+    assert {row["edit"] for row in part.examples} <= named.keys()
+    assert part.value("npo", "forget") == results.value("npo", "forget") and set(about) == set(own.info["edits"])
+    text = Page(nf.report(part, tmp_path / "part.html")).text
+    assert "npo" in text and "ablate" not in text and own.only().rows == own.rows
+    for name in ({"edits": ["nop"]}, {"corpora": "forgot"}, {"metrics": ["f1"]}, {"points": ["half"]}):
+        with pytest.raises(InputError, match=r"no (edit|corpus|metric|point) '\w+' in these results; there are "):
+            own.only(**name)
+
+
+def test_a_report_of_any_rows_leaves_out_what_they_do_not_hold(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    """Rows are drawn at random: each report is either whole or shorter, never an error."""
+    generator, sentences = random.Random(0), set()
+    for _ in range(20):
+        rows = tuple(row for row in results.rows if generator.random() < 0.8)
+        text = Page(nf.report(replace(results, rows=rows), tmp_path / "part.html")).text
+        sentences.add("Before any edit the model answers" in text)
+    assert sentences == {True, False}
+
+
 def test_the_table_gives_values_with_their_intervals(results: Results) -> None:  # noqa: F811
     table = results_table(results, "full", ("exact_match",))
     assert table.columns == ("edit", "forget: accuracy (exact match)", "retain: accuracy (exact match)")
@@ -138,11 +164,16 @@ def test_an_unwritable_path_is_said_and_leaves_nothing(results: Results, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_report_that_fails_leaves_the_old_one(results: Results, tmp_path: Path) -> None:  # noqa: F811
+def test_a_report_that_fails_leaves_the_old_one(
+    results: Results,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     path = nf.report(results, tmp_path / "report.html")
     before = path.read_text()
+    monkeypatch.setattr("jinja2.Environment.get_template", None)  # the drawing fails, not the asking
     with pytest.raises(TypeError):
-        nf.report(results, path, scores=nf.Scores(torch.zeros((1, 2)), "s", "", (0,)), neurons="no neurons")  # type: ignore[arg-type]
+        nf.report(results, path)
     assert path.read_text() == before and [p.name for p in tmp_path.iterdir()] == ["report.html"]
 
 

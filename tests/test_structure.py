@@ -10,15 +10,15 @@ from pathlib import Path
 import neuronforget as nf
 
 ROOT = Path(nf.__file__).parent
-LEAVES = {"errors", "ranks", "runs"}
+LEAVES = {"arguments", "errors", "ranks", "runs"}
 ORDER = [
     "corpora", "likelihood", "kinds", "sites", "models", "taps", "moments", "unfinished", "recording", "losses",
     "stopping", "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates",
     "guarding", "kept", "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger",
     "slices", "lowrank", "erase",
-    "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed", "readings",
-    "findings", "closeups", "colours", "figures", "tables", "pictures", "pages", "residues", "reporting", "audit_page",
-    "comparison", "arms", "comparing", "commands", "cli",
+    "intervals", "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed",
+    "readings", "findings", "closeups", "colours", "figures", "tables", "pictures", "pages", "residues", "reporting",
+    "audit_page", "comparison", "arms", "comparing", "commands", "cli",
 ]  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject
-from neuronforget.corpora import Batch, batches, encode, subjects_of
+from neuronforget.corpora import Batch, subjects_of
 from neuronforget.guarding import asked
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
@@ -41,9 +41,9 @@ def lens(case: Case, metric: Metric) -> Iterator[Reading]:
     """
     for subject in case.subjects:
         with subject.on() as lm, frozen(lm), torch.no_grad():
-            rows = encode(case.forget, lm.tokenizer, lm.max_length)
+            rows = lm.encode(case.forget)
             store = Kept.of(case.kept, "lens", lm, rows, batch_size=case.batch_size)
-            found = np.array(store.fill(batches(rows, case.batch_size, lm.pad_id, lm.device), partial(_read_off, lm))).T
+            found = np.array(store.fill(lm.batches(rows, case.batch_size), partial(_read_off, lm))).T
         case.curves.setdefault("lens", {})[subject.name] = found.mean(1).tolist()
         yield Reading("lens", subject.name, "forget", "probability at the best block", found.max(0),
                       subjects_of(case.forget), sign=int(case.gold is not None))  # fmt: skip
@@ -87,7 +87,7 @@ def patching(case: Case, metric: Metric) -> Iterator[Reading]:
 def drops(case: Case, subject: Subject, patch: Patch) -> Float[np.ndarray, "layer example"]:
     """Return how much less likely (nats an answer token) the untouched model's answers get with a subject's states."""
     base = case.subjects[0].lm
-    rows = encode(case.forget, base.tokenizer, base.max_length)
+    rows = base.encode(case.forget)
     untouched = base.digest() if case.kept else ""
     with subject.on() as lm:
         store = Kept.of(case.kept, "patching", lm, rows, base=untouched, patch=patch, batch_size=case.batch_size)
@@ -101,7 +101,7 @@ def drops(case: Case, subject: Subject, patch: Patch) -> Float[np.ndarray, "laye
         return torch.stack([answer_nll(put(base, here, places), batch) - before for put in there], 1).tolist()
 
     with frozen(base), frozen(subject.lm), torch.no_grad():
-        made = batches(rows, case.batch_size, base.pad_id, base.device)
+        made = base.batches(rows, case.batch_size)
         return np.array(store.fill(made, values)).T
 
 

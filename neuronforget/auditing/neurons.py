@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, UNTOUCHED, Case, Subject
-from neuronforget.corpora import Corpus, batches, encode
+from neuronforget.corpora import Corpus
 from neuronforget.erase.ablate import all_of
 from neuronforget.erase.units import count_units, units_of
 from neuronforget.guarding import asked
@@ -41,7 +41,7 @@ def contributions(lm: LM, corpus: Corpus, *, batch_size: int = 64) -> ByNeuron:
     tap, total, count = TorchHooks(lm), torch.zeros(lm.shape, dtype=torch.float64), 0
     writes = [write.float() for write in write_vectors(lm)]
     with frozen(lm):
-        for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(corpus, batch_size):
             with asked(lm, batch):
                 acts = tap(batch.inputs).acts
             mask, targets = batch.answer_mask[:, 1:], batch.input_ids[:, 1:]

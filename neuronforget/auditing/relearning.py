@@ -16,8 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, Case, NotTested, Reading
-from neuronforget.corpora import Corpus, encode, subjects_of
-from neuronforget.corpora.tokens import collate
+from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
 from neuronforget.guarding import asked
@@ -39,9 +38,9 @@ def curve(
 
     Looks are after 0, `every`, 2 `every` ... steps. The model is left as it was. `kept` is a folder for the curves.
     """
-    rows = encode(taught, lm.tokenizer, lm.max_length)
+    rows = lm.encode(taught)
     rate = default_lr(lm, None) if lr is None else lr
-    seen = {name: encode(corpus, lm.tokenizer, lm.max_length) for name, corpus in looked_at.items()}
+    seen = {name: lm.encode(corpus) for name, corpus in looked_at.items()}
     plan = Plan(count, rate, seed=seed)
     work = {"plan": plan, "batch_size": batch_size, "metric": metric, "every": every}
     store = Kept.of(kept, "relearning", lm, [(rows, seen)], **work)
@@ -55,7 +54,7 @@ def curve(
 
     def loss(step: int) -> Tensor:
         trained.put()
-        batch = collate(draw(rows, min(batch_size, len(rows)), seed, step), lm.pad_id, lm.device)
+        batch = lm.collate(draw(rows, min(batch_size, len(rows)), seed, step))
         with asked(lm, batch):
             return answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).mean()
 

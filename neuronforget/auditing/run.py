@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.auditing.audits import Audit
 from neuronforget.auditing.cases import (
     DAMAGE,
@@ -33,10 +34,11 @@ from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references
+from neuronforget.intervals import check_seed, difference, mean, over
 from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.results import Results, check_seed, difference, example_rows, mean, over, tidy_row
+from neuronforget.results import Results, example_rows, tidy_row
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -47,6 +49,7 @@ PROBES: dict[str, Probe] = {
 }  # fmt: skip
 
 
+@checks_kinds
 def audit(
     lm: LM,
     edit: Edit | LM,

@@ -11,8 +11,8 @@ import numpy as np
 
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Reading
 from neuronforget.errors import InputError
-from neuronforget.results import difference, mean
-from neuronforget.results import over as resampled_over
+from neuronforget.intervals import difference, mean
+from neuronforget.intervals import over as resampled_over
 
 ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
@@ -33,8 +33,9 @@ class Check:
     """One probe's judgement on one corpus: what is left, above what a model that never knew gives.
 
     `value` is the mean of the edited model, `start` that of the untouched one, `reference` that of the gold twin, or of
-    what stands in for it (`against`). `low` and `high` are the interval of value - reference (`results.difference`), at
-    95% over all checks together, resampled `over` subjects, or examples where there are fewer than five subjects.
+    what stands in for it (`against`). `low` and `high` are the interval of value - reference
+    (`intervals.difference`), at 95% over all checks together, resampled `over` subjects, or examples where there are
+    fewer than five subjects.
     "left": the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far
     below, and below chance, where right and wrong are compared; "unclear": neither, and the interval reaches half of
     start - reference, a value is NaN, or half could be left and none of so few examples show it. `much`: it is unclear,

@@ -13,8 +13,9 @@ from neuronforget.commands.console import Folder, with_command
 from neuronforget.commands.requests import check_apart
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
+from neuronforget.intervals import check_seed
 from neuronforget.models import load
-from neuronforget.results import Results, check_seed
+from neuronforget.results import Results
 from neuronforget.runs import check_new
 
 

@@ -23,7 +23,9 @@ class Example:
 
     `paraphrases` are other prompts with the same answer (the phrasings that an erasure has not seen),
     `wrong` are false answers, `options` the choices of a closed question, `subject` a substring of the
-    prompt. A row of plain text is an example with an empty prompt: every predicted token is then answer.
+    prompt: examples of one subject are one unit of resampling, and edits of facts read its last token (the prompt's
+    where the subject does not stand in it). A row of plain text is an example with an empty prompt: every predicted
+    token is then answer.
     """
 
     prompt: str
@@ -77,6 +79,9 @@ class Corpus:
         object.__setattr__(self, "examples", tuple(self.examples))
         if not self.examples:
             raise InputError(f"corpus {self.name!r} is empty: give at least one example")
+        if strange := next((e for e in self.examples if not isinstance(e, Example)), None):
+            kind = type(strange).__name__
+            raise InputError(f"corpus {self.name!r} holds nf.Example, found {kind}: nf.Corpus.from_rows reads rows")
         check_template(self.template)
 
     @classmethod

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, check_count, examples
 from neuronforget.errors import InputError
 
@@ -47,6 +48,7 @@ def read_list(path: str | Path) -> Iterator[tuple[int, Any]]:
         yield number, {"text": row} if isinstance(row, str) else row
 
 
+@checks_kinds
 def jsonl(path: str | Path, *, n: int | None = None, name: str | None = None, **settings: Any) -> Corpus:
     """Read rows with "prompt" and "answer" (and the optional fields of `Example`), or with "text".
 

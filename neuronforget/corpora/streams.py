@@ -22,7 +22,7 @@ from neuronforget.corpora.corpus import (
 )  # fmt: skip
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.corpora.from_jsonl import file_name, read_rows
-from neuronforget.corpora.tokens import Encoded, alike, encode
+from neuronforget.corpora.tokens import Encoded, alike
 from neuronforget.errors import InputError
 
 
@@ -106,16 +106,17 @@ def _lines_or_hub(source: str | Path, config: str | None, split: str) -> Callabl
 
 
 def encoded_batches(
-    source: Source, tokenizer: Any, batch_size: int, fingerprint: Fingerprint, max_length: int | None = None
+    source: Source, encode: Callable[..., list[Encoded]], batch_size: int, fingerprint: Fingerprint
 ) -> Iterator[list[Encoded]]:
-    """Yield the examples of each batch, of like length within the part that is held; errors as in `encode`.
+    """Yield the examples of each batch, of like length within the part that is held.
 
-    A corpus is held, and so checked, as a whole. `fingerprint` takes in what has been read.
+    A corpus is held, and so checked, as a whole; errors are those of `encode` (see `LM.encode`). `fingerprint` takes in
+    what has been read.
     """
     first = 0
     for part in (source,) if isinstance(source, Corpus) else source.windows():
         fingerprint.add(part)
-        yield from alike(encode(part, tokenizer, max_length, first=first), batch_size)
+        yield from alike(encode(part, first=first), batch_size)
         first += len(part)
 
 

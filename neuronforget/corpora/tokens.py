@@ -62,18 +62,39 @@ def join(prompt: str, answer: str) -> tuple[str, str]:
     return prompt, answer
 
 
-def encode(corpus: Corpus, tokenizer: Any, max_length: int | None = None, *, first: int = 0) -> list[Encoded]:
+def encode(
+    corpus: Corpus, tokenizer: Any, max_length: int | None = None, *, known: int | None = None, first: int = 0
+) -> list[Encoded]:
     """Tokenise every example, counted from `first`.
 
-    Raises InputError for an empty answer or a sequence over `max_length` tokens.
+    Raises InputError for an empty answer, a sequence over `max_length` tokens, and a token that is none of the `known`
+    first ones.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("this tokenizer has no character offsets: load the model with its fast tokenizer")
-    return [_encode_one(corpus, example, i, tokenizer, max_length) for i, example in enumerate(corpus, first)]
+    rows = []
+    for i, example in enumerate(corpus, first):
+        where = f"corpus {corpus.name!r}, example {i} ({(example.prompt or example.answer)[:40]!r})"
+        row = _encode_one(corpus, example, i, tokenizer, where)
+        if max_length is not None and len(row.ids) > max_length:
+            size = len(row.ids)
+            raise InputError(f"{where}: {size} tokens, the model holds {max_length}; shorten it or set max_tokens")
+        check_known(row.ids, where, tokenizer, known)
+        rows.append(row)
+    return rows
 
 
-def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, max_length: int | None) -> Encoded:
-    where = f"corpus {corpus.name!r}, example {index} ({(example.prompt or example.answer)[:40]!r})"
+def check_known(ids: Sequence[int], where: str, tokenizer: Any, known: int | None) -> None:
+    """Raise InputError for a token that is none of the `known` first ones: the model has no embedding for it."""
+    if known is not None and max(ids) >= known:
+        token = tokenizer.convert_ids_to_tokens(max(ids))
+        raise InputError(
+            f"{where}: token {token!r} was added to the tokenizer and the model does not embed it: "
+            "call model.resize_token_embeddings(len(tokenizer))"
+        )
+
+
+def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, where: str) -> Encoded:
     chat = corpus.template == "chat"
     prompt = templated(corpus.template, example.prompt, tokenizer)
     if chat:
@@ -99,8 +120,6 @@ def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, ma
         raise InputError(
             f"{where}: no answer token to predict (an empty answer, a single token, or max_tokens too small)"
         )
-    if max_length is not None and len(ids) > max_length:
-        raise InputError(f"{where}: {len(ids)} tokens, the model holds {max_length}; shorten it or set max_tokens")
     last = min(ends[-1] if ends else start - 1, start - 1)
     return Encoded(index, tuple(ids), start, max(last, 0))
 

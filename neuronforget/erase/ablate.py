@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
@@ -24,6 +25,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.sites import Part
 
 
+@checks_kinds
 @operator
 def ablate(
     lm: LM,
@@ -52,6 +54,7 @@ def ablate(
     return finished(lm, neurons, changes, method=f"ablate:{mode}")
 
 
+@checks_kinds
 @operator
 def ablate_mean(
     lm: LM, neurons: Neurons, retain_moments: Moments, *, units: Literal["sleeping", "dead"] = "sleeping"

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
@@ -95,6 +96,7 @@ class Adapter:
         return finished(lm, None, _merged(lm, deltas), method="adapter")
 
 
+@checks_kinds
 @operator
 def learn_adapter(
     lm: LM,
@@ -146,6 +148,7 @@ def _put_aside(found: Adapters, taken: Mapping[str, Tensor]) -> None:
         a.copy_(wide - wide @ q @ q.T)
 
 
+@checks_kinds
 @operator
 def llm_eraser(
     lm: LM,

@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.corpora import Batch, Corpus, Encoded, batches, encode
-from neuronforget.corpora.tokens import check_batch_size, collate
+from neuronforget.corpora import Batch, Corpus, Encoded
+from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
 from neuronforget.erase.generated import alternates
 from neuronforget.errors import InputError
@@ -61,7 +61,7 @@ class Answering:
         if retain is not None and preferred is not None:
             pool = list(dict.fromkeys(example.answer for example in preferred))
             self._corpora["refused"] = retain.with_answers(draw(pool, len(retain), seed, 0), f"{retain.name} refused")
-        self._encoded = {kind: encode(c, lm.tokenizer, lm.max_length) for kind, c in given.items() if c is not None}
+        self._encoded = {kind: lm.encode(c) for kind, c in given.items() if c is not None}
         self._known: dict[str, Tensor] = {}
 
     def outputs(self, step: int) -> Outputs:
@@ -115,7 +115,7 @@ class Answering:
             rows = draw(rows, sample, self.seed, 0)
 
         def nll() -> float:
-            parts = batches(rows, self.size, self.lm.pad_id, self.lm.device)
+            parts = self.lm.batches(rows, self.size)
             return sum(float(answer_nll(self.logits(batch), batch).sum()) for batch in parts) / len(rows)
 
         return nll
@@ -169,7 +169,7 @@ class Answering:
         return part, len(part) / len(whole) if whole else 1.0
 
     def _answer(self, kind: str, index: list[int], weight: float = 1.0) -> Answered:
-        batch = collate([self._rows(kind)[i] for i in index], self.lm.pad_id, self.lm.device)
+        batch = self.lm.collate([self._rows(kind)[i] for i in index])
         passes = self if weight == 1 else _Weighed(self, weight)
         return Answered(batch, passes, lambda: self._start_logp(kind)[index], weight)
 
@@ -179,14 +179,14 @@ class Answering:
                 made = alternates(self.lm, self._corpora["forget"], batch_size=self.size, seed=self.seed)
             self._corpora[kind] = made
         if kind not in self._encoded:
-            self._encoded[kind] = encode(self._corpora[kind], self.lm.tokenizer, self.lm.max_length)
+            self._encoded[kind] = self.lm.encode(self._corpora[kind])
         return self._encoded[kind]
 
     def _start_logp(self, kind: str) -> Tensor:
         """The start model's log-likelihood of every answer; of all at once, so that a resumed run has the same."""
         if kind not in self._known:
             logp = torch.zeros(len(self._rows(kind)))
-            for batch in batches(self._rows(kind), 2 * self.size, self.lm.pad_id, self.lm.device):
+            for batch in self.lm.batches(self._rows(kind), 2 * self.size):
                 logp[list(batch.index)] = answer_logp(self.logits(batch, "start"), batch).cpu()
             self._known[kind] = logp
         return self._known[kind]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
@@ -15,6 +16,7 @@ from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 
 
+@checks_kinds
 @operator
 def task_vector(
     lm: LM,

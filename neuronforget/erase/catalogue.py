@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 from typeguard import TypeCheckError, check_type
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate, ablate_mean
@@ -74,6 +75,7 @@ OPERATORS: dict[str, Operator] = {
 GIVEN = ("lm", "neurons", "forget", "retain", "forget_moments", "retain_moments", "forget_peaks", "retain_peaks")
 
 
+@checks_kinds
 def make(
     operator: Operator,
     lm: LM,

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
-from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
+from neuronforget.corpora import Batch, Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import all_of, check_neurons, finished, slice_of
 from neuronforget.erase.beginning import operator
@@ -26,6 +27,7 @@ from neuronforget.sites import Site
 from neuronforget.taps import TorchHooks
 
 
+@checks_kinds
 @operator
 def leace(
     lm: LM,
@@ -55,9 +57,7 @@ def leace(
     check_neurons(lm, neurons)
     chosen, changes = neurons.by_layer(), list[Change]()
     work = [
-        (batch, label)
-        for label, corpus in ((1.0, forget), (0.0, retain))
-        for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device)
+        (batch, label) for label, corpus in ((1.0, forget), (0.0, retain)) for batch in lm.batches(corpus, batch_size)
     ]
     with frozen(lm):
         for site in (site for site in lm.sites if site.layer in chosen):

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
@@ -23,6 +24,7 @@ from neuronforget.scores.scores import check_same
 Factors = Float[Tensor, "layer neuron"]
 
 
+@checks_kinds
 @operator
 def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
     """Multiply the write weights of `neurons` by `factor`: one number, or one for each neuron of the model.
@@ -35,6 +37,7 @@ def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
     return _dampened(lm, neurons, factors, "dampen")
 
 
+@checks_kinds
 @operator
 def ssd(
     lm: LM,
@@ -60,6 +63,7 @@ def ssd(
     return _by_rule(lm, neurons, factors, "ssd", alpha=alpha, dampening=dampening)
 
 
+@checks_kinds
 @operator
 def aura(
     lm: LM,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change, Law
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
@@ -17,6 +18,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.sites import Part
 
 
+@checks_kinds
 @operator
 def noise(lm: LM, neurons: Neurons, *, sigma: float = 0.1, seed: int = 0) -> Edit:
     """Add N(0, sigma^2) to every write weight of `neurons` (Needle: Hong et al. 2024, arXiv:2406.11614).
@@ -34,6 +36,7 @@ def noise(lm: LM, neurons: Neurons, *, sigma: float = 0.1, seed: int = 0) -> Edi
     return finished(lm, neurons, changes, method="noise", sigma=sigma, seed=seed)
 
 
+@checks_kinds
 @operator
 def revive(lm: LM, neurons: Neurons, *, seed: int = 0) -> Edit:
     """Draw read and write weights of erased `neurons` anew, so that dead units can learn again.

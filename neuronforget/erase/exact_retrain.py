@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, Example
 from neuronforget.edits import Edit
@@ -70,6 +71,7 @@ class Sisa:
         return torch.stack(found).logsumexp(0) - torch.tensor(float(len(found))).log()
 
 
+@checks_kinds
 def sisa(lm: LM, corpus: Corpus, *, shards: int = 4, train: Train | None = None) -> Sisa:
     """Train `lm` on each of `shards` shards of a corpus, and leave it as it was.
 
@@ -87,6 +89,7 @@ def sisa(lm: LM, corpus: Corpus, *, shards: int = 4, train: Train | None = None)
     return Sisa(kept, tuple(train(lm, part) for part in kept), train)
 
 
+@checks_kinds
 def retrained(lm: LM, before: Sisa, after: Sisa, shard: int) -> Edit:
     """Return the edit from a shard's model `before` to the one `after` forgetting: it goes on `before.edits[shard]`.
 

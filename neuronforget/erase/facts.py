@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from neuronforget.changes import Change
-from neuronforget.corpora import Batch, Corpus, batches, encode
+from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import slice_of
 from neuronforget.errors import InputError
@@ -52,8 +52,8 @@ class Aim:
     def batches(self, lm: LM, forget: Corpus, batch_size: int) -> list[Batch]:
         """Return the facts, with the answers that the model is to come to."""
         neutral = self.target and forget.with_answers([self.target] * len(forget), f"{forget.name} neutral")
-        rows = encode(neutral or forget, lm.tokenizer, lm.max_length)
-        return list(batches(rows, batch_size, lm.pad_id, lm.device))
+        rows = lm.encode(neutral or forget)
+        return list(lm.batches(rows, batch_size))
 
     @property
     def info(self) -> dict[str, Any]:

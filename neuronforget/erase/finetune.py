@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
@@ -37,6 +38,7 @@ from neuronforget.train import Plan, draw, fit
 Preferred = Corpus | Sequence[str] | None
 
 
+@checks_kinds
 @operator
 def finetune(
     lm: LM,

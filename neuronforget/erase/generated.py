@@ -12,12 +12,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from neuronforget.corpora import Corpus, Encoded, encode
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Corpus, Encoded
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 
 
+@checks_kinds
 @torch.no_grad()
 def alternates(
     lm: LM, forget: Corpus, *, temperature: float = 1.0, tries: int = 5, batch_size: int = 32, seed: int = 0
@@ -31,7 +33,7 @@ def alternates(
     check_batch_size(batch_size)
     if not temperature > 0 or tries < 1:
         raise InputError(f"alternates needs temperature > 0 and tries >= 1; found {temperature}, {tries}")
-    rows = encode(forget, lm.tokenizer, lm.max_length)
+    rows = lm.encode(forget)
     found: dict[int, str] = {}
     devices = [lm.device] if lm.device.type == "cuda" else []
     with frozen(lm), torch.random.fork_rng(devices):

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
-from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
+from neuronforget.corpora import Batch, Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished
 from neuronforget.erase.beginning import operator
@@ -38,6 +39,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.slices import Slices
 
 
+@checks_kinds
 @operator
 def first_order_update(
     lm: LM,
@@ -62,6 +64,7 @@ def first_order_update(
     return finished(lm, neurons, changes, **info, **_about(step, preferred))
 
 
+@checks_kinds
 @operator
 def second_order_update(
     lm: LM,
@@ -166,8 +169,8 @@ def undone(
 
 def parts_of(lm: LM, corpus: Corpus, size: int, batch_size: int) -> list[Part]:
     """Return the corpus by batches: logits at answer tokens, and the NLL of whole examples divided by `size`."""
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
-    return [_part(lm, batch, size) for batch in batches(rows, batch_size, lm.pad_id, lm.device)]
+    rows = lm.encode(corpus)
+    return [_part(lm, batch, size) for batch in lm.batches(rows, batch_size)]
 
 
 def _part(lm: LM, batch: Batch, size: int) -> Part:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import all_of, check_neurons, finished
@@ -30,6 +31,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.scores.rows import blocks_of
 
 
+@checks_kinds
 @operator
 def memit(
     lm: LM,
@@ -63,6 +65,7 @@ def memit(
     return _spread(lm, forget, retain, chosen, aim, solve, batch_size, cache, info)
 
 
+@checks_kinds
 @operator
 def alpha_edit(
     lm: LM,

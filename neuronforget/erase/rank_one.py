@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import all_of, check_neurons, finished
@@ -24,6 +25,7 @@ from neuronforget.models import LM, activations_only
 from neuronforget.neurons import Neurons
 
 
+@checks_kinds
 @operator
 def rank_one(
     lm: LM,

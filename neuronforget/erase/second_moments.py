@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.corpora import Corpus, Encoded, batches, encode
+from neuronforget.corpora import Corpus, Encoded
 from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.runs import check_writable, content_key, whole_file
@@ -37,7 +37,7 @@ def second_moments(
     `cache` is a folder where they are kept and looked for. Raises InputError for one that cannot be written, and for
     a corpus that does not fit the model.
     """
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    rows = lm.encode(corpus)
     if cache is None:
         return _measured(lm, chosen, rows, batch_size)
     work = {"model": lm.digest(), "tokens": content_key(rows=[row.ids for row in rows])}
@@ -57,7 +57,7 @@ def second_moments(
 def _measured(lm: LM, chosen: Mapping[int, Tensor], rows: list[Encoded], batch_size: int) -> dict[int, Second]:
     totals = {k: torch.zeros((len(index), len(index)), dtype=torch.float64) for k, index in chosen.items()}
     tokens, tap = 0, TorchHooks(lm)
-    for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+    for batch in lm.batches(rows, batch_size):
         acts, real = tap(batch.inputs).acts, batch.attention_mask.bool().flatten()
         tokens += int(real.sum())
         for layer, total in totals.items():

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from neuronforget.corpora import Corpus, batches, encode
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
@@ -26,6 +27,7 @@ State = Literal["live", "sleeping", "dead"]
 Units = dict[tuple[int, int], State]
 
 
+@checks_kinds
 def units_of(lm: LM, neurons: Neurons, probe: Corpus | None = None, *, batch_size: int = 16) -> Units:
     """Return the state of each neuron: from its weights alone, or from the gradients of `probe`'s answers.
 
@@ -79,11 +81,11 @@ def _gradients(
 ) -> dict[int, Bool[Tensor, "part neuron"]]:
     """Which parts get a gradient other than zero from some batch (a sum over batches could cancel)."""
     names = sorted({part.name for own in parts.values() for group in own for part in group})
-    rows = encode(probe, lm.tokenizer, lm.max_length)
+    rows = lm.encode(probe)
     found = {layer: torch.zeros((len(own), len(chosen[layer])), dtype=torch.bool) for layer, own in parts.items()}
     with frozen(lm), torch.enable_grad():
         weights = [lm.parameters[name].requires_grad_(True) for name in names]
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(rows, batch_size):
             loss = answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).sum()
             grads = dict(zip(names, torch.autograd.grad(loss, weights), strict=True))
             for layer, own in parts.items():

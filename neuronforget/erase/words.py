@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
-from neuronforget.corpora import Corpus, encode
+from neuronforget.corpora import Corpus
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons, finished, slice_of
@@ -30,6 +31,7 @@ from neuronforget.sites import Site
 Tokens = Corpus | Sequence[int | str]
 
 
+@checks_kinds
 @operator
 def concept_vector(
     lm: LM,
@@ -71,6 +73,7 @@ def concept_vector(
     return finished(lm, neurons, _rewritten(lm, neurons, changed), **info)
 
 
+@checks_kinds
 @operator
 def revs(lm: LM, neurons: Neurons, forget: Tokens, *, most: int | None = None, rank: int | None = None) -> Edit:
     """Lower the tokens of `forget` in each neuron's vocabulary until at least `rank` other tokens stand above each.
@@ -107,7 +110,7 @@ def token_ids(lm: LM, tokens: Tokens) -> list[int]:
     special = set(getattr(lm.tokenizer, "all_special_ids", None) or ())
     found: set[int] = set()
     if isinstance(tokens, Corpus):
-        for row in encode(tokens, lm.tokenizer, lm.max_length):
+        for row in lm.encode(tokens):
             found |= set(row.ids[max(row.answer_start, 1) :]) - special
     else:
         for token in texts_of(tokens):

@@ -23,9 +23,11 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
     wide = retain_metric in DAMAGES
     start = results.value("untouched", "retain", retain_metric) if wide else 0.0
     look, figure = looks(scopes), go.Figure()
+    lines = {n: [_points(results, n, *of) for of in (("retain", retain_metric), ("forget", metric))] for n in scopes}
     for name, scope in scopes.items():
-        x, y = _points(results, name, "retain", retain_metric), _points(results, name, "forget", metric)
-        strengths = sorted(set(x) & set(y))
+        x, y = lines[name]
+        if not (strengths := sorted(set(x) & set(y))):
+            continue
         own, last = look[name], strengths[-1]
         reference = scope == "reference"
         figure.add_trace(
@@ -49,8 +51,8 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
                 "<extra></extra>",
             )
         )
-    if "gold" in scopes:
-        figure.add_hline(_points(results, "gold", "forget", metric)[0.0]["value"], line={"dash": "dot", "width": 1})
+    if "gold" in scopes and (floor := lines["gold"][1].get(0.0)):
+        figure.add_hline(floor["value"], line={"dash": "dot", "width": 1})
     figure.update_xaxes(title=f"retain: {label(retain_metric)}")
     if wide:
         axis = {"type": "log", "dtick": 1, "exponentformat": "power"}
@@ -107,11 +109,11 @@ def dots(results: Results, metric: str = "exact_match", point: str = "full") -> 
 
 
 def _points(results: Results, name: str, corpus: str, metric: str) -> dict[float, dict[str, Any]]:
-    """Rows of one edit by strength; every edit starts at the untouched model (strength 0)."""
+    """Rows of one edit by strength, if there are any; every edit starts at the untouched model (strength 0)."""
     rows = [r for r in results.rows if (r["corpus"], r["metric"]) == (corpus, metric)]
     own = {r["strength"]: r for r in rows if r["edit"] == name}
     start = next((r for r in rows if r["edit"] == "untouched"), None)
-    return own if start is None or own.keys() == {0.0} else {0.0: start, **own}
+    return own if start is None or own.keys() <= {0.0} else {0.0: start, **own}
 
 
 def _whiskers(rows: list[dict[str, Any]], colour: str) -> dict[str, Any]:

@@ -18,15 +18,16 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Batch, Corpus, batches, check_disjoint, encode
+from neuronforget.corpora import Batch, Corpus, check_disjoint, encode
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.guarding import asked
+from neuronforget.intervals import RESAMPLES, check_seed
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
-from neuronforget.results import RESAMPLES, Results, check_seed, example_rows
+from neuronforget.results import Results, example_rows
 from neuronforget.runs import environment
 
 KS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -115,7 +116,7 @@ def text_scores(
     `kept` is a folder for the scores: equal model, texts and settings find them there. Raises InputError for a
     reference model of another tokenizer.
     """
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    rows = lm.encode(corpus)
     if reference is not None and [r.ids for r in encode(corpus, reference.tokenizer)] != [r.ids for r in rows]:
         raise InputError(f"{reference.name} cuts the texts into other tokens than {lm.name}: it is no reference for it")
     sizes = [len(zlib.compress("".join(join(e.prompt, e.answer)).encode())) for e in corpus]
@@ -131,10 +132,10 @@ def text_scores(
 
     work: dict[str, Any] = {"attacks": attacks, "ks": ks, "reference": other, "sizes": sizes, "batch_size": batch_size}
     with frozen(lm), torch.no_grad():
-        read = Kept.of(kept, "texts", lm, rows, **work).fill(batches(rows, batch_size, lm.pad_id, lm.device), scores)
+        read = Kept.of(kept, "texts", lm, rows, **work).fill(lm.batches(rows, batch_size), scores)
     if "gradient" in attacks:
         store = Kept.of(kept, "gradients", lm, rows)
-        norms = store.fill(batches(rows, 1, lm.pad_id, lm.device), lambda batch: [_gradient_norm(lm, batch)])
+        norms = store.fill(lm.batches(rows, 1), lambda batch: [_gradient_norm(lm, batch)])
         read = [row | {"gradient": -norm} for row, norm in zip(read, norms, strict=True)]
     return {name: np.array([row[name] for row in read]) for name in read[0]}
 

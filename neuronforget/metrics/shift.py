@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.corpora import Corpus, batches, encode
+from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.guarding import asked
 from neuronforget.models import LM, frozen
@@ -23,7 +23,7 @@ def neuron_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 6
     after = edit if isinstance(edit, LM) else lm
     total, count = torch.zeros(lm.shape, dtype=torch.float64), 0
     with frozen(lm), frozen(after):
-        for batch in batches(encode(corpus, lm.tokenizer, lm.max_length), batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(corpus, batch_size):
             here = TorchHooks(lm)(batch.inputs).acts
             if isinstance(edit, LM):
                 there = TorchHooks(edit)(batch.inputs).acts

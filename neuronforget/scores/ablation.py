@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
@@ -26,6 +27,7 @@ from neuronforget.scores.rows import Clean, check_rows, clean_run, run_rows, zer
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 
 
+@checks_kinds
 @runs_model
 def exact(
     lm: LM,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
@@ -18,6 +19,7 @@ from neuronforget.scores.scores import Contrast, Scores, runs_model
 from neuronforget.taps import TorchHooks
 
 
+@checks_kinds
 @runs_model
 def value_fisher(
     lm: LM,

@@ -28,8 +28,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.corpora import Corpus, Encoded, encode
-from neuronforget.corpora.tokens import collate
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Corpus, Encoded
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
@@ -60,6 +60,7 @@ def hard_concrete_open(x: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer
     return torch.sigmoid(x - TEMPERATURE * math.log(-LOW / HIGH))
 
 
+@checks_kinds
 @runs_model
 def hard_concrete(
     lm: LM,
@@ -90,6 +91,7 @@ def hard_concrete(
     return work.scores("hard_concrete", START, gates, forget, retain)
 
 
+@checks_kinds
 @runs_model
 def slimming(
     lm: LM,
@@ -146,7 +148,7 @@ class _Gating:
 
     def scores(self, name: str, start: float, gates: Gates, forget: Corpus, retain: Corpus | None) -> Scores:
         """Train gates from `start`, and read them as scores; both corpora are tokenised before any training."""
-        rows = [encode(c, self.lm.tokenizer, self.lm.max_length) for c in (forget, retain) if c is not None]
+        rows = [self.lm.encode(c) for c in (forget, retain) if c is not None]
         layers = tuple(site.layer for site in self.lm.sites)
         with frozen(self.lm), torch.enable_grad():
             fits = [self.fit(name, start, gates, rows)] if self.objective == "erase" else []
@@ -185,7 +187,7 @@ class _Gating:
     def nll(self, m: Tensor, rows: list[Encoded], seed: int, step: int) -> Float[Tensor, "example"]:
         """Return the loss of each example of the step's batch, with every activation times its gate."""
         chosen = draw(rows, min(self.batch_size, len(rows)), seed, step)
-        batch = collate(chosen, self.lm.pad_id, self.lm.device)
+        batch = self.lm.collate(chosen)
         edits = {site.layer: _times(m[i]) for i, site in enumerate(self.lm.sites)}
         return answer_nll(TorchHooks(self.lm)(batch.inputs, edits).logits, batch)
 

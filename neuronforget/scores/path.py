@@ -13,7 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.corpora import Batch, Corpus, Encoded, collate
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.corpora.tokens import by_prompt_length
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
@@ -23,6 +24,7 @@ from neuronforget.scores.rows import Clean, Size, check_rows, clean_run, run_row
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 
 
+@checks_kinds
 @runs_model
 def integrated(
     lm: LM,
@@ -79,7 +81,7 @@ def _passes(lm: LM, rows: list[Encoded], steps: int, batch_size: int) -> list[Ba
     found = []
     for same in by_prompt_length(rows):
         length = max(1, _steps_that_fit(lm, size_of(same[0], -1), batch_size) // steps)
-        found += [collate(same[i : i + length], lm.pad_id, lm.device) for i in range(0, len(same), length)]
+        found += [lm.collate(same[i : i + length]) for i in range(0, len(same), length)]
     return found
 
 

@@ -10,8 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuronforget.corpora import Batch, Corpus, Encoded, batches, encode
-from neuronforget.corpora.tokens import collate
+from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.errors import not_finite
 from neuronforget.models import LM
 from neuronforget.scores.scores import Contrast, Scores, contrasted
@@ -22,19 +21,17 @@ Measure = Callable[[Batch], Tensor]
 
 def encoded(lm: LM, *corpora: Corpus | None) -> list[list[Encoded]]:
     """Tokenise the corpora that are given, all of them before any work. Raises InputError for one that does not fit."""
-    return [encode(corpus, lm.tokenizer, lm.max_length) for corpus in corpora if corpus is not None]
+    return [lm.encode(corpus) for corpus in corpora if corpus is not None]
 
 
 def longest(lm: LM, rows: list[list[Encoded]]) -> Batch:
     """Return the example with the longest prompt, alone: what a check of the model is made on."""
-    return collate(
-        [max((row for part in rows for row in part), key=lambda row: row.answer_start)], lm.pad_id, lm.device
-    )
+    return lm.collate([max((row for part in rows for row in part), key=lambda row: row.answer_start)])
 
 
 def batched(lm: LM, rows: list[list[Encoded]], batch_size: int) -> list[list[Batch]]:
     """Return the batches of each corpus, of like length, longest first."""
-    return [list(batches(part, batch_size, lm.pad_id, lm.device)) for part in rows]
+    return [list(lm.batches(part, batch_size)) for part in rows]
 
 
 def over_examples(

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
@@ -19,6 +20,7 @@ from neuronforget.scores.rules import FrozenAttention, frozen_norms, halved_gate
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 
 
+@checks_kinds
 @runs_model
 def relp(
     lm: LM,

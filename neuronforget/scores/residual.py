@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.corpora import Batch, Corpus, Encoded, encode
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
@@ -28,6 +29,7 @@ Fork = tuple[int, int, int]
 Margin = Callable[[Tensor, Batch], Tensor]
 
 
+@checks_kinds
 @runs_model
 def direct(
     lm: LM,
@@ -66,6 +68,7 @@ def direct(
         )
 
 
+@checks_kinds
 @runs_model
 def gradient_drop(
     lm: LM,
@@ -150,7 +153,7 @@ def _forks(lm: LM, corpus: Corpus, rows: list[Encoded]) -> list[list[Fork]]:
 def _encoded_wrong(lm: LM, corpus: Corpus, i: int, wrong: str) -> Encoded:
     example = replace(corpus.examples[i], answer=wrong)
     try:
-        return encode(replace(corpus, examples=(example,)), lm.tokenizer, lm.max_length)[0]
+        return lm.encode(replace(corpus, examples=(example,)))[0]
     except InputError as error:
         raise InputError(
             f"corpus {corpus.name!r}, example {i}: its wrong answer {wrong[:40]!r} is no use: {error}"

@@ -17,10 +17,6 @@ from neuronforget.moments import Moments
 
 Contrast = Literal["difference", "ratio", "z"]
 
-#: A score reads the moments of the forget corpus and, for a contrast, of the retain corpus; or, marked with
-#: `runs_model`, the model and the corpora themselves.
-Score = Callable[..., "Scores"]
-
 
 def runs_model(score: Score) -> Score:
     """Mark a score that runs the model itself: it is called `score(lm, forget, retain, batch_size=, progress=)`."""
@@ -97,6 +93,11 @@ class Scores:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
             meta["layers"] = tuple(meta["layers"])
             return cls(values=tensors["values"], error=tensors.get("error"), **meta)
+
+
+#: A score reads the moments of the forget corpus and, for a contrast, of the retain corpus; or, marked with
+#: `runs_model`, the model and the corpora themselves.
+Score = Callable[..., Scores]
 
 
 def check_same(one: tuple[tuple[int, ...], Tensor], other: tuple[tuple[int, ...], Tensor]) -> None:

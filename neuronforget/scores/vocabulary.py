@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 
@@ -30,6 +31,7 @@ class TopTokens:
         return f"layer {self.layer}, neuron {self.neuron}: + {up} | - {down}"
 
 
+@checks_kinds
 @torch.no_grad()
 def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[TopTokens]:
     """Return the `k` tokens that each neuron's write weights promote and suppress most: no data is needed.

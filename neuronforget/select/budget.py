@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
@@ -28,6 +29,7 @@ from neuronforget.select.ranking import how_many
 HALVINGS = 200
 
 
+@checks_kinds
 def retain_budget(
     forget: Scores, retain: Scores, epsilon: float, *, k: int | float | None = None, credit: bool = False
 ) -> Neurons:

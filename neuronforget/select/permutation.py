@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
@@ -40,6 +41,7 @@ Side = Literal["larger", "both"]
 TIE = 1e-4
 
 
+@checks_kinds
 def permutation_null(
     forget: Moments,
     retain: Moments,
@@ -90,6 +92,7 @@ def _smallest(units: Sequence[int], q: float, permutations: int, pooled: int) ->
     return max(1 / (1 + permutations), 1 / ways)
 
 
+@checks_kinds
 def permutation_p(
     forget: Moments,
     retain: Moments,

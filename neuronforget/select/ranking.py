@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
@@ -14,6 +15,7 @@ from neuronforget.scores import Scores
 By = Literal["value", "magnitude"]
 
 
+@checks_kinds
 def top(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
     """Select the `k` highest neurons of the whole model (k < 1: that share of them)."""
     ranked = _ranked(scores, by)
@@ -22,6 +24,7 @@ def top(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
     return _named(mask, scores, "top", k=k, by=by)
 
 
+@checks_kinds
 def per_layer(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
     """Select the `k` highest neurons of each layer (k < 1: that share): lower layers cannot crowd out the rest."""
     ranked = _ranked(scores, by)
@@ -30,6 +33,7 @@ def per_layer(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
     return _named(mask, scores, "per_layer", k=k, by=by)
 
 
+@checks_kinds
 def threshold(scores: Scores, t: float, *, by: By = "value") -> Neurons:
     """Select neurons that reach `t` times the highest score (knowledge neurons use t = 0.2)."""
     if not 0 < t <= 1:
@@ -40,6 +44,7 @@ def threshold(scores: Scores, t: float, *, by: By = "value") -> Neurons:
     return _named(ranked >= t * ranked.max(), scores, "threshold", t=t, by=by)
 
 
+@checks_kinds
 def difference(forget: Scores, retain: Scores, q: int | float, p: int | float, *, by: By = "value") -> Neurons:
     """Select the top `q` on forget that are not among the top `p` on retain (set difference, Wei et al. 2024)."""
     return top(forget, q, by=by) - top(retain, p, by=by)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
@@ -44,6 +45,7 @@ class Stability:
         return Neurons.from_mask(self.frequency >= share, self.layers, rule="stability", share=share)
 
 
+@checks_kinds
 def stability(
     forget: Moments,
     retain: Moments,

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from neuronforget.corpora import Corpus, Example, encode, subjects_of
+from neuronforget.corpora import Corpus, Example, subjects_of
 from neuronforget.corpora.corpus import check_count
 from neuronforget.errors import InputError
 from neuronforget.measuring import measure, option_losses, preferred
@@ -79,7 +79,7 @@ def _preferred(losses: np.ndarray) -> np.ndarray:
 def _lengths(lm: LM, corpus: Corpus) -> np.ndarray:
     """Return how many tokens the true and the new object have, [object, example]."""
     both = corpus, corpus.with_answers([example.wrong[0] for example in corpus], corpus.name)
-    rows = (encode(own, lm.tokenizer, lm.max_length) for own in both)
+    rows = (lm.encode(own) for own in both)
     return np.array([[len(row.ids) - max(row.answer_start, 1) for row in own] for own in rows])
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from neuronforget.corpora import Corpus, Example, check_disjoint, encode
+from neuronforget.corpora import Corpus, Example, check_disjoint
 from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.errors import InputError
@@ -131,7 +131,7 @@ def _check_sides(models: Mapping[str, LM], sides: Sequence[Corpus]) -> None:
     """Raise InputError for a text that does not fit one of the models, and one that is on both sides."""
     for own in sides:
         for model in models.values():
-            encode(own, model.tokenizer, model.max_length)
+            model.encode(own)
     if len(sides) == 2:
         check_disjoint(*sides)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
 
-from neuronforget.errors import InputError, reading
+from neuronforget.errors import InputError, reading, warn
 from neuronforget.metrics.tofu import (
     SETS,
     Form,
@@ -149,10 +148,9 @@ def aggregates(log: Log, retain_only: Log | None = None, form: Form = "legacy") 
     if retain_only is not None:
         here, there = log["forget"], retain_only["forget"]
         if other := set(here.rows) ^ set(there.rows):
-            warnings.warn(
+            warn(
                 f"the two models were asked other rows of the forget set ({len(here.rows)} and {len(there.rows)}; row "
-                f"{min(other)!r} is in one alone): the forget quality compares them as two samples",
-                stacklevel=2,
+                f"{min(other)!r} is in one alone): the forget quality compares them as two samples"
             )
         # The authors compare legacy ratios in either form of their tables.
         quality = forget_quality(*(truth_ratio(block.paraphrase, block.wrong) for block in (here, there)))

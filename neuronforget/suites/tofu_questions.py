@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from neuronforget.corpora import Corpus, Example, encode
+from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_tofu import TEMPLATE, split_rows
 from neuronforget.errors import InputError
@@ -86,7 +86,7 @@ def _check(row: Any, first: Any, paraphrase: str, where: str) -> None:
 def check_room(lm: LM, sets: dict[str, Questions], decoding: Decoding) -> None:
     """Raise InputError before the first pass if a row of any set does not fit the model, its answer included."""
     for found in sets.values():
-        rows = encode(found.answers, lm.tokenizer, lm.max_length)
+        rows = lm.encode(found.answers)
         longest = max(row.answer_start for row in rows)
         if lm.max_length is not None and longest + decoding.max_new_tokens > lm.max_length:
             raise InputError(

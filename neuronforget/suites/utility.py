@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neuronforget.corpora import Corpus, Example, encode
+from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding, generate
 from neuronforget.kept import work_key
@@ -102,7 +102,7 @@ def perplexity(lm: LM, corpus: Corpus, *, batch_size: int = 32, kept: str | Path
 
     Bits of a byte compare models of different tokenizers; perplexities of tokens do not.
     """
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    rows = lm.encode(corpus)
     counts = np.array([len(row.ids) - max(row.answer_start, 1) for row in rows])
     total = float((measure(lm, corpus, [nll], batch_size=batch_size, kept=kept)["nll"] * counts).sum())
     said = sum(len(lm.tokenizer.decode(row.ids[max(row.answer_start, 1) :]).encode()) for row in rows)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from neuronforget.corpora import Corpus, Encoded, encode
-from neuronforget.corpora.tokens import collate
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, shared_twin
 from neuronforget.taps import NO_EDITS, TorchHooks
@@ -79,7 +78,7 @@ class Builder:
         def at(step: int) -> Tensor:
             total = torch.zeros(())
             for i, (rows, size, weight) in enumerate(mix):
-                batch = collate(draw(rows, min(size, len(rows)), self.seed + i, step), lm.pad_id, lm.device)
+                batch = lm.collate(draw(rows, min(size, len(rows)), self.seed + i, step))
                 count = batch.answer_mask[:, 1:].sum(1)
                 nll = answer_nll(tap(batch.inputs, edits).logits, batch)
                 total = total + weight * (nll * count).sum() / count.sum()

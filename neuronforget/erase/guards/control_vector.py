@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
@@ -22,6 +23,7 @@ from neuronforget.models import LM
 from neuronforget.scores.blocks import blocks_of, state_of, with_state
 
 
+@checks_kinds
 @operator
 def repe(
     lm: LM,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
@@ -28,6 +29,7 @@ from neuronforget.models import LM
 _PIECE = 64  # places whose noise is drawn together, so that it does not depend on a row's length
 
 
+@checks_kinds
 @operator
 def eco(
     lm: LM,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.adapters import learn_adapter
@@ -35,6 +36,7 @@ RIDGE = 1e-2
 FORGETTING: Loss = partial(npo, alpha=0.0)
 
 
+@checks_kinds
 @operator
 def o3(
     lm: LM,

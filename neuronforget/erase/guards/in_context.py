@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.corpora.tokens import join
@@ -25,6 +26,7 @@ from neuronforget.models import LM, frozen
 from neuronforget.train import draw
 
 
+@checks_kinds
 @operator
 def icu(
     lm: LM,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from neuronforget.corpora import Corpus, batches, encode
+from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.guarding import accepts
 from neuronforget.models import LM, frozen
@@ -75,10 +75,10 @@ def corpus_means(
 ) -> Float[Tensor, "example layer width"]:
     """Return `prompt_means` of every example, in the corpus' order, on the CPU."""
     check_prompts(corpus)
-    rows = encode(corpus, lm.tokenizer, lm.max_length)
+    rows = lm.encode(corpus)
     found: list[Tensor] = [torch.empty(0)] * len(rows)
     with frozen(lm):
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(rows, batch_size):
             width = int(batch.answer_start.max())
             place = torch.arange(width, device=lm.device)
             prompt = place < batch.answer_start[:, None]

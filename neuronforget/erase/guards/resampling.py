@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuronforget.corpora import Corpus, batches, encode
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import check_neurons
 from neuronforget.erase.beginning import operator
@@ -26,6 +27,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.taps import TorchHooks
 
 
+@checks_kinds
 @operator
 def resample(
     lm: LM, neurons: Neurons, retain: Corpus, *, tokens: int = 256, batch_size: int = 32, seed: int = 0
@@ -48,14 +50,14 @@ def resample(
 @torch.no_grad()
 def _drawn(lm: LM, neurons: Neurons, retain: Corpus, tokens: int, batch_size: int, seed: int) -> dict[int, Tensor]:
     """Each layer's activations [donor, neuron] at the drawn tokens, in the order of the draw."""
-    rows, chosen, tap = encode(retain, lm.tokenizer, lm.max_length), neurons.by_layer(), TorchHooks(lm)
+    rows, chosen, tap = lm.encode(retain), neurons.by_layer(), TorchHooks(lm)
     every = [(row.index, t) for row in rows for t in range(len(row.ids))]
     wanted = random.Random(seed).sample(every, min(tokens, len(every)))
     order = {token: i for i, token in enumerate(wanted)}
     rows = [row for row in rows if row.index in {example for example, _ in wanted}]
     found: dict[int, list[Tensor]] = {layer: [torch.empty(0)] * len(wanted) for layer in chosen}
     with frozen(lm):
-        for batch in batches(rows, batch_size, lm.pad_id, lm.device):
+        for batch in lm.batches(rows, batch_size):
             acts = tap(batch.inputs).acts
             for i, example in enumerate(batch.index):
                 for t in range(int(batch.attention_mask[i].sum())):

@@ -1,0 +1,91 @@
+"""Intervals by resampling whole units: of a mean, of a paired difference, and what the units are."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from neuronforget.errors import InputError
+
+RESAMPLES = 1000
+VERDICT_RESAMPLES = 10_000  # corrected for many comparisons, an interval ends at the outermost of them
+DRAWN = 1_000_000  # units drawn at a time: all at once, ten thousand samples of many examples fill the memory
+FEWEST = 5  # subjects from which on they are what is resampled
+
+
+def bootstrap(
+    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (mean, low, high): percentile bootstrap (95%, or `level`) over the examples that are not NaN.
+
+    `units` numbers each example's subject: phrasings of one fact, facts of one person stand and fall together, so
+    whole subjects are drawn. One unit alone has no interval (NaN), and of few units it is too narrow (`difference`).
+    """
+    if np.isnan(values).all():
+        return float("nan"), float("nan"), float("nan")
+    low, high = np.quantile(
+        resampled(values, seed, units=units, resamples=resamples), [(1 - level) / 2, (1 + level) / 2]
+    )
+    return mean(values), float(low), float(high)
+
+
+def difference(
+    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, level: float = 0.95
+) -> tuple[float, float, float]:
+    """Return (mean, low, high) of paired differences: what verdicts go by, `bootstrap` stretched for few units.
+
+    Of five subjects the bootstrap's 95% interval holds the truth 83% of the time (`benchmarks/covering.py`). Its ends
+    are moved away from the mean by Student's quantile over the normal one, and sqrt(n / (n - 1)), n the number of units
+    (as Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%.
+    """
+    from scipy.stats import norm, t
+
+    value, *ends = bootstrap(values, seed, units=units, resamples=VERDICT_RESAMPLES, level=level)
+    known = ~np.isnan(values)
+    count = int(known.sum()) if units is None else len(np.unique(units[known]))
+    if count < 2:
+        return value, ends[0], ends[1]
+    tail = (1 + level) / 2
+    stretch = float(t.ppf(tail, count - 1) / norm.ppf(tail)) * (count / (count - 1)) ** 0.5
+    low, high = (value + stretch * (end - value) for end in ends)
+    return value, low, high
+
+
+def resampled(
+    values: np.ndarray, seed: int, *, units: np.ndarray | None = None, resamples: int = RESAMPLES
+) -> np.ndarray:
+    """Return the mean of each bootstrap sample, of values that are not NaN; NaN where there is one unit alone.
+
+    One seed draws the same units whatever the values are, so that functions of several means can be resampled.
+    """
+    check_seed(seed)
+    known = ~np.isnan(values)
+    _, place = np.unique(np.arange(len(known))[known] if units is None else units[known], return_inverse=True)
+    sums, counts = np.bincount(place, values[known]), np.bincount(place)
+    if len(sums) < 2:
+        return np.full(resamples, np.nan)
+    generator, together, found = np.random.default_rng(seed), max(1, DRAWN // len(sums)), np.empty(resamples)
+    for start in range(0, resamples, together):
+        draws = generator.integers(len(sums), size=(len(found[start : start + together]), len(sums)))
+        found[start : start + together] = sums[draws].sum(1) / counts[draws].sum(1)
+    return found
+
+
+def over(units: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return what to resample and its name: the subjects, or the examples where there are fewer than `FEWEST` subjects.
+
+    Examples of one subject stand and fall together, so that intervals over them are too narrow for other subjects.
+    """
+    if len(np.unique(units)) >= FEWEST:
+        return units, "subjects"
+    return np.arange(len(units)), "examples"
+
+
+def mean(values: np.ndarray) -> float:
+    """Return the mean of the values that are not NaN; NaN where none is."""
+    return float("nan") if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def check_seed(seed: int) -> None:
+    """Raise InputError for a seed below 0."""
+    if seed < 0:
+        raise InputError(f"seed is 0 or more, found {seed}")

@@ -1,0 +1,140 @@
+"""What is handed to a public function: another kind than it takes is refused by name, before any work."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import neuronforget as nf
+from neuronforget.arguments import checks_kinds
+
+NOUNS = ("LM", "Corpus", "Source", "Moments", "Scores", "Neurons", "Edit", "Results")
+MODEL_SCORES = ("exact", "direct", "gradient_drop", "hard_concrete", "slimming", "integrated", "relp", "value_fisher")
+HELPERS = ("how_many", "benjamini_hochberg", "zero_ablation")  # they take arrays and numbers
+
+
+def public() -> dict[str, Callable[..., Any]]:
+    """Every public function that takes a noun, by the name a user calls it by."""
+    found = {f"nf.{n}": getattr(nf, n) for n in ("attribute", "audit", "compare", "evaluate", "record", "report")}
+    for home in (nf.erase, nf.erase.guards, nf.select):
+        where = home.__name__.replace("neuronforget", "nf")
+        functions = {n: f for n, f in vars(home).items() if inspect.isfunction(f) and n not in HELPERS}
+        found |= {f"{where}.{n}": f for n, f in functions.items() if not n.startswith("_")}
+    return found | {f"nf.scores.{n}": getattr(nf.scores, n) for n in (*MODEL_SCORES, "lens")}
+
+
+def noun_arguments() -> list[tuple[str, str]]:
+    """(function, argument) for each argument whose annotation begins with a noun."""
+    return [
+        (name, argument)
+        for name, function in public().items()
+        for argument, about in inspect.signature(function).parameters.items()
+        if str(about.annotation).split(" | ")[0] in NOUNS
+    ]
+
+
+def test_there_are_as_many_as_the_catalogue_says() -> None:
+    assert len(public()) > 45
+    assert len(noun_arguments()) > 110
+
+
+@pytest.mark.parametrize(("name", "argument"), noun_arguments())
+def test_every_public_function_refuses_what_is_no_noun(name: str, argument: str) -> None:
+    function = public()[name]
+    with pytest.raises(nf.InputError, match=f"^{function.__name__}: {argument} must be .*; found object$"):
+        function(**{argument: object()})
+
+
+@checks_kinds
+def taken(
+    place: str | Path = "",
+    names: Sequence[str] = (),
+    corpora: Sequence[nf.Corpus] = (),
+    pair: tuple[nf.Corpus, int] | None = None,
+    edits: Mapping[str, nf.Edit] | None = None,
+    score: Callable[..., nf.Scores] | None = None,
+    count: int | float = 1,
+    **more: Any,
+) -> str:
+    return "taken"
+
+
+CORPUS = nf.Corpus.from_rows([{"prompt": "a", "answer": "b"}])
+EDIT = nf.Edit(())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"place": Path("x")},
+        {"names": "one"},  # a text is a row of texts, which the functions read as one
+        {"names": ["a", "b"]},
+        {"corpora": (CORPUS, CORPUS)},
+        {"corpora": []},
+        {"pair": (CORPUS, 3)},
+        {"pair": None},
+        {"edits": {"a": EDIT}},
+        {"edits": {}},
+        {"score": nf.scores.grad_x_act},
+        {"count": np.float32(2)},
+        {"count": True},
+        {"other": object()},
+    ],
+)
+def test_what_fits_is_taken(given: dict[str, Any]) -> None:
+    assert taken(**given) == "taken"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"place": 3}, "taken: place must be str or Path; found int"),
+        ({"names": ["a", 3]}, "taken: names must be a list of str; found list of int and str"),
+        ({"names": None}, "taken: names must be a list of str; found NoneType"),
+        ({"corpora": CORPUS}, "taken: corpora must be a list of Corpus; found Corpus"),
+        ({"corpora": "forget"}, "taken: corpora must be a list of Corpus; found 'forget'"),
+        ({"pair": (3, CORPUS)}, "taken: pair must be a list of Corpus; found tuple of Corpus and int"),
+        ({"edits": [EDIT]}, "taken: edits must be a dictionary of Edit by name; found list of Edit"),
+        ({"edits": {"a": CORPUS}}, "taken: edits must be a dictionary of Edit by name; found dict of Corpus"),
+        ({"score": "grad_x_act"}, "taken: score must be a function, such as those of nf.scores; found 'grad_x_act'"),
+        ({"count": "3"}, "taken: count must be int or float; found '3'"),
+    ],
+)
+def test_what_does_not_fit_is_said(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(nf.InputError) as caught:
+        taken(**given)
+    assert str(caught.value) == words
+
+
+def test_the_message_says_how_one_comes_by_the_noun() -> None:
+    words = (
+        r"record: corpus must be Corpus or Stream \(nf.corpora.jsonl\(path\) or nf.Corpus.from_rows\(rows\) makes one\)"
+    )
+    with pytest.raises(nf.InputError, match=words + "; found list of dict"):
+        nf.record(corpus=[{"prompt": "a", "answer": "b"}])  # type: ignore[arg-type, call-arg]
+
+
+def test_a_missing_argument_is_python_s_own_error() -> None:
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        taken_whole(3)  # type: ignore[call-arg]
+
+
+@checks_kinds
+def taken_whole(one: int, other: int) -> int:
+    return one + other
+
+
+def test_a_corpus_holds_examples() -> None:
+    """In a process of its own: here the tests' checks of every annotation come first."""
+    lines = "import neuronforget as nf\nfor rows in (('text',), ({'prompt': 'a', 'answer': 'b'},)):\n"
+    lines += "    try:\n        nf.Corpus(rows)\n    except nf.InputError as error:\n        print(error)"
+    printed = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True).stdout
+    words = "corpus 'corpus' holds nf.Example, found {}: nf.Corpus.from_rows reads rows"
+    assert printed.splitlines() == [words.format("str"), words.format("dict")]
