@@ -23,12 +23,12 @@ from neuronforget.auditing import Reading  # noqa: E402
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED  # noqa: E402
 from neuronforget.auditing.verdicts import judge  # noqa: E402
 from neuronforget.intervals import bootstrap, difference  # noqa: E402
-from neuronforget.metrics.membership import auc  # noqa: E402
+from neuronforget.metrics.membership import auc, resampled_auc  # noqa: E402
 
 SUBJECTS, EACH = (2, 3, 5, 10, 20, 50), 10  # subjects, and examples of each
 #: What a subject adds to its examples' values, in standard deviations of these; the truth is 0.
 BETWEEN = 0.7
-TEXTS, TRUE_AUC = (10, 30, 100), 0.96
+TEXTS, TRUE_AUCS = (10, 30, 100), (0.8, 0.96, 0.99)
 #: Audited: people, questions of each, checks, and how often a model that never knew is right.
 PEOPLE, QUESTIONS, CHECKS = (5, 10, 20), 12, 15
 GUESSED = {"guessing": (1, 9), "choice": (7, 3)}
@@ -49,11 +49,18 @@ def intervals(repeats: int) -> list[dict[str, Any]]:
 
 
 def aucs(repeats: int) -> list[dict[str, Any]]:
-    """Return, by number of texts on either side, how often the interval of an AUC holds it."""
-    rows, draw, apart = [], np.random.default_rng(0), 2**0.5 * norm.ppf(TRUE_AUC)
-    for count in TEXTS:
-        found = [auc(draw.normal(apart, size=count), draw.normal(size=count), seed) for seed in range(repeats)]
-        rows.append({"texts": count, "auc": sum(low <= TRUE_AUC <= high for _, low, high in found) / repeats})
+    """Return, by AUC and number of texts on either side, how often its interval holds it, and a bootstrap's would."""
+    rows, draw = [], np.random.default_rng(0)
+    for true in TRUE_AUCS:
+        for count in TEXTS:
+            held = {"of_auc": 0, "bootstrap": 0}
+            for seed in range(repeats):
+                sides = draw.normal(2**0.5 * norm.ppf(true), size=count), draw.normal(size=count)
+                ends = {"of_auc": auc(*sides)[1:]}
+                ends["bootstrap"] = tuple(np.quantile(resampled_auc(*sides, seed)[1:], [0.025, 0.975]))
+                for name, (low, high) in ends.items():
+                    held[name] += low <= true <= high
+            rows.append({"true AUC": true, "texts": count} | {name: hits / repeats for name, hits in held.items()})
     return rows
 
 
@@ -95,7 +102,8 @@ def main() -> None:
     results["audits"] = audits(max(1, options.repeats // 5))
     notes = (
         f"Share of {options.repeats} simulations in which a 95% interval holds the truth: of a mean, {EACH} examples a "
-        f"subject, by `intervals.bootstrap` and `intervals.difference`; of an AUC of {TRUE_AUC}. Last, the share of "
+        f"subject, by `intervals.bootstrap` and `intervals.difference`; of an AUC, by `intervals.of_auc` and by "
+        "1000 bootstrap samples of either side. Last, the share of "
         f"{max(1, options.repeats // 5)} audits of {CHECKS} checks and {QUESTIONS} questions a person that find "
         "something where there is nothing: 0.05 is meant at most."
     )

@@ -82,7 +82,7 @@ STREAMED = {
 
 def moments_kernel(target: GPUTarget, dtype: str, weighted: bool = False, want: int = EVERYTHING) -> Any:
     kind = "hip" if target.backend == "hip" else "cuda"
-    config = configs._STREAMING[kind][4 if dtype == "fp32" else 2]
+    config = configs.STREAMING[kind][4 if dtype == "fp32" else 2]
     fixed = {"WANT": want, "HAS_W": weighted, "COLUMNS": config.columns, "ROWS": config.rows, "STAGES": config.stages}
     types = {**STREAMED, "A": f"*{dtype}", "G": f"*{dtype}"}
     return compiled(
@@ -131,7 +131,7 @@ def test_the_finish_neither_spills_nor_adds_out_of_order(arch: int, tmp_path: Pa
 @DTYPES
 @NVIDIA
 def test_the_gated_backward_keeps_to_its_registers(dtype: str, arch: int, tmp_path: Path) -> None:
-    config = configs._SWIGLU["cuda"]
+    config = configs.SWIGLU["cuda"]
     types = {**STREAMED, **dict.fromkeys(("G", "GATE", "UP", "D_GATE", "D_UP"), f"*{dtype}")}
     types |= dict.fromkeys(("stride_zr", "stride_ur"), INDEX)
     fixed = {"WANT": EVERYTHING, "HAS_W": False, "COLUMNS": config.columns, "STAGES": config.stages}
@@ -143,7 +143,7 @@ def test_the_gated_backward_keeps_to_its_registers(dtype: str, arch: int, tmp_pa
 
 
 def product_kernel(arch: int, dtype: str, flat: bool, weighted: bool) -> Any:
-    config = configs._GEMM["cuda" if arch == 90 else "blackwell"]
+    config = configs.GEMM["cuda" if arch == 90 else "blackwell"]
     types = {
         **dict.fromkeys(("DELTA", "WRITE", "A"), f"*{dtype}"),
         **dict.fromkeys(("W", "PIECES", "ITEMS"), "*fp32"),

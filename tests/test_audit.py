@@ -190,6 +190,16 @@ def readings(edited: list[float], untouched: list[float], gold: list[float] | No
         ([0.0] * 8, [1.0] * 8, [0.5] * 8, {}, "gone", 0.5),
         ([0.0] * 8, [1.0] * 8, [0.5] * 8, {"two_sided": True}, "avoided", 0.5),
         ([0.6] * 8, [0.5] * 8, [0.5] * 8, {}, "not known before", 0.5),
+        ([0.0] * 20, [0.9] * 20, [0.9] * 20, {"floor": np.full(20, 0.25), "two_sided": True}, "avoided", 0.9),
+        ([0.2] * 20, [0.9] * 20, [0.9] * 20, {"floor": np.full(20, 0.2), "two_sided": True}, "not known before", 0.9),
+        (
+            [0.0] * 20,
+            [0.9] * 20,
+            [0.9] * 20,
+            {},
+            "not known before",
+            0.9,
+        ),  # it cannot be left, and nothing else is asked
         ([0.4] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.1)}, "left", 0.1),
         ([0.4] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.1), "sign": -1}, "gone", 0.1),
         ([0.0] * 8, [1.0] * 8, None, {"floor": np.full(8, 0.25), "sign": -1}, "unclear", 0.25),  # .75^8 = .10

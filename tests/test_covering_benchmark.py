@@ -16,6 +16,11 @@ def test_few_subjects_need_the_wider_interval_and_many_do_not() -> None:
     assert min(rows[50]["bootstrap"], rows[50]["difference"]) > 0.85
 
 
+def test_the_interval_of_an_auc_near_one_holds_it_and_a_bootstraps_does_not() -> None:
+    row = next(row for row in covering.aucs(60) if (row["true AUC"], row["texts"]) == (0.99, 10))
+    assert row["bootstrap"] < 0.7 < 0.85 < row["of_auc"]
+
+
 def test_an_audit_finds_nothing_in_a_model_as_ignorant_as_its_twin() -> None:
     assert max(row["found"] for row in covering.audits(6)) <= 2 / 6
 
@@ -28,6 +33,8 @@ def test_the_pages_say_what_the_committed_results_say() -> None:
     assert f"holds the truth {held[10]:.0%} of the time, of\nfive {held[5]:.0%}, of two {held[2]:.0%} (" in metrics
     wide = [row["difference"] for row in found["intervals"]]
     assert f"`intervals.difference`: {min(wide):.0%} to\n{max(wide):.0%})" in metrics
-    of = {row["texts"]: row["auc"] for row in found["aucs"]}
-    assert f"holds the truth {of[10]:.0%} of the time; thirty and thirty: {of[30]:.0%};" in suites
+    held = [row["of_auc"] for row in found["aucs"]]
+    short = {(row["true AUC"], row["texts"]): row["bootstrap"] for row in found["aucs"]}
+    assert f"holds the truth {min(held):.0%} to {max(held):.0%} of the time" in suites
+    assert f"a bootstrap's {short[0.96, 10]:.0%} of ten and ten texts at .96" in suites
     assert max(row["found"] for row in found["audits"]) <= 0.05

@@ -16,6 +16,7 @@ from torch import Tensor
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
+from neuronforget.intervals import of_auc
 from neuronforget.metrics import Prediction, extraction_strength
 from neuronforget.metrics.membership import ATTACKS, auc, lowest, membership, text_scores
 from neuronforget.models import LM
@@ -59,15 +60,29 @@ def test_the_auc_is_the_share_of_pairs_and_its_interval_covers() -> None:
     draw = np.random.default_rng(0)
     here, there = draw.normal(0.8, 1, 60).round(1), draw.normal(0, 1, 50).round(1)
     pairs = [(a > b) + 0.5 * (a == b) for a in here for b in there]
-    value, low, high = auc(here, there, 0)
+    value, low, high = auc(here, there)
     assert value == pytest.approx(np.mean(pairs)) and low < value < high
     covered = 0
-    for seed in range(100):  # the AUC of two normals one apart is Phi(1 / sqrt 2)
+    for seed in range(400):  # the AUC of two normals one apart is Phi(1 / sqrt 2)
         draw = np.random.default_rng(100 + seed)
-        _, low, high = auc(draw.normal(1, 1, 40), draw.normal(0, 1, 40), seed, resamples=200)
+        _, low, high = auc(draw.normal(1, 1, 40), draw.normal(0, 1, 40))
         covered += low < norm.cdf(2**-0.5) < high
-    assert 88 <= covered <= 99
-    assert np.isnan(auc(np.array([1.0, np.nan]), np.array([0.0]), 0)).all()
+    assert 372 <= covered <= 392  # 380 are meant, give or take 9
+    assert np.isnan(auc(np.array([1.0, np.nan]), np.array([0.0]))).all()
+
+
+def test_the_interval_of_an_auc_is_where_hanley_and_mcneils_error_reaches() -> None:
+    """At its ends the AUC found is 1.96 standard errors away, by Hanley & McNeil's Q1 and Q2 at equal sides."""
+    for value, size in ((0.5, 20), (0.9, 12), (0.97, 40)):
+        for end in of_auc(value, size, size):
+            q1, q2 = end / (2 - end), 2 * end**2 / (1 + end)
+            variance = (end * (1 - end) + (size - 1) * (q1 - end**2 + q2 - end**2)) / size**2
+            assert abs(value - end) == pytest.approx(norm.ppf(0.975) * variance**0.5, rel=1e-6)
+    low, high = of_auc(1.0, 10, 14)
+    assert (0.7 < low < 0.9 and high == 1) and of_auc(0.0, 14, 10) == pytest.approx((0, 1 - low))
+    assert of_auc(0.3, 9, 30) == pytest.approx(tuple(1 - end for end in reversed(of_auc(0.7, 9, 30))))
+    wide = of_auc(0.9, 12, 12, level=0.99)
+    assert wide[0] < of_auc(0.9, 12, 12)[0] < of_auc(0.9, 12, 12)[1] < wide[1]
 
 
 def test_min_k_plus_plus_of_a_models_own_samples_is_zero_on_average_at_all_tokens(lm: LM) -> None:
@@ -108,9 +123,9 @@ def test_a_trained_model_gives_its_members_away_and_an_untrained_one_does_not(lm
 
 def test_a_collapsed_model_and_one_text_alone_have_an_auc(lm: LM, corpus: Corpus) -> None:
     sure, other = np.array([-np.inf, -np.inf, 1.0]), np.array([-np.inf, 0.5])
-    value, low, high = auc(sure, other, 0)
+    value, low, high = auc(sure, other)
     assert value == pytest.approx((0.5 + 0.5 + 1 + 0 + 0 + 1) / 6) and low <= value <= high
-    value, low, high = auc(np.array([1.0]), np.array([0.0]), 0)
+    value, low, high = auc(np.array([1.0]), np.array([0.0]))
     assert value == 1 and np.isnan(low) and np.isnan(high)
     with torch.no_grad():  # all mass on one token, with certainty
         collapsed = nf.LM(copy.deepcopy(lm.model), lm.tokenizer)

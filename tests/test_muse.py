@@ -184,7 +184,7 @@ def test_one_seed_draws_the_same_texts_of_every_model() -> None:
     here, there = draw.normal(1, 1, 20), draw.normal(0, 1, 15)
     drawn = resampled_auc(here, there, 3, resamples=50)
     assert (drawn == resampled_auc(2 * here, 2 * there, 3, resamples=50)).all()  # the order is the same, so are all
-    assert auc(here, there, 3, resamples=50) == (drawn[0], *np.quantile(drawn[1:], [0.025, 0.975]))
+    assert drawn[0] == auc(here, there)[0] and drawn[1:].std() > 0
 
 
 def test_what_was_not_measured_is_said(lm: LM, data: Path, tmp_path: Path) -> None:

@@ -1,15 +1,20 @@
-"""How the kernels cut their work, by device: chosen here and never searched for, so that results repeat.
+"""How the kernels cut their work, by device: chosen here and never searched for while working, so that results repeat.
 
-Chosen from ahead-of-time compiles (registers, spills, bytes in flight), not yet from timings on a device.
+Chosen from ahead-of-time compiles (registers, spills, bytes in flight), not yet from timings on a device: `sweep.py`
+times the alternatives and prints the row of a device, which goes under its name (as CUDA gives it).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
+
+T = TypeVar("T")
 
 
 @cache
@@ -43,45 +48,71 @@ class GemmConfig(NamedTuple):
     splits: int
 
 
-#: By bytes of an element.
-_STREAMING: dict[str, dict[int, Config]] = {
+#: Kernel -> device, or kind of device -> its configuration; that of streaming by bytes of an element.
+STREAMING: dict[str, dict[int, Config]] = {
     "cuda": {2: Config(512, 2, 4, 4), 4: Config(512, 2, 3, 4)},
     "hip": {2: Config(512, 2, 2, 4), 4: Config(512, 2, 2, 4)},
     "interpreter": {2: Config(64, 2, 1, 4), 4: Config(64, 2, 1, 4)},
 }
-_SWIGLU: dict[str, Config] = {
+SWIGLU: dict[str, Config] = {
     "cuda": Config(512, 1, 3, 4),
     "hip": Config(512, 1, 2, 4),
     "interpreter": Config(64, 1, 1, 4),
 }
-_GEMM: dict[str, GemmConfig] = {
+GEMM: dict[str, GemmConfig] = {
     "cuda": GemmConfig(128, 128, 64, 3, 4, 7),  # 256 tokens spill: an example's border cuts through the tile
     "blackwell": GemmConfig(128, 128, 64, 3, 8, 7),
     "interpreter": GemmConfig(32, 32, 32, 1, 4, 2),
 }
+NARROW = 8192  # neurons up to which a layer has so few column blocks that fewer splits fill the device
+NARROW_SPLITS = 3
 
 
-def kind_of(device: torch.device) -> str:
-    """Return the row of the tables: cuda, hip, or the interpreter's, whose tensors lie on CPU."""
+@cache
+def kinds_of(device: torch.device) -> tuple[str, ...]:
+    """Return what a device may be listed as, the most particular first: its name, then its kind.
+
+    The interpreter's tensors lie on CPU.
+    """
     if device.type != "cuda":
-        return "interpreter"
-    return "hip" if torch.version.hip else "cuda"
+        return ("interpreter",)
+    if torch.version.hip:
+        return torch.cuda.get_device_name(device), "hip"
+    newer = torch.cuda.get_device_capability(device)[0] >= 10
+    return (torch.cuda.get_device_name(device), *(["blackwell"] if newer else []), "cuda")
+
+
+def row_of(table: dict[str, T], device: torch.device) -> T:
+    """Return the row of a device."""
+    return next(table[kind] for kind in kinds_of(device) if kind in table)
 
 
 def config_for(device: torch.device, itemsize: int) -> Config:
     """Return the shape of the streaming kernel for elements of `itemsize` bytes."""
-    return _STREAMING[kind_of(device)][itemsize]
+    return row_of(STREAMING, device)[itemsize]
 
 
 def swiglu_config_for(device: torch.device) -> Config:
     """Return the shape of the SwiGLU backward."""
-    return _SWIGLU[kind_of(device)]
+    return row_of(SWIGLU, device)
 
 
 def gemm_config_for(device: torch.device, neurons: int) -> GemmConfig:
-    """Return the shape of the fused kernel: narrow layers have fewer column blocks, so fewer splits fill the device."""
-    kind = kind_of(device)
-    if kind == "cuda" and torch.cuda.get_device_capability(device)[0] >= 10:
-        kind = "blackwell"
-    config = _GEMM[kind]
-    return config if neurons > 8192 or kind == "interpreter" else config._replace(splits=3)
+    """Return the shape of the fused kernel."""
+    config = row_of(GEMM, device)
+    narrow = neurons <= NARROW and device.type == "cuda"
+    return config._replace(splits=min(config.splits, NARROW_SPLITS)) if narrow else config
+
+
+@contextmanager
+def instead(table: dict[str, T], device: torch.device, config: T) -> Iterator[None]:
+    """Within the block the device has another row: what the sweep times."""
+    name = kinds_of(device)[0]
+    known = table.get(name)
+    table[name] = config
+    try:
+        yield
+    finally:
+        table.pop(name)
+        if known is not None:
+            table[name] = known

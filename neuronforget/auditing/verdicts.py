@@ -37,7 +37,8 @@ class Check:
     (`intervals.difference`), at 95% over all checks together, resampled `over` subjects, or examples where there are
     fewer than five subjects.
     "left": the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far
-    below, and below chance, where right and wrong are compared; "unclear": neither, and the interval reaches half of
+    below (`KNOWN_BY` where no more was known than by the reference), and below chance, where right and wrong are compared;
+    "unclear": neither, and the interval reaches half of
     start - reference, a value is NaN, or half could be left and none of so few examples show it. `much`: it is unclear,
     but by its mean half of that is left, or the answer chosen less than half as often as by chance and the reference.
     """
@@ -105,14 +106,18 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
     nan = int(np.isnan(edited.values).sum())
     few = MUCH ** (len(edited.values) - nan) > (1 - level) / 2
     below_chance = _below_chance(edited, seed, 1 - ALPHA if GOLD in who else level)  # beside gold a second condition
+    down = edited.sign < 0 or edited.two_sided
     chance = reference if edited.floor is None else min(reference, mean(edited.floor))
-    avoids = (edited.sign < 0 or edited.two_sided) and value < MUCH * chance
+    avoids = down and value < MUCH * chance
+    unknown = known - reference <= KNOWN_BY
     outcome: Outcome = "gone"
-    if known - reference <= KNOWN_BY:
+    if unknown and edited.two_sided and high < 0 and gap < -KNOWN_BY and below_chance:
+        outcome = "avoided"  # the twin guesses it as well: to choose it less than by chance still takes the fact
+    elif unknown:
         outcome = "not known before"
     elif edited.sign > 0 and low > 0 and gap > least and (GOLD in who or not _lucky(edited.values, floor, level)):
         outcome = "left"
-    elif (edited.sign < 0 or edited.two_sided) and high < 0 and gap < -least and below_chance:
+    elif down and high < 0 and gap < -least and below_chance:
         outcome = "avoided"
     elif nan or few or avoids or not (high < much or edited.sign < 0 <= high) or (edited.sign < 0 and high < 0):
         outcome = "unclear"

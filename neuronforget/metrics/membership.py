@@ -23,7 +23,7 @@ from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.guarding import asked
-from neuronforget.intervals import RESAMPLES, check_seed
+from neuronforget.intervals import RESAMPLES, check_seed, of_auc
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
@@ -79,7 +79,7 @@ def membership(
             for metric, here in sides[MEMBERS].items():
                 there = sides[OTHERS][metric]
                 about = {"edit": name, "point": "full", "metric": metric}
-                value, low, high = auc(here, there, seed)
+                value, low, high = auc(here, there)
                 count, nan = len(here) + len(there), int(np.isnan(here).sum() + np.isnan(there).sum())
                 rows.append(
                     {**about, "scope": scope, "strength": float(edit is not None), "corpus": f"{MEMBERS}, {OTHERS}"}
@@ -154,16 +154,14 @@ def lowest(values: np.ndarray, share: float) -> float:
     return float(np.sort(values)[: max(1, int(len(values) * share))].mean()) if not np.isnan(values).any() else np.nan
 
 
-def auc(
-    members: np.ndarray, others: np.ndarray, seed: int, *, resamples: int = RESAMPLES
-) -> tuple[float, float, float]:
+def auc(members: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
     """Return (AUC, low, high): how often a member scores above another text, ties half, and its 95% interval.
 
-    A score may be infinite. One text alone on a side has no interval (NaN).
+    The interval is `intervals.of_auc`, over texts. A score may be infinite; where one is NaN, so is all. One text alone
+    on a side has no interval (NaN).
     """
-    value, *drawn = resampled_auc(members, others, seed, resamples=resamples)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return float(value), float(low), float(high)
+    value = float(resampled_auc(members, others, 0, resamples=0)[0])
+    return value, *of_auc(value, len(members), len(others))
 
 
 def resampled_auc(members: np.ndarray, others: np.ndarray, seed: int, *, resamples: int = RESAMPLES) -> np.ndarray:

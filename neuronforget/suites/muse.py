@@ -19,6 +19,7 @@ from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding
+from neuronforget.intervals import of_auc
 from neuronforget.metrics.membership import resampled_auc, text_scores
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows
@@ -181,7 +182,7 @@ def _scores(lm: LM, sides: Sequence[Corpus], batch_size: int, kept: str | Path |
 def _privacy(
     scores: Mapping[str, Sequence[np.ndarray]], name: str, seed: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of the AUC of each model and of the leak; intervals over texts, the same draws for model and gold twin."""
+    """Rows of the AUC of each model and of the leak, whose interval draws the same texts for model and gold twin."""
     rows, examples = [], []
     found = {who: resampled_auc(sides[0], sides[1], seed) for who, sides in scores.items()}
     values = {(who, MIN_K): drawn for who, drawn in found.items()}
@@ -189,7 +190,8 @@ def _privacy(
         values[name, "privacy_leak"] = leak(found[name], found["gold"])
     for (who, metric), drawn in values.items():
         count, nan = sum(map(len, scores[who])), int(sum(np.isnan(side).sum() for side in scores[who]))
-        low, high = np.quantile(drawn[1:], [0.025, 0.975])
+        sizes = map(len, scores[who])
+        low, high = of_auc(drawn[0], *sizes) if metric == MIN_K else np.quantile(drawn[1:], [0.025, 0.975])
         rows.append(
             {"edit": who, "scope": "reference", "strength": 0.0, "point": "full", "corpus": PRIVACY, "metric": metric}
             | {"value": float(drawn[0]), "low": float(low), "high": float(high), "n": count, "units": count}

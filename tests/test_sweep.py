@@ -1,0 +1,91 @@
+"""The sweep of kernel configurations, on a made-up kernel: which is chosen, what is said of one that does not run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sweep
+import torch
+from neuronforget_kernels import configs
+from neuronforget_kernels.configs import Config
+
+CPU = torch.device("cpu")
+FIRST, BEST, WRONG, BROKEN = (Config(n, 1, 1, 1) for n in (64, 128, 256, 512))
+MS = {(FIRST, "wide"): 9.0, (BEST, "wide"): 4.0, (WRONG, "wide"): 1.0}
+MS |= {(FIRST, "narrow"): 1.0, (BEST, "narrow"): 1.0, (WRONG, "narrow"): 1.0}
+
+
+def made_up() -> tuple[sweep.Job, Callable[[Callable[[], Any]], float]]:
+    """A kernel that reads its configuration as the real ones do, and a clock that knows what each takes."""
+    table = {"interpreter": Config(1, 1, 1, 1)}
+
+    def run(given: dict[str, Any]) -> float:
+        config = configs.row_of(table, CPU)
+        if config == BROKEN:
+            raise RuntimeError("out of resource:\n shared memory")
+        return MS[config, given["name"]] / 1e3
+
+    job = sweep.Job("K0", table, lambda config: config, (FIRST, WRONG, BROKEN, BEST), run)
+    return job, lambda call: call()
+
+
+def rows_of(until: float) -> tuple[sweep.Job, list[dict[str, Any]]]:
+    job, clock = made_up()
+    shapes = {name: {"name": name} for name in ("wide", "narrow")}
+    return job, list(sweep.timed(job, shapes, CPU, until, clock))
+
+
+def test_the_fastest_that_is_right_is_chosen_by_the_mean_over_shapes() -> None:
+    job, rows = rows_of(time.monotonic() + 60)
+    assert len(rows) == 8 and job.table == {"interpreter": Config(1, 1, 1, 1)}  # as it was
+    broken = [row for row in rows if row["why"]]
+    assert {row["config"] for row in broken} == {tuple(BROKEN)} and all(math.isnan(row["ms"]) for row in broken)
+    assert broken[0]["why"] == "RuntimeError: out of resource: shared memory"
+    assert sweep.ranked(rows) == [
+        (tuple(WRONG), 1.0),
+        (tuple(BEST), pytest.approx(2.0)),
+        (tuple(FIRST), pytest.approx(3.0)),
+    ]
+    found = sweep.chosen(job, rows, CPU, lambda: configs.row_of(job.table, CPU) == WRONG)
+    assert found["config"] == tuple(BEST) and found["present over it"] == pytest.approx(1.5)
+    assert job.table == {"interpreter": Config(1, 1, 1, 1)}
+
+
+def test_what_time_leaves_over_is_not_chosen_among() -> None:
+    job, rows = rows_of(time.monotonic() - 1)
+    assert rows == [] and sweep.chosen(job, rows, CPU, lambda: False)["config"] is None
+    job, rows = rows_of(time.monotonic() + 60)
+    half = [row for row in rows if (row["config"], row["shape"]) != (tuple(BEST), "narrow")]
+    assert tuple(BEST) not in dict(sweep.ranked(half))  # timed at one shape alone
+
+
+def test_the_present_configurations_are_the_first_candidates() -> None:
+    """On Hopper; so that each sweep says what a change would gain."""
+    assert sweep.STREAMED[0] == configs.STREAMING["cuda"][2] and sweep.GATED[0] == configs.SWIGLU["cuda"]
+    assert sweep.FUSED[0] == configs.GEMM["cuda"]
+    for job in sweep.jobs(2):
+        assert len(set(job.candidates)) == len(job.candidates)
+        with configs.instead(job.table, CPU, job.row(job.candidates[-1])):
+            found = configs.row_of(job.table, CPU)
+            assert (found[2] if job.name == "K1" else found) == job.candidates[-1]
+        assert configs.row_of(job.table, CPU) == job.table["interpreter"]
+
+
+def test_a_device_is_listed_by_its_name_before_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (9, 0))
+    configs.kinds_of.cache_clear()
+    card = torch.device("cuda", 0)
+    try:
+        assert configs.kinds_of(card) == ("NVIDIA H200", "cuda")
+        assert configs.config_for(card, 2) == configs.STREAMING["cuda"][2]
+        assert configs.gemm_config_for(card, 14336).splits == 7 and configs.gemm_config_for(card, 5504).splits == 3
+        with configs.instead(configs.STREAMING, card, {2: BEST, 4: FIRST}):
+            assert (configs.config_for(card, 2), configs.config_for(card, 4)) == (BEST, FIRST)
+        assert "NVIDIA H200" not in configs.STREAMING
+    finally:
+        configs.kinds_of.cache_clear()
