@@ -98,6 +98,14 @@ def test_in_memory_rows_name_the_row_that_is_wrong() -> None:
         Corpus.from_rows([{"text": "a"}, {"answer": "b"}], "mine")
 
 
+def test_a_corpus_loads_what_it_saved(tmp_path: Path) -> None:
+    corpus = Corpus((Example("a", "b", ("c",), ("d",), subject="a"), Example("", "plain")), "rows", eos=True)
+    corpus.save(tmp_path / "rows.jsonl")
+    assert Corpus.load(tmp_path / "rows.jsonl", eos=True) == corpus
+    with pytest.raises(InputError, match="no such file"):
+        Corpus.load(tmp_path / "nowhere.jsonl")
+
+
 def test_a_saved_corpus_is_read_back_equal(tmp_path: Path) -> None:
     corpus = Corpus((Example("é", "b", ("c", "d"), ("e",), ("f",), "é"), Example("", "text")), "both")
     corpus.save(tmp_path / "both.jsonl")
