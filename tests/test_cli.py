@@ -299,6 +299,7 @@ CASES = {
     "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template is"),
     "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
     "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd is not called as those of"),
+    "tofu without a network": (lambda bed, tmp: {"--forget": "tofu:forget10"}, "give tofu:forget10@FOLDER, a folder"),
     "an output below a file": (lambda bed, tmp: {"--out": _file(tmp, "x") / "out"}, "cannot write"),
 }
 
@@ -320,6 +321,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     change, message = CASES[case]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = dict(zip(*[iter(data(bed))] * 2, strict=True)) | {"--out": tmp_path / "out"} | change(bed, tmp_path)
     before = {path for path in tmp_path.iterdir()}
     capfd.readouterr()
