@@ -331,6 +331,25 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     assert {path for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize(
+    "words", [("attribute", "--top", 10_000), ("attribute", "--share", 1.5), ("compare", "--share", 65)]
+)
+def test_more_neurons_than_there_are_is_said_before_any_recording(
+    words: tuple[object, ...],
+    bed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def record(*_: Any, **__: Any) -> None:
+        raise AssertionError("recorded")
+
+    monkeypatch.setattr("neuronforget.attribution.record", record)
+    monkeypatch.setattr("neuronforget.comparing.record", record)
+    assert run(monkeypatch, *words, *data(bed), "--out", tmp_path / "out") == 2
+    assert "cannot select" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_refused_input_leaves_no_folders_behind(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = [
         *data(bed)[:2],

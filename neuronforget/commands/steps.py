@@ -46,10 +46,13 @@ def attribute(
     check_new(out)
     chosen = named(score, table)
     lm, forget, retain = data.open()
+    layers, width = lm.shape
+    count = 0.05 if share is None else share
+    select.how_many(*((count, width) if top is None else (top, layers * width)))  # said before the work
     scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size, resume=resume)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
-    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, 0.05 if share is None else share)
+    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, count)
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")
         neurons.save(scratch / "neurons.json")
