@@ -437,6 +437,26 @@ def test_two_edits_of_one_name_are_refused(bed: Path, tmp_path: Path, monkeypatc
     assert not (tmp_path / "out").exists()
 
 
+def test_a_metric_of_ones_own_is_measured_beside_the_built_in_ones(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_metric_here.py").write_text("def doubled(p):\n    return 2 * p.nll\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edit = tmp_path / "edit.safetensors"
+    nf.erase.ablate(nf.load(bed / "model"), nf.Neurons(frozenset({(0, 1)}), (0, 1), 64)).save(edit)
+    words = ["--damage", 1, "--divergence", "None", "--out", tmp_path / "out", "--metrics"]
+    assert run(monkeypatch, "evaluate", edit, *data(bed), *words, "own_metric_here:doubled", "extraction_strength") == 0
+    results = nf.Results.load(tmp_path / "out")
+    for corpus in ("forget", "retain"):
+        nll = results.value("edit", corpus, "nll")
+        assert results.value("edit", corpus, "doubled") == pytest.approx(2 * nll)
+        assert 0 <= results.value("edit", corpus, "extraction_strength") <= 1
+    for name in ("nosuch", "neuron_shift"):
+        words = ["--out", tmp_path / "none", "--metrics", name]
+        assert run(monkeypatch, "evaluate", edit, *data(bed), *words) == 2
+        assert f"no function {name!r}" in capfd.readouterr().err and not (tmp_path / "none").exists()
+
+
 def test_an_unknown_name_is_answered_with_the_known_ones(
     bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -147,6 +147,7 @@ def evaluate(
     gold: str | None = None,
     damage: float = 0.05,
     divergence: float | None = 0.05,
+    metrics: tuple[str, ...] = (),
     batch_size: int = 64,
     seed: int = 0,
     kept: Folder | None = None,
@@ -161,12 +162,15 @@ def evaluate(
         gold: Checkpoint of a model that never knew, where there is one.
         damage: Rise of the retain loss (nats a token) at which methods are matched.
         divergence: KL from the untouched model on retain (nats a token) at which they are matched too, or None.
+        metrics: Further metrics of each example: names in neuronforget.metrics, or module:function.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap.
         kept: Folder for what is measured: a killed run goes on, nothing is measured twice.
     """
+    from neuronforget import metrics as table
     from neuronforget.edits import Edit
     from neuronforget.evaluation import evaluate as run
+    from neuronforget.measuring import METRICS
     from neuronforget.models import load
     from neuronforget.runs import check_new
 
@@ -176,11 +180,13 @@ def evaluate(
     if again := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two edits are called {min(again)!r}: the file's name is the name in the table")
     made = {path.stem: Edit.load(path) for path in edits}
+    asked = (*METRICS, *(named(metric, table) for metric in metrics))
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
+    settings |= {"metrics": asked, "kept": kept}
     certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
-    results = with_command(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
+    results = with_command(run(lm, made, forget, retain, gold=twin, **settings))
     results = replace(results, info={**results.info, "certificates": certificates})
     results.save(out)
     show(results)
