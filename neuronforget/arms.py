@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,15 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
-from neuronforget.recording import write_norms
 from neuronforget.runs import content_key, whole_file
 
 
 def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int, seed: int) -> dict[str, Neurons]:
     """Return `count` random sets of equal size per layer, and one each matched in write norm and activation."""
     found = {f"random {i}": neurons.random_like(1000 * seed + i) for i in range(count)}
-    for name, values in (("norm-matched 0", write_norms(lm)), ("activation-matched 0", retain.rms)):
-        try:
-            found[name] = neurons.matched(values, seed)
-        except InputError:  # more than half of a layer is selected
-            continue
+    with suppress(InputError):  # more than half of a layer is selected
+        found["norm-matched 0"] = neurons.norm_matched(lm, seed)
+        found["activation-matched 0"] = neurons.activation_matched(retain, seed)
     return found
 
 

@@ -80,6 +80,7 @@ def compare(
         raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0, seed >= 0; found {found}")
     check_disjoint(forget, retain)
     check_references(lm, gold, damage, divergence)
+    select.how_many(share, lm.shape[1])
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
         lm.encode(corpus)
     table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)

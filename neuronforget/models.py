@@ -117,10 +117,17 @@ class LM:
 
 
 @checks_kinds
-def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | torch.device = "cpu") -> LM:
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str = "auto",
+    device: str | torch.device = "cpu",
+    sites: tuple[Site, ...] | None = None,
+) -> LM:
     """Load a checkpoint folder or hub id in its stored dtype, onto `device`.
 
-    In a launch of several processes `cuda` is each process' own card. Raises InputError for a device that is not
+    `sites` names the neurons where structure does not tell them (`LM(..., sites_override=)`). In a launch of several
+    processes `cuda` is each process' own card. Raises InputError for a device that is not
     there, a missing or damaged model, one without dense MLP neurons, one whose checkpoint lacks weights
     (transformers would draw them at random), and NaN or infinite weights.
     """
@@ -140,7 +147,7 @@ def load(path: str | Path, *, dtype: torch.dtype | str = "auto", device: str | t
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
-    lm = LM(model.to(there).eval(), tokenizer)
+    lm = LM(model.to(there).eval(), tokenizer, sites)
     check_finite(lm)
     _ = lm.sites  # a model without neurons is refused here, not after an hour
     return lm

@@ -14,6 +14,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from neuronforget.errors import InputError, reading
+from neuronforget.models import LM
+from neuronforget.moments import Moments
+from neuronforget.recording import write_norms
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,9 @@ class Neurons:
     def __sub__(self, other: Neurons) -> Neurons:
         return self._with(self.members - self._like(other).members)
 
+    def __xor__(self, other: Neurons) -> Neurons:
+        return self._with(self.members ^ self._like(other).members)
+
     def __repr__(self) -> str:
         total = len(self.layers) * self.width
         counts = ", ".join(f"{layer}: {len(index)}" for layer, index in self.by_layer().items())
@@ -107,6 +113,14 @@ class Neurons:
                 free.discard(drawn)
                 out[i, drawn] = True
         return Neurons.from_mask(out, self.layers, control="matched", seed=seed)
+
+    def norm_matched(self, lm: LM, seed: int, *, nearest: int = 8) -> Neurons:
+        """Return a random control of the same layers and like norms of the write weights (see `matched`)."""
+        return self.matched(write_norms(lm), seed, nearest=nearest)
+
+    def activation_matched(self, moments: Moments, seed: int, *, nearest: int = 8) -> Neurons:
+        """Return a random control of the same layers and like activations: root mean square in `moments`."""
+        return self.matched(moments.rms, seed, nearest=nearest)
 
     def recall(self, truth: Neurons) -> float:
         """Return the share of the true neurons that are in this set."""

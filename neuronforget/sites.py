@@ -76,7 +76,8 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
         )
     raise InputError(
         f"{kind} has no dense MLP that can be read (routed experts have none): "
-        "neurons are the inputs of an MLP's output projection; pass LM(..., sites_override=) if you know them"
+        "neurons are the inputs of an MLP's output projection; if you know them, name them: "
+        "load(..., sites=) or LM(..., sites_override=)"
     )
 
 
@@ -109,7 +110,9 @@ def _block_site(path: str, layer: int, block: nn.Module, d_model: int) -> Site |
     widest = [site for site in found if site.d_mlp == max(other.d_mlp for other in found)]
     if len(widest) > 1:
         paths = " and ".join(site.path for site in widest)
-        raise InputError(f"{paths} fit an MLP's output equally well: pass LM(..., sites_override=) to say which it is")
+        raise InputError(
+            f"{paths} fit an MLP's output equally well; say which it is: load(..., sites=) or LM(..., sites_override=)"
+        )
     return widest[0] if widest else None
 
 

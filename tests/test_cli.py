@@ -299,6 +299,7 @@ CASES = {
     "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template is"),
     "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
     "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd is not called as those of"),
+    "tofu without a network": (lambda bed, tmp: {"--forget": "tofu:forget10"}, "give tofu:forget10@FOLDER, a folder"),
     "an output below a file": (lambda bed, tmp: {"--out": _file(tmp, "x") / "out"}, "cannot write"),
 }
 
@@ -320,6 +321,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     change, message = CASES[case]
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     words = dict(zip(*[iter(data(bed))] * 2, strict=True)) | {"--out": tmp_path / "out"} | change(bed, tmp_path)
     before = {path for path in tmp_path.iterdir()}
     capfd.readouterr()
@@ -327,6 +329,25 @@ def test_bad_input_gives_one_line_and_leaves_nothing(
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("neuronforget: ")]
     assert len(lines) == 1 and message in lines[0]
     assert {path for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "words", [("attribute", "--top", 10_000), ("attribute", "--share", 1.5), ("compare", "--share", 65)]
+)
+def test_more_neurons_than_there_are_is_said_before_any_recording(
+    words: tuple[object, ...],
+    bed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def record(*_: Any, **__: Any) -> None:
+        raise AssertionError("recorded")
+
+    monkeypatch.setattr("neuronforget.attribution.record", record)
+    monkeypatch.setattr("neuronforget.comparing.record", record)
+    assert run(monkeypatch, *words, *data(bed), "--out", tmp_path / "out") == 2
+    assert "cannot select" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_refused_input_leaves_no_folders_behind(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -414,6 +435,26 @@ def test_two_edits_of_one_name_are_refused(bed: Path, tmp_path: Path, monkeypatc
     files = [tmp_path / folder / "edit.safetensors" for folder in ("one", "other")]
     assert run(monkeypatch, "evaluate", *files, *data(bed), "--out", tmp_path / "out") == 2
     assert not (tmp_path / "out").exists()
+
+
+def test_a_metric_of_ones_own_is_measured_beside_the_built_in_ones(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_metric_here.py").write_text("def doubled(p):\n    return 2 * p.nll\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    edit = tmp_path / "edit.safetensors"
+    nf.erase.ablate(nf.load(bed / "model"), nf.Neurons(frozenset({(0, 1)}), (0, 1), 64)).save(edit)
+    words = ["--damage", 1, "--divergence", "None", "--out", tmp_path / "out", "--metrics"]
+    assert run(monkeypatch, "evaluate", edit, *data(bed), *words, "own_metric_here:doubled", "extraction_strength") == 0
+    results = nf.Results.load(tmp_path / "out")
+    for corpus in ("forget", "retain"):
+        nll = results.value("edit", corpus, "nll")
+        assert results.value("edit", corpus, "doubled") == pytest.approx(2 * nll)
+        assert 0 <= results.value("edit", corpus, "extraction_strength") <= 1
+    for name in ("nosuch", "neuron_shift"):
+        words = ["--out", tmp_path / "none", "--metrics", name]
+        assert run(monkeypatch, "evaluate", edit, *data(bed), *words) == 2
+        assert f"no function {name!r}" in capfd.readouterr().err and not (tmp_path / "none").exists()
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 
 import neuronforget as nf
 from neuronforget import LM
-from neuronforget.corpora import Corpus, Encoded, Example, batches, check_disjoint, encode, jsonl, tofu
+from neuronforget.corpora import (
+    Corpus,
+    Encoded,
+    Example,
+    batches,
+    check_disjoint,
+    counterfact,
+    encode,
+    jsonl,
+    rwku,
+    tofu,
+)  # fmt: skip
 from neuronforget.errors import InputError
 from neuronforget.generation import generate
 
@@ -100,6 +111,14 @@ def test_a_template_that_does_not_hold_the_prompt_is_refused(template: str) -> N
 def test_in_memory_rows_name_the_row_that_is_wrong() -> None:
     with pytest.raises(InputError, match="'mine', row 1"):
         Corpus.from_rows([{"text": "a"}, {"answer": "b"}], "mine")
+
+
+def test_a_corpus_loads_what_it_saved(tmp_path: Path) -> None:
+    corpus = Corpus((Example("a", "b", ("c",), ("d",), subject="a"), Example("", "plain")), "rows", eos=True)
+    corpus.save(tmp_path / "rows.jsonl")
+    assert Corpus.load(tmp_path / "rows.jsonl", eos=True) == corpus
+    with pytest.raises(InputError, match="no such file"):
+        Corpus.load(tmp_path / "nowhere.jsonl")
 
 
 def test_a_saved_corpus_is_read_back_equal(tmp_path: Path) -> None:
@@ -311,3 +330,51 @@ def test_the_real_tofu_rows_are_read() -> None:
     assert (len(forget), len(retain)) == (400, 3600)
     assert sum(bool(e.paraphrases) for e in forget) > 300 and all(len(e.wrong) == 5 for e in forget)
     check_disjoint(forget, retain)
+
+
+def test_rwkus_questions_and_texts_are_read_by_part_and_person(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"query": f"Who {i}?", "answer": str(i), "subject": "Ada" if i % 2 else "Bo"} for i in range(6)]
+    write(tmp_path / "forget_level2.jsonl", rows)
+    write(tmp_path / "forget_level1.jsonl", [{"query": "Ada ___", "answer": "x", "subject": "Ada"}])
+    with gzip.open(tmp_path / "mia_forget.jsonl.gz", "wt") as file:
+        file.write(json.dumps({"text": "Ada was.", "subject": "Ada"}))
+    found = rwku(path=tmp_path, subjects="Ada", n=2)
+    assert found.examples == (Example("Who 1?", "1", subject="Ada"), Example("Who 3?", "3", subject="Ada"))
+    assert found.template == "Question: {prompt}\nAnswer:" and len(rwku(path=tmp_path)) == 6
+    assert rwku("forget_level1", path=tmp_path).template == "Fill in the blank: {prompt}\nAnswer:"
+    assert rwku("mia_forget", path=tmp_path).examples == (Example("", "Ada was."),)
+    write(tmp_path / "neighbor_level1.jsonl", [{"query": "a"}])
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for call, message in (
+        (lambda: rwku("level 2", path=tmp_path), "no part"),
+        (lambda: rwku(path=tmp_path, subjects=["Ada", "Cy"]), "nothing about 'Cy'"),
+        (lambda: rwku("neighbor_level1", path=tmp_path), "not RWKU"),
+        (lambda: rwku("neighbor_level2", path=tmp_path), "no such file"),
+        (lambda: rwku(), "give path=, a folder with forget_level2.jsonl"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_counterfacts_facts_and_their_neighbours_are_read(tmp_path: Path) -> None:
+    row = {
+        "prompt": "Ada speaks", "ground_truth": "Dutch", "target_new": "Danish", "rephrase_prompt": "Ada's tongue is",
+        "subject": "Ada", "locality_prompt": "Bo speaks", "locality_ground_truth": "Dutch",
+    }  # fmt: skip
+    path = write(tmp_path / "counterfact.jsonl", [row, {**row, "prompt": "Ada writes"}])
+    fact = Example("Ada speaks", "Dutch", ("Ada's tongue is",), ("Danish",), subject="Ada")
+    assert counterfact(path, n=1).examples == (fact,) and len(counterfact(tmp_path)) == 2
+    assert counterfact(path, part="neighbours").examples == (Example("Bo speaks", "Dutch"),)
+    write(tmp_path / "other.jsonl", [{"prompt": "a"}])
+    with pytest.raises(InputError, match=r"line 1: no ground_truth: that is not CounterFact"):
+        counterfact(tmp_path / "other.jsonl")
+
+
+@pytest.mark.skipif(not (SHARED / "data" / "rwku").is_dir(), reason="needs the data sets in NEURONFORGET_SHARED")
+def test_real_rwku_and_counterfact_rows_make_corpora() -> None:
+    asked = rwku(subjects="Stephen King", path=SHARED / "data" / "rwku")
+    near = rwku("neighbor_level2", subjects="Stephen King", path=SHARED / "data" / "rwku")
+    check_disjoint(asked, near)
+    facts = counterfact(SHARED / "data" / "counterfact", n=50)
+    assert len(facts) == 50 and all(e.subject and e.subject in e.prompt for e in facts)
+    check_disjoint(facts, counterfact(SHARED / "data" / "counterfact", part="neighbours", n=50))

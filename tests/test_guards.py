@@ -324,6 +324,21 @@ def test_shares_of_examples_left_out_tell_signal_from_none() -> None:
     assert np.isnan(held_out(noise[0][:1], noise[1], 1e-2, 0)).all()
 
 
+def test_ablation_to_the_retain_mean_or_to_retain_activations_takes_the_retain_corpus(lm: LM) -> None:
+    chosen, recorded = some(lm), nf.record(lm, RETAIN, progress=False)
+    given = nf.erase.ablate(lm, chosen, mode="mean", moments=recorded).changes
+    for own, other in zip(nf.erase.ablate(lm, chosen, mode="mean", retain=RETAIN).changes, given, strict=True):
+        assert own.name == other.name and torch.equal(own.after, other.after)
+    edit, guard = nf.erase.ablate(lm, chosen, mode="resample", retain=RETAIN), guards.resample(lm, chosen, RETAIN)
+    assert edit.info["scope"] == "guard" and edit.guard is not None and guard.guard is not None
+    assert edit.guard.key == guard.guard.key
+    made = nf.erase.make(nf.erase.ablate, lm, FORGET, RETAIN, neurons=chosen, mode="resample")
+    assert made.guard is not None and made.guard.key == guard.guard.key
+    for mode in ("mean", "resample"):
+        with pytest.raises(InputError, match=r"needs .*retain="):
+            nf.erase.ablate(lm, chosen, mode=mode)  # type: ignore[arg-type]
+
+
 def test_resample_puts_a_retain_tokens_own_activations_in_place(lm: LM) -> None:
     neurons = some(lm)
     edit = guards.resample(lm, neurons, RETAIN, tokens=9, seed=3)

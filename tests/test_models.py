@@ -179,6 +179,18 @@ def test_a_square_mlp_is_refused_because_nothing_tells_its_maps_apart() -> None:
     assert LM(model, sites_override=(site,)).sites == (site,)
 
 
+def test_a_checkpoint_whose_structure_does_not_tell_is_loaded_with_its_neurons_named(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    build("llama", intermediate_size=WIDTH, vocab_size=len(tokenizer)).save_pretrained(tmp_path / "square")
+    tokenizer.save_pretrained(tmp_path / "square")
+    with pytest.raises(InputError, match=r"equally well.*sites="):
+        load(tmp_path / "square")
+    path = "model.layers.0.mlp.down_proj"
+    site = Site(0, path, WIDTH, WIDTH, Part(f"{path}.weight", 1), ())
+    assert load(tmp_path / "square", sites=(site,)).sites == (site,)
+
+
 def test_layers_of_different_widths_are_refused() -> None:
     model = build("llama")
     model.model.layers[1].mlp = build("llama", intermediate_size=48).model.layers[1].mlp

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import build
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuronforget.errors import InputError
+from neuronforget.models import LM
+from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 
 LAYERS, WIDTH = (0, 2, 5), 12
@@ -24,6 +27,7 @@ def test_set_algebra_is_that_of_the_members(a: Neurons, b: Neurons) -> None:
     assert (a | b).members == a.members | b.members
     assert (a & b).members == a.members & b.members
     assert (a - b).members == a.members - b.members
+    assert (a ^ b).members == a.members ^ b.members
     assert len(a) == len(a.members) and list(a) == sorted(a.members)
     assert all(neuron in a for neuron in a)
 
@@ -69,6 +73,18 @@ def test_a_matched_control_is_closer_in_its_property_than_a_random_one() -> None
     assert max(map(gap, matched)) < 0.5 * min(gap(chosen.random_like(seed)) for seed in range(5))
     assert all(len(control) == len(chosen) and not (control & chosen).members for control in matched)
     assert matched[0] == chosen.matched(values, 0) and matched[0] != matched[1]
+
+
+def test_controls_are_matched_in_what_neurons_write_and_in_how_active_they_are() -> None:
+    lm = LM(build("llama"))
+    layers = tuple(site.layer for site in lm.sites)
+    chosen = Neurons(frozenset({(0, 1), (0, 7), (1, 3)}), layers, lm.shape[1])
+    mean = torch.randn(lm.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    moments = Moments({"mean": mean, "m2": torch.zeros_like(mean)}, 1, 1, 1, 0.0, layers)
+    norms = torch.stack([lm.parameters[f"{site.path}.weight"].detach().norm(dim=0) for site in lm.sites])
+    assert chosen.norm_matched(lm, seed=2, nearest=3) == chosen.matched(norms, 2, nearest=3)
+    assert chosen.activation_matched(moments, seed=2) == chosen.matched(mean.abs(), 2)
+    assert chosen.norm_matched(lm, seed=0).info["control"] == "matched"
 
 
 def test_controls_know_that_they_are_controls() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -47,6 +50,33 @@ def test_threshold_is_a_share_of_the_highest_score(rows: list[list[int]], t: flo
 def test_a_share_is_rounded_to_a_number_of_neurons() -> None:
     rows = scored([list(range(6)), list(range(6, 12))])
     assert len(select.top(rows, 0.25)) == 3 and len(select.per_layer(rows, 0.5)) == 6
+
+
+def test_a_percentile_takes_what_reaches_it() -> None:
+    rows = scored([[1, 2, 3, 4, 5, 6], [-9, 0, 0, 0, 0, 0]])
+    cut = np.percentile([1, 2, 3, 4, 5, 6, -9, 0, 0, 0, 0, 0], 75)
+    assert select.percentile(rows, 75).members == {(10, j) for j in range(6) if j + 1 >= cut}
+    assert (11, 0) in select.percentile(rows, 95, by="magnitude")
+    assert select.percentile(rows, 75).info == {"score": "test", "rule": "percentile", "q": 75, "by": "value"}
+    for q in (0, 101, float("nan")):
+        with pytest.raises(InputError, match="percentile lies in"):
+            select.percentile(rows, q)
+
+
+def test_a_ratio_takes_what_forget_needs_ten_times_as_much() -> None:
+    forget, retain = scored([[21, 20, 5, 0, 0, 1]]), scored([[2, 2, 0, 0, 1, 1]])
+    assert select.ratio(forget, retain).members == {(10, 0), (10, 2)}
+    assert select.ratio(forget, retain, alpha=0.5).members == {(10, 0), (10, 1), (10, 2), (10, 5)}
+    contrast = replace(forget, info={"retain": {"corpus": "r"}})
+    for pair, alpha, message in (
+        ((forget, retain), 0.0, "alpha is"),
+        ((contrast, retain), 1.0, "of one corpus"),
+        ((scored([[-1, 0, 0, 0, 0, 0]]), retain), 1.0, "unsigned"),
+        ((scored([[1] * 6]), scored([[1] * 6])), 1.0, "lower alpha"),
+        ((forget, scored([[1] * 6, [1] * 6])), 1.0, "different models"),
+    ):
+        with pytest.raises(InputError, match=message):
+            select.ratio(*pair, alpha=alpha)
 
 
 def test_difference_leaves_out_what_retain_needs() -> None:

@@ -37,10 +37,10 @@ class Check:
     (`intervals.difference`), at 95% over all checks together, resampled `over` subjects, or examples where there are
     fewer than five subjects.
     "left": the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far
-    below (`KNOWN_BY` where no more was known than by the reference), and below chance, where right and wrong are compared;
-    "unclear": neither, and the interval reaches half of
-    start - reference, a value is NaN, or half could be left and none of so few examples show it. `much`: it is unclear,
-    but by its mean half of that is left, or the answer chosen less than half as often as by chance and the reference.
+    below (`KNOWN_BY` where no more was known than by the reference), and below chance, where right and wrong are
+    compared; "unclear": neither, and the interval reaches half of start - reference, a value is NaN, or half could be
+    left and none of so few examples show it. `much`: it is unclear, but by its mean half of that is left, or the answer
+    chosen less than half as often as by chance and the reference.
     """
 
     probe: str

@@ -35,9 +35,9 @@ class Data:
     model: str
     """Checkpoint folder or hub id."""
     forget: str
-    """What the model should no longer know."""
+    """What the model should no longer know: a JSONL file, tofu:SPLIT (from the hub) or tofu:SPLIT@FOLDER."""
     retain: str
-    """What it should keep."""
+    """What it should keep, given alike."""
     max_tokens: int | None = None
     """Cut longer sequences (an error otherwise)."""
     n: int | None = None
@@ -57,7 +57,10 @@ class Data:
         """Read one corpus by its file name or its tofu: name."""
         if spec.startswith("tofu:"):
             split, _, folder = spec.removeprefix("tofu:").partition("@")
-            found = tofu(split, n=self.n, path=folder or None)
+            try:
+                found = tofu(split, n=self.n, path=folder or None)
+            except InputError as error:  # here the folder has a place of its own
+                raise InputError(str(error).replace("path=,", f"tofu:{split}@FOLDER,")) from None
         else:
             found = jsonl(spec, n=self.n)
         return replace(found, template=self.template or found.template, max_tokens=self.max_tokens)

@@ -46,10 +46,13 @@ def attribute(
     check_new(out)
     chosen = named(score, table)
     lm, forget, retain = data.open()
+    layers, width = lm.shape
+    count = 0.05 if share is None else share
+    select.how_many(*((count, width) if top is None else (top, layers * width)))  # said before the work
     scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size, resume=resume)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
-    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, 0.05 if share is None else share)
+    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, count)
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")
         neurons.save(scratch / "neurons.json")
@@ -144,6 +147,7 @@ def evaluate(
     gold: str | None = None,
     damage: float = 0.05,
     divergence: float | None = 0.05,
+    metrics: tuple[str, ...] = (),
     batch_size: int = 64,
     seed: int = 0,
     kept: Folder | None = None,
@@ -158,12 +162,15 @@ def evaluate(
         gold: Checkpoint of a model that never knew, where there is one.
         damage: Rise of the retain loss (nats a token) at which methods are matched.
         divergence: KL from the untouched model on retain (nats a token) at which they are matched too, or None.
+        metrics: Further metrics of each example: names in neuronforget.metrics, or module:function.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap.
         kept: Folder for what is measured: a killed run goes on, nothing is measured twice.
     """
+    from neuronforget import metrics as table
     from neuronforget.edits import Edit
     from neuronforget.evaluation import evaluate as run
+    from neuronforget.measuring import METRICS
     from neuronforget.models import load
     from neuronforget.runs import check_new
 
@@ -173,11 +180,13 @@ def evaluate(
     if again := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two edits are called {min(again)!r}: the file's name is the name in the table")
     made = {path.stem: Edit.load(path) for path in edits}
+    asked = (*METRICS, *(named(metric, table) for metric in metrics))
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
+    settings |= {"metrics": asked, "kept": kept}
     certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
-    results = with_command(run(lm, made, forget, retain, gold=twin, kept=kept, **settings))
+    results = with_command(run(lm, made, forget, retain, gold=twin, **settings))
     results = replace(results, info={**results.info, "certificates": certificates})
     results.save(out)
     show(results)

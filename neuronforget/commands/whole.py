@@ -109,8 +109,8 @@ def compare(
         out: New folder.
         testbed: A folder written by `neuronforget testbed`.
         model: Checkpoint folder or hub id.
-        forget: JSONL file or tofu:SPLIT.
-        retain: JSONL file or tofu:SPLIT.
+        forget: JSONL file, tofu:SPLIT (from the hub) or tofu:SPLIT@FOLDER.
+        retain: The same.
         gold: Checkpoint of a model that never knew, where there is one.
         max_tokens: Cut longer sequences (an error otherwise).
         n: Use the first n examples of each corpus.

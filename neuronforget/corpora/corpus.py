@@ -133,6 +133,13 @@ class Corpus:
         ]
         Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
 
+    @classmethod
+    def load(cls, path: str | Path, **settings: Any) -> Corpus:
+        """Read what `save` wrote, as `corpora.jsonl` does; name and settings are not in the file: give them again."""
+        from neuronforget.corpora.from_jsonl import jsonl
+
+        return jsonl(path, **settings)
+
 
 def subjects_of(corpus: Corpus) -> np.ndarray:
     """Number each example's subject; one without a subject is a unit of its own."""

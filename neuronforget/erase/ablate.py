@@ -15,6 +15,7 @@ import torch
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
+from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_own, count_units, units_of
@@ -22,6 +23,7 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
+from neuronforget.recording import record
 from neuronforget.sites import Part
 
 
@@ -31,20 +33,28 @@ def ablate(
     lm: LM,
     neurons: Neurons,
     *,
-    mode: Literal["zero", "mean"] = "zero",
+    mode: Literal["zero", "mean", "resample"] = "zero",
     moments: Moments | None = None,
+    retain: Corpus | None = None,
     units: Literal["sleeping", "dead"] = "sleeping",
 ) -> Edit:
     """Ablate `neurons`: write weights to zero; for "mean" the output bias gains `mu_j w_j` as well.
 
-    `moments` (mode "mean") are those of the retain corpus, whose mean activation takes the neuron's place;
-    a model without output biases is given one while the edit is on. Raises InputError for an empty set.
+    `moments` (mode "mean") are those of the retain corpus, whose mean activation takes the neuron's place; without them
+    `retain` is recorded. A model without output biases is given one while the edit is on. "resample" puts activations
+    at tokens of `retain` there: the guard `guards.resample`, which changes no weight. Raises InputError for an empty
+    set, and where what a mode needs is not given.
     """
     check_neurons(lm, neurons)
-    if mode not in ("zero", "mean") or units not in ("sleeping", "dead"):
-        raise InputError(f"mode is 'zero' or 'mean', units 'sleeping' or 'dead'; found {mode!r}, {units!r}")
+    if mode not in ("zero", "mean", "resample") or units not in ("sleeping", "dead"):
+        found = f"{mode!r}, {units!r}"
+        raise InputError(f"mode is 'zero', 'mean' or 'resample', units 'sleeping' or 'dead'; found {found}")
+    if mode == "resample":
+        return _resampled(lm, neurons, retain)
     if mode == "mean" and moments is None:
-        raise InputError("ablate(mode='mean') needs moments=, the recorded moments of the retain corpus")
+        if retain is None:
+            raise InputError("ablate(mode='mean') needs moments=, those of the retain corpus, or retain= to record")
+        moments = record(lm, retain, progress=False)
     if moments is not None and (moments.layers, moments["mean"].shape[1]) != (neurons.layers, neurons.width):
         raise InputError(f"the moments are of another model: {moments!r} does not fit {lm!r}")
     changes = list(_zeroed(lm, neurons, units))
@@ -61,6 +71,14 @@ def ablate_mean(
 ) -> Edit:
     """Ablate to the retain mean: `ablate(mode="mean")` as `make` calls it, which records the moments."""
     return ablate(lm, neurons, mode="mean", moments=retain_moments, units=units)
+
+
+def _resampled(lm: LM, neurons: Neurons, retain: Corpus | None) -> Edit:
+    from neuronforget.erase.guards.resampling import resample  # it needs `check_neurons` from here
+
+    if retain is None:
+        raise InputError("ablate(mode='resample') needs retain=, the corpus whose activations take the neurons' place")
+    return resample(lm, neurons, retain)
 
 
 def check_neurons(lm: LM, neurons: Neurons) -> None:

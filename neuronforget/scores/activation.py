@@ -21,7 +21,7 @@ def activation_gap(
     """Score `mean_f - mean_r` of the activation: positive where the neuron fires more on forget.
 
     "mean" is over tokens; "cohen" (d) and "welch" (t) compare the examples' mean activations, since the
-    tokens of one example are not independent.
+    tokens of one example are not independent. A deviation under a thousandth of the layer's median counts as that.
     """
     if scale == "mean":
         values, _ = contrasted(both(lambda m: m["mean"], forget, retain), "difference")
@@ -40,7 +40,7 @@ def activation_gap(
         parts = [m["pool_m2"] / (m.pooled - 1) / m.pooled for m in (forget, retain)]
         deviation = (parts[0] + parts[1]).sqrt()
     return Scores(
-        gap / (deviation + floor(deviation)),
+        gap / torch.maximum(deviation, floor(deviation)),  # exact, but for neurons that hardly vary at all
         f"activation_gap:{scale}",
         "positive: more active on forget",
         forget.layers,

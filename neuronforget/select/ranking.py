@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
+from neuronforget.scores.scores import check_same
 
 By = Literal["value", "magnitude"]
 
@@ -42,6 +45,35 @@ def threshold(scores: Scores, t: float, *, by: By = "value") -> Neurons:
     if ranked.max() <= 0:
         raise InputError(f"no neuron has a positive {scores.name}: a share of the highest score selects nothing")
     return _named(ranked >= t * ranked.max(), scores, "threshold", t=t, by=by)
+
+
+@checks_kinds
+def percentile(scores: Scores, q: float, *, by: By = "value") -> Neurons:
+    """Select neurons at or above the `q`-th percentile of all scores (99: the highest hundredth)."""
+    if not 0 < q <= 100:
+        raise InputError(f"a percentile lies in (0, 100], found {q}; a share of the neurons is top(scores, share)")
+    ranked = _ranked(scores, by)
+    cut = float(np.percentile(ranked.numpy(), q))  # torch.quantile takes 2^24 values at most
+    return _named(ranked >= cut, scores, "percentile", q=q, by=by)
+
+
+@checks_kinds
+def ratio(forget: Scores, retain: Scores, alpha: float = 10.0) -> Neurons:
+    """Select where forget depends on a neuron more than `alpha` times as much as retain does (SSD, Foster et al. 2024).
+
+    Both are unsigned scores of one corpus each, not contrasts: `fisher(moments)` of forget, and of retain. Raises
+    InputError for others, and where no neuron is so specific.
+    """
+    check_same((forget.layers, forget.values), (retain.layers, retain.values))
+    if not 0 < alpha < math.inf:
+        raise InputError(f"alpha is how many times as large the forget score is: a number above 0, found {alpha}")
+    for scores in (forget, retain):
+        if scores.info.get("retain") is not None or scores.values.min() < 0:
+            raise InputError(f"ratio needs an unsigned score of one corpus, such as fisher(moments); found {scores!r}")
+    mask = forget.values > alpha * retain.values
+    if not mask.any():
+        raise InputError(f"no neuron has a {forget.name} over {alpha:g} times that on retain: lower alpha")
+    return _named(mask, forget, "ratio", alpha=alpha)
 
 
 @checks_kinds

@@ -15,6 +15,7 @@ import numpy as np
 
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.corpus import check_count
+from neuronforget.corpora.from_rwku import CLOZE, QUESTION
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding
 from neuronforget.models import LM
@@ -32,8 +33,6 @@ ATTACKS = (
     "prefix injection", "affirmative suffix", "role play", "multiple choice", "reverse query", "synonym manipulation",
     "context hint", "incontext learning", "cross lingual",
 )  # fmt: skip
-#: Cloze questions are asked to be completed, the others to be answered.
-CLOZE, QUESTION = "Fill in the blank: {prompt}\nAnswer:", "Question: {prompt}\nAnswer:"
 PROBE = ("query", "answer", "type", "subject")
 MEMBERS = {"members": "mia_forget", "non-members": "mia_retain"}
 

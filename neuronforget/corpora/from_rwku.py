@@ -1,0 +1,62 @@
+"""RWKU (Jin et al. 2024, arXiv:2406.10890): famous people to be forgotten, with questions about them and neighbours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from neuronforget.corpora.corpus import Corpus, Example, check_count, texts_of
+from neuronforget.corpora.from_hub import hub_rows
+from neuronforget.corpora.from_jsonl import read_rows
+from neuronforget.errors import InputError
+
+HUB_ID = "jinzhuoran/RWKU"
+#: Cloze questions are asked to be completed, the others to be answered.
+CLOZE, QUESTION = "Fill in the blank: {prompt}\nAnswer:", "Question: {prompt}\nAnswer:"
+ASKED = ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "neighbor_level2")
+TEXTS = ("mia_forget", "mia_retain")
+
+
+def rwku(
+    part: str = "forget_level2",
+    *,
+    subjects: str | Sequence[str] | None = None,
+    n: int | None = None,
+    path: str | Path | None = None,
+    template: str | None = None,
+) -> Corpus:
+    """Read a part of RWKU about some people (None: all): questions with their answers, or passages of plain text.
+
+    Parts are `forget_level1` (cloze) to `forget_level3` (attacks), `neighbor_level1` and `neighbor_level2`, and the
+    texts `mia_forget` and `mia_retain`. `path` is a folder with PART.jsonl or PART.jsonl.gz; without it the rows come
+    from the hub. `template` takes the place of `CLOZE` and `QUESTION`, `n` keeps the first n rows. Raises InputError
+    for an unknown part or person, and rows that are not RWKU's.
+    """
+    check_count(n)
+    if part not in ASKED + TEXTS:
+        raise InputError(f"RWKU has no part {part!r}: use one of {', '.join(ASKED + TEXTS)}")
+    fields = ("query", "answer", "subject") if part in ASKED else ("text", "subject")
+    rows = list(_rows(part, path, fields))
+    chosen = None if subjects is None else set(texts_of(subjects))
+    if chosen is not None and (unknown := chosen - {row["subject"] for row in rows}):
+        raise InputError(f"{part} has nothing about {min(unknown)!r}")
+    kept = list(islice((row for row in rows if chosen is None or row["subject"] in chosen), n))
+    if part in TEXTS:
+        return Corpus(tuple(Example("", row["text"]) for row in kept), f"rwku-{part}")
+    examples = tuple(Example(row["query"], row["answer"], subject=row["subject"]) for row in kept)
+    return Corpus(examples, f"rwku-{part}", template=template or (CLOZE if part.endswith("1") else QUESTION))
+
+
+def _rows(part: str, path: str | Path | None, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+    if path is None:
+        instead = f"path=, a folder with {part}.jsonl"
+        found: Any = enumerate(hub_rows(HUB_ID, part, split="test", instead=instead))
+    else:
+        packed = Path(path) / f"{part}.jsonl.gz"
+        found = read_rows(packed if packed.is_file() else Path(path) / f"{part}.jsonl")
+    for number, row in found:
+        if not isinstance(row, dict) or not all(isinstance(row.get(field), str) for field in fields):
+            raise InputError(f"row {number} of {part}, {path or HUB_ID}, has no {', '.join(fields)}: that is not RWKU")
+        yield row
