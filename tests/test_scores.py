@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -96,6 +97,14 @@ def test_fisher_is_the_mean_square_of_s(raw: Any, moments: Any) -> None:
     retain = (sr**2).mean(0)
     expected = (sf**2).mean(0) / (retain + 1e-3 * np.median(retain, 1, keepdims=True))
     close(scores.fisher(*moments), expected, rtol=1e-2)
+
+
+def test_a_ratio_of_signed_scores_is_warned_of(moments: list[Moments]) -> None:
+    with pytest.warns(UserWarning, match="both signs"):
+        scores.grad_x_act(*moments, contrast="ratio")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores.fisher(*moments, contrast="ratio")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,15 @@ def test_a_selection_says_how_it_was_made() -> None:
     }
 
 
+@pytest.mark.usefixtures("untyped")
+def test_one_is_a_neuron_and_one_point_nought_is_all() -> None:
+    scores = scored([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]])
+    assert {k: len(select.per_layer(scores, k)) for k in (1, 0.5, 2)} == {1: 2, 0.5: 6, 2: 4}
+    for whole in (1.0, np.float32(1)):
+        assert len(select.per_layer(scores, whole)) == len(select.top(scores, whole)) == 12
+    assert len(select.top(scores, np.int64(1))) == 1 == len(select.top(scores, 1))
+
+
 @pytest.mark.parametrize("k", [0, -1, 7, 0.01, float("nan")])
 def test_an_impossible_count_is_refused(k: float) -> None:
     with pytest.raises(InputError, match="cannot select"):

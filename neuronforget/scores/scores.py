@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.errors import InputError, reading
+from neuronforget.errors import InputError, reading, warn
 from neuronforget.moments import Moments
 
 Contrast = Literal["difference", "ratio", "z"]
@@ -148,6 +148,8 @@ def contrasted(
         tiny = torch.finfo(error.dtype).tiny
         return (forget - retain) / error.clamp_min(tiny), torch.ones_like(error)
     if contrast == "ratio":
+        if bool((forget < 0).any() or (retain < 0).any()):
+            warn("contrast='ratio' of a score that has both signs: below zero on retain it turns the order round")
         return forget / (retain + floor(retain)), None
     raise InputError(f"unknown contrast {contrast!r}: use 'difference', 'ratio' or 'z'")
 

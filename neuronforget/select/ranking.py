@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Literal
 
 import numpy as np
@@ -20,7 +21,7 @@ By = Literal["value", "magnitude"]
 
 @checks_kinds
 def top(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
-    """Select the `k` highest neurons of the whole model (k < 1: that share of them)."""
+    """Select the `k` highest neurons of the whole model (a fraction, up to 1.0: that share of them)."""
     ranked = _ranked(scores, by)
     count = how_many(k, ranked.numel())
     mask = _highest(ranked.flatten(), count).view(ranked.shape)
@@ -29,7 +30,7 @@ def top(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
 
 @checks_kinds
 def per_layer(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
-    """Select the `k` highest neurons of each layer (k < 1: that share): lower layers cannot crowd out the rest."""
+    """Select the `k` highest neurons of each layer (a fraction, up to 1.0: that share): none crowds out the rest."""
     ranked = _ranked(scores, by)
     count = how_many(k, ranked.shape[1])
     mask = torch.stack([_highest(row, count) for row in ranked])
@@ -89,10 +90,14 @@ def _ranked(scores: Scores, by: By) -> Tensor:
 
 
 def how_many(k: int | float, total: int) -> int:
-    """Return `k`, or that share of `total` below 1. Raises InputError unless it is from 1 to `total`."""
-    count = 0 if not k > 0 else round(k * total) if k < 1 else int(min(k, total + 1))
+    """Return `k`, or that share of `total`. Raises InputError unless it is from 1 to `total`.
+
+    1 is one neuron, 1.0 all of them: a fraction that grows does not turn into a number at its end.
+    """
+    share = k < 1 or (k == 1 and not isinstance(k, Integral))
+    count = 0 if not k > 0 else round(k * total) if share else int(min(k, total + 1))
     if not 0 < count <= total or isinstance(k, bool) or (k > 1 and k != count):
-        raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share below 1")
+        raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share up to 1.0")
     return count
 
 

@@ -30,7 +30,7 @@ from neuronforget.suites.tofu_logs import Block, Log, aggregates, scores, write_
 from neuronforget.suites.tofu_questions import Protocol, Questions, check_room, questions
 
 FORMS: dict[Form, str] = {"legacy": "", "paper": "_paper"}
-MISSING = "it compares with a model that never saw the forget set; give retain_lm"
+MISSING = "it compares with a model that never saw the forget set; give retain_lm (--retain-model)"
 
 
 def tofu(
