@@ -80,7 +80,7 @@ def model_card(record: Mapping[str, Any], name: str) -> str:
 
 def _inherited(name: str) -> dict[str, Any]:
     """Return what holds for an edited model as for its base, from the card beside the base's weights."""
-    from huggingface_hub import ModelCard, try_to_load_from_cache
+    from huggingface_hub import metadata_load, try_to_load_from_cache
     from yaml import YAMLError
 
     path: Any = Path(name) / "README.md" if _local(name) else None
@@ -89,7 +89,7 @@ def _inherited(name: str) -> dict[str, Any]:
     if not isinstance(path, str | Path) or not Path(path).is_file():
         return {}
     try:
-        stated = ModelCard.load(path).data.to_dict()
+        stated = metadata_load(path) or {}
     except (ValueError, TypeError, YAMLError):  # a page whose metadata are not a card's
         return {}
     return {key: stated[key] for key in ("license", "license_name", "license_link", "language") if key in stated}
