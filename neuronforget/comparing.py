@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Float
+
 from neuronforget import select
 from neuronforget.arguments import checks_kinds
 from neuronforget.arms import made, methods, random_controls
@@ -84,18 +87,19 @@ def compare(
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
         lm.encode(corpus)
     table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
-    moments = [
-        record(lm, c, tap=tap, batch_size=batch_size, per_example=table, progress=progress) for c in (forget, retain)
-    ]
+    settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+    recorded = {
+        kind: record(lm, corpus, tap=tap, per_example=table, **settings)
+        for kind, corpus in (("forget", forget), ("retain", retain))
+    }
     if needs(score) == "model":
-        scores = attribute(lm, forget, retain, score=score, batch_size=batch_size, progress=progress)
+        scores = attribute(lm, forget, retain, score=score, **settings)
     else:
-        scores = score(*moments)
+        scores = score(recorded["forget"], recorded["retain"])
     neurons = select.per_layer(scores, share)
-    others = random_controls(lm, neurons, moments[1], controls, seed)
+    others = random_controls(lm, neurons, recorded["retain"], controls, seed)
     plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, batch_size=batch_size, seed=seed)
     places = {"@neurons": neurons, "@random 0": others.get("random 0")}
-    recorded = dict(zip(("forget", "retain"), moments, strict=True))
     plan |= further(operators, lm, forget, retain, places, recorded)
     answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
     own = [identity(operator) for operator in operators]
@@ -106,30 +110,40 @@ def compare(
     edits, failed = made(lm, plan, resume, work, progress)
     sample = retain.sample(measured, seed)
     results = evaluate(
-        lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, batch_size=batch_size, seed=seed,
-        kept=resume, progress=progress,
-    )  # fmt: skip
-    info = {**results.info, "tap": moments[0].info["tap"], "score": scores.name, "selected share per layer": share}
+        lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, seed=seed, kept=resume, **settings
+    )
+    info = {
+        **results.info,
+        "tap": recorded["forget"].info["tap"],
+        "score": scores.name,
+        "selected share per layer": share,
+    }
     info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
     info |= {"certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
-    results = replace(results, info=info)
-    moved = {
-        name: {kind: neuron_shift(lm, edit, c).numpy() for kind, c in (("forget", forget), ("retain", sample))}
-        for name, edit in edits.items()
-        if edit.info["scope"] != "control" or name.endswith(" 0")
-    }
+    moved = _moved(lm, edits, forget, sample)
+    shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
     near = {name: edits[name] for name in CLOSE if name in edits}
     of_near = {name: moved[name] for name in near}
     near_by = closeups(lm, forget, recorded, scores, neurons, near, of_near, batch_size=batch_size)
-    shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
     asked = {name: edits[name] for name in audited if name in edits}
     audits, refused = _audit(
         lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress
     )
-    results = replace(results, info={**results.info, "not audited": refused})
+    results = replace(results, info={**info, "not audited": refused})
     drawn = tuple(others.values())
     findings = tuple(describe(results, neurons, truth, drawn, audits))
     return Comparison(results, scores, neurons, truth, drawn, shifts, near_by, edits, audits, findings)
+
+
+def _moved(
+    lm: LM, edits: Mapping[str, Edit], forget: Corpus, retain: Corpus
+) -> dict[str, dict[str, Float[np.ndarray, "layer neuron"]]]:
+    """How far each edit moved every neuron's activation on either corpus; of several controls the first of a kind."""
+    return {
+        name: {kind: neuron_shift(lm, edit, c).numpy() for kind, c in (("forget", forget), ("retain", retain))}
+        for name, edit in edits.items()
+        if edit.info["scope"] != "control" or name.endswith(" 0")
+    }
 
 
 def _audit(
