@@ -2,8 +2,8 @@
 
 Of a model of one's own the same edits on the found neurons, and the gold twin only where there is one.
 
-python analyses/erased_or_hidden.py --out hidden            # five seeds, some four minutes each on one core
-python analyses/erased_or_hidden.py --out hidden --seeds 0  # one of them; a killed run goes on where it was
+python analyses/erased_or_hidden.py --out hidden                    # seed 0, some four minutes on one core
+python analyses/erased_or_hidden.py --out hidden --seeds 0 1 2 3 4  # five; a killed run goes on where it was
 python analyses/erased_or_hidden.py --out hidden --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
