@@ -150,7 +150,7 @@ def picture(seeds: Sequence[Mapping[str, Any]]) -> str:
     references = list(seeds[0][names[0]]) if names else []
     about = {name: [seed[name][references[0]] for seed in seeds] for name in names}
     checks, wide = shown(about.values()), max(CELL, STEP * len(seeds) + 6)
-    right = LEFT + wide * len(checks)
+    right = LEFT + max(wide * len(checks), 2 * SIDE)  # the legend takes as much
     parts = [stripe(ABOVE + ROW * i, right + SIDE, ROW) for i in range(0, len(names), 2)] + _legend(len(seeds))
     for i, key in enumerate(checks):
         words = key.replace(",", "").split()

@@ -20,6 +20,7 @@ MEASURES = {
 }  # fmt: skip
 CONTROLS, TWIN = ("untouched", "gold twin", "ablate@random"), "gold twin"
 LEFT, ABOVE, ROW, STEP, WIDE, GAP = 132, 84, 58, 12, 258, 40
+LEAST = 700  # what the legend takes
 
 
 def picture(done: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], seeds: Sequence[int]) -> str:
@@ -27,8 +28,7 @@ def picture(done: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], seeds: 
     beds = {kind: [done[f"{kind} {seed}"] for seed in seeds] for kind in kinds}
     names = list(dict.fromkeys(name for arms in beds.values() for name in arms[0]))
     shown = [m for m in MEASURES if any(m in arm["untouched"] for arms in beds.values() for arm in arms)]
-    width, bottom = LEFT + len(kinds) * (WIDE + GAP), ABOVE + ROW * len(names)
-    width = max(width, 700)
+    width, bottom = max(LEFT + len(kinds) * (WIDE + GAP), LEAST), ABOVE + ROW * len(names)
     parts = [stripe(ABOVE + ROW * i, width, ROW) for i in range(1, len(names), 2)] + _legend(shown)
     for i, name in enumerate(names):
         weight = "700" if name in CONTROLS else "400"

@@ -21,6 +21,7 @@ LOOKS = {
     "control": ("control that knows nothing of the facts", "#5a5a5a", "square"),
 }
 LEFT, ABOVE, ROW, WIDE, GAP, LOW, HIGH = 180, 92, 24, 132, 26, -0.1, 1.1
+LEAST = 790  # what the legend takes
 Beds = Sequence[Mapping[str, Any]]
 
 
@@ -36,7 +37,7 @@ def picture(done: Mapping[str, Mapping[str, Any]]) -> str:
     lowest = min(
         [LOW, *(low for beds in kinds.values() for name in names for _, low, _ in _found(beds, name).values())]
     )
-    width, bottom = LEFT + len(kinds) * (WIDE + GAP), ABOVE + ROW * len(names)
+    width, bottom = max(LEFT + len(kinds) * (WIDE + GAP), LEAST), ABOVE + ROW * len(names)
     parts = [stripe(ABOVE + ROW * i, width, ROW) for i in range(1, len(names), 2)]
     parts += _legend()
     for i, name in enumerate(names):

@@ -71,6 +71,9 @@ def test_scores_are_ordered_by_what_they_find_and_controls_come_last() -> None:
     assert across == pytest.approx([at(mean), at(0.31)], abs=0.06)
     for rows in (done["grafted 0"]["rows"], done["ordinary 0"]["rows"]):
         rows[1] = {"score": "relp", "failed": "it cannot be had"}
+    alone = Drawn(figure.picture({"ordinary 0": done["ordinary 0"]}))
+    assert all(float(n.get("x", 0)) < figure.LEAST - 200 for n in alone.all("text"))  # the legend is not cut
+    assert float(alone.nodes[0].get("width", 0)) == figure.LEAST
     one = Drawn(figure.picture({key: bed for key, bed in done.items() if key.endswith("0")}))
     assert one.words.count("not made") == 0 and "relp" not in one.words
     done["ordinary 0"]["rows"][1] = {"score": "relp", **scored(None, 0.9)}
