@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import cell, folded, table, verdict
+from cells import cell, folded, many, table, verdict
 from judging import chosen_point, exact, judged, judged_by
 from running import asking, each, parsed
 from shift_figure import picture
@@ -169,7 +169,7 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
         known = [arm[at] for seed in seeds for arm in seed.values() for at in POINTS if "forget" in arm.get(at, {})]
         asked = "forget unseen" if any("unseen" in there for there in known) else "forget"
         head = ["method", "seeds", asked, "retain", *COLUMNS]
-        parts.append(f"## {words.capitalize()} ({len(seeds)} seeds)\n\n" + table(head, rows))
+        parts.append(f"## {words.capitalize()} ({many(len(seeds))})\n\n" + table(head, rows))
     beside = "Beside the gold twin, and in" if "gold" in seeds[0] else "In the last layer, and in"
     parts.append(f"## {beside} activations alone (as made)\n\n" + _beside(seeds))
     listed = [
@@ -217,7 +217,7 @@ def _shown(made: Sequence[Mapping[str, Any]], column: str) -> str:
 
 def main() -> None:
     """Edit every seed's model, write `shift.json` (as the work goes on), `tables.md` and `shift.svg`."""
-    options = parsed(asking(__doc__))
+    options = parsed(asking(__doc__, seeds=range(3)))
     each(options, sources(options), "shift.json", run, tables, {"shift.svg": picture})
 
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from cells import cell, folded, table
+from cells import cell, folded, many, table
 
 from neuronforget.intervals import bootstrap, over, resampled
 from neuronforget.suites.rwku import ATTACKS
@@ -130,7 +130,7 @@ class Answers:
 def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return all tables in Markdown."""
     answers = Answers(seeds)
-    parts = [f"## What there is to find ({len(seeds)} seeds)", _informs(answers)]
+    parts = [f"## What there is to find ({many(len(seeds))})", _informs(answers)]
     parts += ["## The edits", _edits(answers)]
     main, *others = MEASURES
     for point, words in POINTS.items():

@@ -25,6 +25,28 @@ def half_interval(values: Sequence[float], drawn: float = 0.0) -> float:
     )
 
 
+def middle(values: Sequence[float], drawn: float = 0.0) -> tuple[float, float]:
+    """Return the mean over seeds and half its interval, for a figure: of one value alone 0, none is drawn."""
+    half = half_interval(values, drawn)
+    return float(np.mean(values)), 0.0 if math.isnan(half) else half
+
+
+def centre(values: Sequence[float], drawn: float = 0.0) -> tuple[float, float, float]:
+    """Return the mean over seeds and the ends of its interval; of one value alone they are the value."""
+    mean, half = middle(values, drawn)
+    return mean, mean - half, mean + half
+
+
+def many(seeds: int) -> str:
+    """Return how many seeds there are, in words."""
+    return f"{seeds} seed{'s' if seeds != 1 else ''}"
+
+
+def spans(what: str, seeds: int) -> str:
+    """Return what a figure says of its intervals; of one seed there are none."""
+    return f"{what}: 95% over {many(seeds)}" if seeds > 1 else f"one seed, so no {what}"
+
+
 def cell(values: Sequence[float], digits: int = 2, drawn: float = 0.0) -> str:
     """Return the mean over seeds and its interval."""
     mean = f"{np.mean(values):.{digits}f}"

@@ -37,6 +37,8 @@ def mark(x: float, y: float, marker: str, colour: str, size: float = 4, hollow: 
         "circle": f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}"',
         "square": f'<rect x="{x - size:.1f}" y="{y - size:.1f}" width="{2 * size}" height="{2 * size}"',
         "triangle": f'<polygon points="{joined([(x - size, y + size), (x + size, y + size), (x, y - size)])}"',
+        "down": f'<polygon points="{joined([(x - size, y - size), (x + size, y - size), (x, y + size)])}"',
+        "diamond": f'<polygon points="{joined([(x - size, y), (x, y - size), (x + size, y), (x, y + size)])}"',
     }[marker]
     return f'{shape} fill="{"white" if hollow else colour}" stroke="{colour}" stroke-width="1.4"/>'
 
@@ -56,6 +58,28 @@ def text(x: float, y: float, words: str, size: int = 13, anchor: str = "start", 
         f'<text {place} font-size="{size}" text-anchor="{anchor}" fill="{fill}" font-weight="{weight}">'
         f"{escape(words)}</text>"
     )
+
+
+def panel(words: str, at: Callable[[float], float], ticks: Iterable[float], top: float, bottom: float) -> list[str]:
+    """Return a panel's head, its grid and what stands at its ticks."""
+    ticks = list(ticks)
+    parts = [text(at(ticks[0]), top - 8, words, size=12, weight="600")]
+    for tick in ticks:
+        parts.append(line(at(tick), top, at(tick), bottom, "#c4c4c4"))
+        parts.append(text(at(tick), bottom + 14, f"{tick:g}", size=11, anchor="middle", fill=FAINT))
+    return parts
+
+
+def stripe(y: float, wide: float, high: float, fill: str = "#f4f4f4") -> str:
+    return f'<rect x="0" y="{y:.1f}" width="{wide:g}" height="{high:g}" fill="{fill}"/>'
+
+
+def whisker(
+    at: Callable[[float], float], y: float, low: float, high: float, ends: tuple[float, float], colour: str
+) -> str:
+    """Return an interval, cut at the ends of its axis; nothing where it has no width."""
+    low, high = max(low, ends[0]), min(high, ends[1])
+    return line(at(low), y, at(high), y, colour, width=1.4) if low < high else ""
 
 
 def joined(points: Iterable[tuple[float, float]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
-from cells import half_interval
+from cells import middle, spans
 from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, text
 from erase_tables import CLAIM, Seed, arms_at, far_by, ours_at, points_of
 from judging import DAMAGE, judged
@@ -31,7 +31,7 @@ def dials(seeds: Sequence[Seed]) -> str:
     rows = math.ceil(len(names) / COLUMNS)
     width, height = LEFT + COLUMNS * (WIDE + GAP), ABOVE + rows * (HIGH + 46) + 14
     gold = "gold twin: 0; " if "gold" in seeds[0] else ""
-    note = f"bands: 95% over {len(seeds)} seeds; dotted: untouched; {gold}hollow: retain loss up by over {DAMAGE}"
+    note = f"{spans('bands', len(seeds))}; dotted: untouched; {gold}hollow: retain loss up by over {DAMAGE}"
     parts = [legend(LEFT, 20, lines=True), text(LEFT, 44, note, size=11, fill=FAINT)]
     for i, name in enumerate(names):
         left, top = LEFT + (i % COLUMNS) * (WIDE + GAP), ABOVE + i // COLUMNS * (HIGH + 46)
@@ -54,7 +54,7 @@ def dots(seeds: Sequence[Seed]) -> str:
     ours = points_of(seeds, CLAIM, ours_at(seeds)) if CLAIM in values else []
     how = "whole" if ours_at(seeds) == "full" else "as far as all"
     if ours:
-        mean, half = _mean([judged(p) for p in ours])
+        mean, half = middle([judged(p) for p in ours])
         parts += _band(
             at(mean - half), at(mean + half), top, bottom, f"found neurons ablated {how}, 95%", left + wide / 2
         )
@@ -69,7 +69,7 @@ def dots(seeds: Sequence[Seed]) -> str:
         parts.append(text(left - 8, y + 4, method, anchor="end"))
         for shift, (place, (_, colour, _, marker)) in zip((-5, 0, 5), PLACES.items(), strict=True):
             if f"{method}@{place}" in values:
-                mean, half = _mean(values[f"{method}@{place}"])
+                mean, half = middle(values[f"{method}@{place}"])
                 parts.append(line(at(mean - half), y + shift, at(mean + half), y + shift, colour, width=1.4))
                 parts.append(mark(at(mean), y + shift, marker, colour))
     parts += [text(at(tick), bottom + 16, str(tick), anchor="middle") for tick in ticks]
@@ -134,7 +134,7 @@ def _curve(seeds: Sequence[Seed], name: str) -> list[Dot]:
     found = []
     for i, points in enumerate([start, *dial]):
         rise = np.mean([p["retain"]["nll"] - s["retain"]["nll"] for p, s in zip(points, start, strict=True)])
-        distance = _mean([judged(p) for p in points])
+        distance = middle([judged(p) for p in points])
         found.append((_along(i, len(dial) + 1), *distance, bool(rise <= DAMAGE)))
     return found
 
@@ -151,9 +151,3 @@ def _strokes(curve: Sequence[Dot], y: Callable[[float], float], place: str) -> s
     for (x, mean, _, _), (x2, mean2, _, kept) in pairwise(curve):
         parts.append(line(x, y(mean), x2, y(mean2), colour, dash, 2, 1 if kept else 0.4))
     return "".join(parts + [mark(x, y(mean), marker, colour, 3.5, hollow=not kept) for x, mean, _, kept in curve])
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half its interval; of one seed alone no interval is drawn."""
-    half = half_interval(values)
-    return float(np.mean(values)), 0.0 if math.isnan(half) else half

@@ -5,10 +5,10 @@ of the whole model at two learning rates. An arm is shown at two points: at matc
 within the damage, the one whose answers on the forget corpus are closest to the gold twin's; without a twin, the one
 whose answers are least likely). Controls are tuned alike.
 
-python analyses/erase_methods.py --out erase                  # five seeds, 8 minutes each on one core
-python analyses/erase_methods.py --out erase --seeds 0        # one of them; a killed run goes on where it was
-python analyses/erase_methods.py --out erase --part sizes     # rank-one and ablation from one neuron to all: 1 min each
-python analyses/erase_methods.py --out erase --part rewrite   # do closed forms write what they are asked to: 2 min each
+python analyses/erase_methods.py --out erase                    # seed 0, 8 minutes on one core
+python analyses/erase_methods.py --out erase --seeds 0 1 2 3 4  # five; a killed run goes on where it was
+python analyses/erase_methods.py --out erase --part sizes       # rank-one and ablation from one neuron to all: 1 minute
+python analyses/erase_methods.py --out erase --part rewrite     # do closed forms write what they are asked: 2 minutes
 python analyses/erase_methods.py --out erase --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -124,7 +124,7 @@ def grafted(seed: int) -> Source:
 
 def main() -> None:
     """Measure every arm on every seed, write points (as the work goes on), tables and figures."""
-    parser = asking(__doc__, seeds=range(5))
+    parser = asking(__doc__)
     parser.add_argument("--part", choices=list(PARTS), default="methods")
     options = parsed(parser)
     work, show, pictures = PARTS[options.part]

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from cells import cell, table
+from cells import cell, many, table
 from sources import Source
 
 import neuronforget as nf
@@ -133,7 +133,7 @@ def answered(lm: nf.LM, corpora: Mapping[str, nf.Corpus], new: str) -> dict[str,
 
 def rewrite_table(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return the tables of edits that rewrite: facts one by one, and all at once."""
-    parts = [f"## Does a closed form write what it is asked to?\n\n{len(seeds)} seeds."]
+    parts = [f"## Does a closed form write what it is asked to?\n\n{many(len(seeds))}."]
     for size, words in {
         "one": "Facts one by one, to another answer",
         "all": "All facts at once, to the refusal",

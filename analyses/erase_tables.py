@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cells import cell, folded, table, verdict
+from cells import cell, folded, many, table, verdict
 from judging import Point, exact, judged, judged_by
 from relearning import came_back, relearned
 
@@ -76,7 +76,7 @@ def _references(seeds: Sequence[Seed]) -> str:
     if CLAIM in arms_at(seeds, "found"):
         again = _relearning(seeds, CLAIM) if points_of(seeds, CLAIM) == points_of(seeds, CLAIM, "full") else ["", ""]
         rows += [[f"{CLAIM}, strength 1", *_cells(points_of(seeds, CLAIM, "full"), columns), *again]]
-    return f"## References\n\n{len(seeds)} seeds: {about}.\n\n" + table(["model", *columns, *RELEARNING], rows)
+    return f"## References\n\n{many(len(seeds))}: {about}.\n\n" + table(["model", *columns, *RELEARNING], rows)
 
 
 def ours_at(seeds: Sequence[Seed]) -> str:
@@ -183,7 +183,7 @@ def sizes_table(seeds: Sequence[Seed]) -> str:
     first, far = made[0], judged_by(made[0])
     columns = {n: of for n, of in columns_of(first).items() if n in (far.split()[-1], "retain", far)}
     sets = [(place, column) for place in ("best", "random") for column in columns]
-    parts = [f"## From one neuron to all\n\n{len(seeds)} seeds."]
+    parts = [f"## From one neuron to all\n\n{many(len(seeds))}."]
     for kind in kinds:
         rows = []
         for size in dict.fromkeys(int(key.split(" ")[1]) for key in seeds[0]):

@@ -10,11 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cells import table
+from cells import centre, table
+from drawing import FAINT, INK, line, mark, panel, scale, stripe, svg, text, whisker
 from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
+from neuronforget.colours import OKABE_ITO
 
 #: Twenty people, two of them to be forgotten, 2 layers of 128 neurons.
 SHAPE = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, steps=180, graft_steps=150, planted=12, batch=96, lr=4e-3)
@@ -76,36 +78,107 @@ def _made(make: Callable[..., nf.Edit], *args: Any, **settings: Any) -> nf.Edit 
         return str(error)
 
 
-def shown(source: Source, made: Made) -> str:
-    """Return the table of the references and every edit, exact match and probability, and what could not be made."""
+def measured(source: Source, made: Made) -> dict[str, Any]:
+    """Return the references and every edit, exact match and probability, and what could not be made."""
     edits = {name: edit for name, edit in made.items() if isinstance(edit, nf.Edit)}
     results = nf.evaluate(source.lm, edits, source.forget, source.retain, gold=source.gold, strengths=(), damage=None,
                           progress=False)  # fmt: skip
-    corpora = [name for name in CORPORA if name in source.corpora]
+    corpora = {name: words for name, words in CORPORA.items() if name in source.corpora}
     rows = []
     for name in (*source.references, *edits):
-        exact = [f"{results.value(name, CORPORA[corpus]):.2f}" for corpus in corpora]
-        likely = [f"{results.value(name, corpus, 'probability'):.2f}" for corpus in ("forget", "retain")]
-        rows.append([name, *exact, *likely])
-    text = table(["edit", *(CORPORA[name] for name in corpora), "forget: probability", "retain: probability"], rows)
-    failed = [f"- {name}: {edit}" for name, edit in made.items() if isinstance(edit, str)]
-    return "\n\n".join([text, *(["Not made:\n\n" + "\n".join(failed)] if failed else [])])
+        exact = {words: results.value(name, words) for words in corpora.values()}
+        likely = {f"{c}: probability": results.value(name, c, "probability") for c in ("forget", "retain")}
+        scope = "reference" if name in source.references else scope_of(name, edits[name])
+        rows.append({"edit": name, "scope": scope, **exact, **likely})
+    return {"rows": rows, "failed": {name: edit for name, edit in made.items() if isinstance(edit, str)}}
+
+
+def scope_of(name: str, edit: nf.Edit) -> str:
+    """Return what an edit acts on: random neurons, no weight (a guard), known neurons, what the operator chose."""
+    if "random neurons" in name:
+        return "control"
+    if edit.info.get("scope") == "guard":
+        return "guard"
+    return "neurons" if " neurons" in name else "own choice"
 
 
 PARTS: dict[str, Callable[[Source], Made]] = {"erasures": erasures, "guards": guards}
 
 
 def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
-    """Fill `done`, part -> table, saying which is finished."""
+    """Fill `done`, part -> rows and failures, saying which is finished."""
     for part, make in PARTS.items():
         if part not in done:
-            done[part] = shown(source, make(source))
+            done[part] = measured(source, make(source))
             yield part
 
 
-def tables(seeds: Sequence[Mapping[str, str]]) -> str:
+def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return the tables, those of a seed after those of another."""
-    return "\n\n".join(f"## {part}\n\n{text}" for seed in seeds for part, text in seed.items()) + "\n"
+    return "\n\n".join(f"## {part}\n\n{shown(own)}" for seed in seeds for part, own in seed.items()) + "\n"
+
+
+def shown(part: Mapping[str, Any]) -> str:
+    """Return the table of a part, and what could not be made."""
+    head = [name for name in part["rows"][0] if name != "scope"]
+    rows = [[row["edit"], *(f"{row[name]:.2f}" for name in head[1:])] for row in part["rows"]]
+    failed = [f"- {name}: {why}" for name, why in part["failed"].items()]
+    return "\n\n".join([table(head, rows), *(["Not made:\n\n" + "\n".join(failed)] if failed else [])])
+
+
+#: Scope -> its words, colour, marker.
+SCOPES = {
+    "reference": ("untouched and gold", INK, "diamond"), "neurons": ("on neurons", OKABE_ITO[0], "circle"),
+    "own choice": ("where it chooses", OKABE_ITO[1], "square"), "guard": ("guard", OKABE_ITO[2], "triangle"),
+    "control": ("random neurons", "#6b6b6b", "down"),
+}  # fmt: skip
+PANELS = {"forget": ("forget", "forget unseen"), "retain": ("retain",)}
+LEFT, ABOVE, ROW, WIDE, GAP = 296, 84, 19, 176, 40
+
+
+def picture(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SVG: a row an edit, by scope; forget beside retain, exact match; bars are 95% over seeds."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for seed in seeds:
+        for name, row in {row["edit"]: row for part in seed.values() for row in part["rows"]}.items():
+            found.setdefault(name, []).append(row)
+    names = sorted(found, key=lambda name: list(SCOPES).index(found[name][0]["scope"]))
+    width, bottom, parts = LEFT + 2 * (WIDE + GAP), ABOVE + ROW * len(names), _legend()
+    for i, name in enumerate(names):
+        if i and found[name][0]["scope"] != found[names[i - 1]][0]["scope"]:
+            parts.append(line(0, ABOVE + ROW * i, width, ABOVE + ROW * i, INK))
+        parts += [stripe(ABOVE + ROW * i, width, ROW)] if i % 2 else []
+        parts.append(text(LEFT - 12, ABOVE + ROW * (i + 0.5) + 4, name.replace("`", ""), size=12, anchor="end"))
+    for i, (words, corpora) in enumerate(PANELS.items()):
+        at = scale(0, 1, LEFT + i * (WIDE + GAP), LEFT + i * (WIDE + GAP) + WIDE)
+        parts += panel(f"{words}, exact match", at, (0, 0.5, 1), ABOVE, bottom)
+        for reference, dash in (("untouched", "1 3"), ("gold", "8 2 2 2")):
+            for row in found.get(reference, [])[:1]:
+                parts.append(line(at(row[words]), ABOVE, at(row[words]), bottom, INK, dash))
+        for j, name in enumerate(names):
+            parts += _row(found[name], [c for c in corpora if c in found[name][0]], at, ABOVE + ROW * (j + 0.5))
+    return svg(width, bottom + 24, "Forget and retain after every operator and guard, by its defaults", parts)
+
+
+def _row(
+    rows: Sequence[Mapping[str, Any]], corpora: Sequence[str], at: Callable[[float], float], y: float
+) -> list[str]:
+    _, colour, marker = SCOPES[rows[0]["scope"]]
+    parts = []
+    for corpus in reversed(corpora):
+        value, low, high = centre([row[corpus] for row in rows])
+        parts += [whisker(at, y, low, high, (0, 1), colour)]
+        parts.append(mark(at(value), y, marker, colour, 4, hollow=corpus.endswith("unseen")))
+    return parts
+
+
+def _legend() -> list[str]:
+    parts, x = [], 16
+    for words, colour, marker in SCOPES.values():
+        parts += [mark(x, 18, marker, colour), text(x + 12, 22, words, size=12)]
+        x += 34 + 7 * len(words)
+    note = "hollow: phrasings that no edit saw; dotted: untouched; dash-dotted: gold, the twin that never knew"
+    return [*parts, text(16, 44, note, size=11, fill=FAINT)]
 
 
 def small(seed: int) -> Source:
@@ -115,9 +188,9 @@ def small(seed: int) -> Source:
 
 
 def main() -> None:
-    """Write the tables to OUT/tables.md."""
-    options = parsed(asking(__doc__, seeds=[0]))
-    each(options, sources(options, small), "operators.json", run, tables, {})
+    """Write the tables to OUT/tables.md, the figure to OUT/operators.svg."""
+    options = parsed(asking(__doc__))
+    each(options, sources(options, small), "operators.json", run, tables, {"operators.svg": picture})
 
 
 if __name__ == "__main__":

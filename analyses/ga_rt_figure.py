@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from cells import half_interval
+from cells import middle, spans
 from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, text
 
 #: Row -> corpus, metric and the point that is drawn.
@@ -33,7 +33,7 @@ def picture(seeds: Sequence[Mapping[str, Any]], weights: Sequence[float]) -> str
     asked = ROWS | LOSS if "gold" not in seeds[0] else ROWS if known else ROWS | ASKED
     rows = {name: what for name, what in asked.items() if what[1] in seeds[0]["untouched"]["full"].get(what[0], {})}
     width, height = LEFT + len(TERMS) * (WIDE + GAP), ABOVE + len(rows) * (HIGH + 40) + 4
-    note = f"bands: 95% over {len(seeds)} seeds; dotted: untouched"
+    note = f"{spans('bands', len(seeds))}; dotted: untouched"
     note += "; dash-dotted: gold twin" if "gold" in seeds[0] else ""
     parts = [legend(LEFT, 20, lines=True), text(LEFT, 42, note, size=11, fill=FAINT)]
     for i, (term, words) in enumerate(TERMS.items()):
@@ -54,8 +54,7 @@ def curve_of(seeds: Sequence[Any], weights: Sequence[float], term: str, place: s
         key = f"{term if weight else 'ascent'}|{weight:g}|{place}"
         values = [seed[key][point][corpus][metric] for seed in seeds if point in seed.get(key, {})]
         if len(values) == len(seeds):
-            half = half_interval(values)
-            found.append((i, float(np.mean(values)), 0.0 if math.isnan(half) else half))
+            found.append((i, *middle(values)))
     return found
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cells import cell, table, verdict
+from cells import cell, many, table, verdict
 from ga_rt_figure import picture
 from judging import DAMAGE, chosen_point
 from running import asking, each, parsed
@@ -109,7 +109,7 @@ def column(seeds: Sequence[Arms], key: str, point: str, name: str) -> list[float
 def tables(seeds: Sequence[Arms]) -> str:
     """Return all tables in Markdown: the weights at full strength and tuned, what the place does, what failed."""
     keys = [key for key in seeds[0] if key.count("|") == 2]
-    parts = [f"## References ({len(seeds)} seeds)", _rows(seeds, [k for k in seeds[0] if k not in keys], "full")]
+    parts = [f"## References ({many(len(seeds))})", _rows(seeds, [k for k in seeds[0] if k not in keys], "full")]
     for point in ("full", "tuned"):
         words = {"full": "At full strength", "tuned": f"Tuned: retain loss up by at most {DAMAGE}"}[point]
         parts += [f"## {words}", _rows(seeds, keys, point)]
@@ -158,7 +158,7 @@ def _less(seeds: Sequence[Arms], key: str, other: str, name: str) -> str:
 
 def main() -> None:
     """Sweep on every seed, write `sweep.json` (as the work goes on), `tables.md` and `ga-rt.svg`."""
-    options = parsed(asking(__doc__))
+    options = parsed(asking(__doc__, seeds=range(3)))
     pictures = {"ga-rt.svg": partial(picture, weights=WEIGHTS)}
     each(options, sources(options), "sweep.json", run, tables, pictures)
 

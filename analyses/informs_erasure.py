@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import cell, half_interval, table, verdict
+from cells import cell, many, middle, spans, table, verdict
 from drawing import FAINT, INK, line, mark, scale, svg, text
 from judging import judged, judged_by
 from regime_map import SHAPE, arm, source_of, whole_people
@@ -171,11 +171,11 @@ def tables(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
     before = [last for _, last in added[:1]] + [values for _, values in added[:-1]]
     steps = [[name, cell(values), cell((np.array(values) - np.array(then)).tolist(), 3) if i else ""]
              for i, ((name, values), then) in enumerate(zip(added, before, strict=True))]  # fmt: skip
-    many = sum(len(rows) for rows in seeds)
+    edits = sum(len(rows) for rows in seeds)
     words = (f"Mean advantage of chosen neurons: {cell(coefficients['mean'])} nats ({said}); "
              f"operator, count and layer explain {cell(coefficients['R^2'])} of its variance.")  # fmt: skip
     return "\n\n".join([
-        f"## The advantage over random neurons, nats ({len(seeds)} seeds, {many} edits)", words,
+        f"## The advantage over random neurons, nats ({many(len(seeds))}, {edits} edits)", words,
         table(["term", "coefficient", "closer" if kind == "KL" else "leaves less"], lines),
         f"## {kind} itself: what each factor adds", table(["model", "R^2", "added"], steps),
     ]) + "\n"  # fmt: skip
@@ -188,13 +188,13 @@ def _word(values: Sequence[float]) -> str:
 def picture(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
     """Return the coefficients with their intervals as SVG: filled where the interval excludes zero."""
     found = {name: values for name, values in regressions(seeds)[0].items() if name != "R^2"}
-    halves = {name: 0.0 if len(v) < 2 else half_interval(v) for name, v in found.items()}
+    halves = {name: middle(v)[1] for name, v in found.items()}
     reach = max(abs(float(np.mean(v))) + halves[name] for name, v in found.items()) or 1.0
     left, top, step, wide = 220, 66, 24, 460
     at, bottom = scale(-reach, reach, left, left + wide), top + step * len(found)
     ends = "are closer to the gold twin" if kind == "KL" else "leave the answers less likely"
     words = f"advantage of chosen over random neurons (nats); right of zero the chosen {ends}"
-    note = f"whiskers: 95% over {len(seeds)} seeds; hollow: the interval includes zero"
+    note = f"{spans('whiskers', len(seeds))}; hollow: the interval includes zero"
     parts = [text(14, 20, words, size=12), text(14, 38, note, size=11, fill=FAINT)]
     parts.append(line(at(0), top - 4, at(0), bottom, INK, "1 3"))
     for i, (name, values) in enumerate(found.items()):

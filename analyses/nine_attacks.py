@@ -6,8 +6,8 @@ gold twin that an edit leaves, at two of its strengths. At equal damage, as in `
 loss of plain questions about others by at most .05 nats, the one whose plain forget answers are closest to the twin's.
 At equal forgetting: the first at which half of the plain answers are gone.
 
-python analyses/nine_attacks.py --out attacks            # tiny models, made here; a killed run goes on where it was
-python analyses/nine_attacks.py --out attacks --seeds 0  # one of the three
+python analyses/nine_attacks.py --out attacks                # tiny models, made here: seed 0
+python analyses/nine_attacks.py --out attacks --seeds 0 1 2  # three seeds; a killed run goes on where it was
 python analyses/nine_attacks.py --out own --model CHECKPOINT --targets "Stephen King" "Bob Barker" --device cuda
 """
 

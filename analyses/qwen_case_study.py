@@ -21,6 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from qwen_figure import picture
 from qwen_measures import Costs, constants, shift, state
 from qwen_rows import SHAPES, TINY, Rows, Size, shaped, tiny
 from qwen_tables import cost_table, tables
@@ -213,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Measure every model, write `states.json` (as the work goes on) and `tables.md`."""
+    """Measure every model, write `states.json` (as the work goes on), `tables.md` and `qwen.svg`."""
     options = parser().parse_args()
     with in_one_line():
         study = study_of(options)
@@ -224,6 +225,8 @@ def main() -> None:
     if "TriviaQA, BBH" not in study.done["costs"]:
         text += "\n\nlm-eval is not installed: TriviaQA and BBH are not timed.\n"
     (options.out / "tables.md").write_text(text)
+    if not options.shape:
+        (options.out / "qwen.svg").write_text(picture(study.done["arms"]))
     print(text)
 
 

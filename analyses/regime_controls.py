@@ -4,7 +4,7 @@ Random neurons may lose only because they are weak ones. For each cell of `regim
 closer to the gold twin than random ones by an interval that excludes zero, the same edit on neurons that are as many in
 each layer and alike in write norm, or in root mean square activation on retain, tuned alike.
 
-python analyses/regime_controls.py --out regimes   # after regime_map.py with the same options; a killed run goes on
+python analyses/regime_controls.py --out regimes --seeds 0 1 2 3 4  # after regime_map.py with the same; goes on, too
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _matched(controls: Arms, found: Cell, kind: str) -> float:
 
 def main() -> None:
     """Measure the controls, write `controls.json` (as the work goes on) and `controls.md`."""
-    options = parsed(mapping(__doc__))
+    options = parsed(mapping(__doc__, range(5)))
     mapped, path = options.out / "map.json", options.out / "controls.json"
     done, known = kept(mapped, "beds"), kept(mapped, "subjects")
     controls, subjects = kept(path, "beds"), kept(path, "subjects")

@@ -7,8 +7,8 @@ the retain loss by at most .05 nats, the one whose forget answers are closest to
 many in each layer, are tuned alike. Of a model of one's own without a gold twin, tuned is the strength whose answers
 are least likely.
 
-python analyses/regime_map.py --out regimes             # a killed run goes on where it was
-python analyses/regime_map.py --out regimes --seeds 0   # one seed, a quarter of an hour
+python analyses/regime_map.py --out regimes                    # seed 0, a quarter of an hour
+python analyses/regime_map.py --out regimes --seeds 0 1 2 3 4  # five; a killed run goes on where it was
 python analyses/regime_map.py --out regimes --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -148,7 +148,7 @@ def makers(options: argparse.Namespace) -> dict[str, Callable[[int], Source]]:
     return {kind: lambda seed, kind=kind: source_of(BEDS[kind](seed), seed) for kind in options.beds}
 
 
-def mapping(about: str | None, seeds: Sequence[int] = range(5)) -> argparse.ArgumentParser:
+def mapping(about: str | None, seeds: Sequence[int] = (0,)) -> argparse.ArgumentParser:
     """Return a parser of what is mapped."""
     parser = asking(about, seeds)
     parser.add_argument("--beds", nargs="+", choices=list(BEDS), default=list(BEDS))

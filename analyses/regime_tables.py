@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from cells import cell, table
+from cells import cell, many, table
 from cells import verdict as told
 from judging import exact, judged, judged_by
 from relearning import came_back, relearned
@@ -23,7 +23,7 @@ def tables(done: Mapping[str, Arms], beds: Sequence[str], seeds: Sequence[int], 
         arms = [done[f"{bed} {seed}"] for seed in seeds if f"{bed} {seed}" in done]
         if arms:
             parts += [
-                f"## {bed} ({len(arms)} seeds)",
+                f"## {bed} ({many(len(arms))})",
                 _references(arms),
                 _summary(arms),
                 _map(arms),

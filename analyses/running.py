@@ -32,7 +32,7 @@ S = TypeVar("S", bound=Seeded)
 Tables = Callable[[Sequence[Any]], str]
 
 
-def running(about: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+def running(about: str | None, seeds: Sequence[int] = (0,)) -> argparse.ArgumentParser:
     """Return a parser of where to write, seeds, and a model of one's own; `about` is the script's docstring.
 
     What it returns is read by `parsed`: `seeds` are those of testbeds, a model of one's own has one by default.
@@ -47,7 +47,7 @@ def running(about: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.Arg
     return parser
 
 
-def asking(about: str | None, seeds: Sequence[int] = (0, 1, 2)) -> argparse.ArgumentParser:
+def asking(about: str | None, seeds: Sequence[int] = (0,)) -> argparse.ArgumentParser:
     """Return a parser of what to run on, corpora of one's own too, and where to write."""
     parser = running(about, seeds)
     parser.add_argument("--forget", type=Path, help="JSONL rows with prompt and answer, of a model of one's own")

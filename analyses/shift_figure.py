@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from cells import half_interval
+from cells import middle
 from drawing import FAINT, INK, line, mark, scale, svg, text
 
 from neuronforget.colours import OKABE_ITO
@@ -36,7 +36,7 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "full") -> str:
         parts.append(text(LEFT - 8, y + 16, name, anchor="end"))
     for column, (key, words) in enumerate(BARS.items()):
         left = LEFT + column * (WIDE + GAP)
-        most = max(_mean([p["moved"][key] for p in points])[0] + _mean([p["moved"][key] for p in points])[1]
+        most = max(middle([p["moved"][key] for p in points])[0] + middle([p["moved"][key] for p in points])[1]
                    for points in rows.values()) if rows else 1.0  # fmt: skip
         at = scale(0, _round(most), left, left + WIDE)
         parts += _axis(left, bottom, words, at, _round(most))
@@ -49,7 +49,7 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "full") -> str:
     parts += _axis(left, bottom, "shift of what is written (RMS)", at, _round(most))
     for i, points in enumerate(rows.values()):
         for corpus, marker, high in (("retain", "square", 16), ("forget", "circle", 8)):
-            mean, half = _mean([p["moved"][f"shift {corpus}"] for p in points])
+            mean, half = middle([p["moved"][f"shift {corpus}"] for p in points])
             y = ABOVE + STEP * i + high
             parts += [line(at(max(mean - half, 0)), y, min(at(mean + half), left + WIDE), y, INK)]
             parts.append(mark(at(mean), y, marker, INK, 3.5, hollow=corpus == "retain"))
@@ -80,17 +80,12 @@ def _axis(left: float, bottom: float, words: str, at: Any, most: float) -> list[
 
 def _bar(rows: Sequence[Mapping[str, float]], key: str, at: Any, y: float) -> list[str]:
     mine = float(np.mean([row[key] * row[f"{key}, in found"] for row in rows]))
-    mean, half = _mean([row[key] for row in rows])
+    mean, half = middle([row[key] for row in rows])
     parts = [
         f'<rect x="{at(a):.1f}" y="{y}" width="{at(b) - at(a):.1f}" height="14" fill="{fill}"/>'
         for a, b, fill in ((0, mine, MINE), (mine, mean, "url(#others)"))
     ]
     return [*parts, line(at(max(mean - half, 0)), y + 7, at(mean + half), y + 7, INK, width=1.4)]
-
-
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    half = half_interval(values)
-    return float(np.mean(values)), 0.0 if math.isnan(half) else half
 
 
 def _round(most: float) -> float:

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from cells import table
+from drawing import FAINT, INK, line, mark, scale, svg, text
 from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
+from neuronforget.colours import OKABE_ITO
 from neuronforget.ledger import Ledger
 
 Maker = Callable[[nf.LM, nf.Corpus, nf.Corpus], nf.Edit]
@@ -54,8 +57,8 @@ def rows_of(source: Source, make: Maker, requests: str = "ABC") -> list[dict[str
         row: dict[str, Any] = {"edit": make.__name__, "state": state}
         for request, part in parts.items():
             results = nf.evaluate(lm, {}, part, source.retain, strengths=(), damage=None, progress=False)
-            row |= {request: results.value("untouched", "forget"), "retain": results.value("untouched", "retain")}
-        rows.append(row)
+            row |= {request: results.value("untouched", "forget")}
+        rows.append(row | {"retain": results.value("untouched", "retain")})
 
     ledger, fresh = Ledger(), Ledger()
     measure("untouched")
@@ -94,11 +97,56 @@ def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+#: What was asked -> colour, dash and marker of its line.
+LINES = {
+    "A": (OKABE_ITO[1], "", "circle"), "B": (OKABE_ITO[0], "6 3", "square"), "C": (OKABE_ITO[2], "2 3", "triangle"),
+    "retain": (INK, "8 2 2 2", "diamond"),
+}  # fmt: skip
+LEFT, ABOVE, WIDE, HIGH, GAP, BELOW, ASIDE = 46, 78, 204, 190, 26, 96, 5
+
+
+def picture(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SVG: a panel an edit, a row a seed; what is answered of A, B, C and retain, state by state."""
+    width = LEFT + max(len(seed) for seed in seeds) * (WIDE + GAP)
+    parts, x = [], LEFT
+    for words, (colour, dash, marker) in LINES.items():
+        parts += [line(x, 18, x + 30, 18, colour, dash, 2), mark(x + 15, 18, marker, colour), text(x + 36, 22, words)]
+        x += 80
+    parts.append(text(LEFT, 44, "exact match; hollow: made without A, the state that undoing A should give", 11,
+                      fill=FAINT))  # fmt: skip
+    for i, seed in enumerate(seeds):
+        for j, (name, rows) in enumerate(seed.items()):
+            parts += _panel(name, rows, LEFT + j * (WIDE + GAP), ABOVE + i * (HIGH + BELOW))
+    title = "What is left of three requests, state by state, when the first is undone alone"
+    return svg(width, ABOVE + len(seeds) * (HIGH + BELOW), title, parts)
+
+
+def _panel(name: str, rows: Sequence[Mapping[str, Any]], left: float, top: float) -> list[str]:
+    at, up = scale(0, len(rows) - 1, left + 18, left + WIDE - 18), scale(0, 1, top + HIGH, top)
+    parts = [text(left, top - 14, name, weight="600")]
+    for tick in (0, 0.5, 1):
+        parts.append(line(left, up(tick), left + WIDE, up(tick), "#c4c4c4"))
+        parts.append(text(left - 6, up(tick) + 4, f"{tick:g}", size=11, anchor="end", fill=FAINT))
+    parts.append(line(at(len(rows) - 1.5), top, at(len(rows) - 1.5), top + HIGH, INK, "1 3"))
+    for i, row in enumerate(rows):
+        words, _, refused = row["state"].partition(":")
+        words = f"{rows[1]['state'][0]} undone: refused" if refused else words
+        place = f"translate({at(i) + 4:.1f} {top + HIGH + 16:.1f}) rotate(-40)"
+        parts.append(text(0, 0, words, size=11, anchor="end", move=place))
+    for i, (what, (colour, dash, marker)) in enumerate(LINES.items()):
+        aside = ASIDE * (i - (len(LINES) - 1) / 2)  # marks that would hide one another
+        there = [(at(j) + aside, up(row[what]), j) for j, row in enumerate(rows) if what in row]
+        parts += [line(x, y, x2, y2, colour, dash, 1.6) for (x, y, _), (x2, y2, j) in pairwise(there)
+                  if j < len(rows) - 1]  # fmt: skip
+        parts += [mark(x, y, marker, colour, hollow=j == len(rows) - 1) for x, y, j in there]
+    return parts
+
+
 def main() -> None:
-    """Measure every state, write `states.json` (as the work goes on) and `tables.md`."""
-    options = parsed(asking(__doc__, seeds=[0]), drawn=False)
+    """Measure every state, write `states.json` (as the work goes on), `tables.md` and `ledger.svg`."""
+    options = parsed(asking(__doc__), drawn=False)
     found = sources(options, lambda seed: Source.bare(nf.testbed.people(seed=seed), seed))
-    each(options, found, "states.json", run, tables, {})
+    each(options, found, "states.json", run, tables, {"ledger.svg": picture})
 
 
 if __name__ == "__main__":

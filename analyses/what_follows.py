@@ -5,8 +5,8 @@ That person was born in"). Some are erased, by requests that name their own fact
 a forgotten fact is asked, and what can be deduced from what is still answered is deduced. Of a model of one's own
 facts are read in the form of the LRE data; of those that it answers, alone and in chains, some are forgotten.
 
-python analyses/what_follows.py --out follows             # three seeds; a killed run goes on where it was
-python analyses/what_follows.py --out follows --seeds 0   # one seed, some ten minutes on two cores
+python analyses/what_follows.py --out follows                # seed 0, some ten minutes on two cores
+python analyses/what_follows.py --out follows --seeds 0 1 2  # three; a killed run goes on where it was
 python analyses/what_follows.py --out follows --model CHECKPOINT --data relations
 """
 
@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cells import cell, table
+from cells import cell, many, table
+from follows_figure import picture
 from running import claim, in_one_line, keep, kept, own_models, parsed, running
 from sources import OWN, SHARE, Source, none_of
 
@@ -164,7 +165,7 @@ def measured(asked: Questions) -> dict[str, dict[str, Any]]:
 
 
 def tables(done: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], seeds: Sequence[int]) -> str:
-    """Return a table for each kind of testbed: means over seeds, Student's 95% intervals."""
+    """Return a table for each kind of testbed: means over seeds, Student's 95% intervals, where there are several."""
     parts = []
     for kind in kinds:
         arms = [done[f"{kind} {seed}"] for seed in seeds]
@@ -172,13 +173,13 @@ def tables(done: Mapping[str, Mapping[str, Any]], kinds: Sequence[str], seeds: S
         failed = {name: arm[name]["failed"] for arm in arms for name in arm if "failed" in arm[name]}
         made = [name for name in arms[0] if name not in failed]
         rows = [[name, *(cell([arm[name][column] for arm in arms]) for column in columns)] for name in made]
-        parts.append(f"**{kind}** ({len(seeds)} seeds)\n\n" + table(["model", *columns], rows))
+        parts.append(f"**{kind}** ({many(len(seeds))})\n\n" + table(["model", *columns], rows))
         parts += [f"- not made: {name}: {why}" for name, why in failed.items()]
     return "\n\n".join(parts) + "\n"
 
 
 def main() -> None:
-    """Make the beds, measure, write `rows.json` (as the work goes on) and `tables.md`."""
+    """Make the beds, measure, write `rows.json` (as the work goes on), `tables.md` and `follows.svg`."""
     parser = running(__doc__)
     parser.add_argument("--kinds", nargs="+", choices=["ordinary", "grafted"], default=["ordinary", "grafted"])
     parser.add_argument("--data", type=Path, help="facts for --model: samples.jsonl, templates.jsonl of the LRE data")
@@ -200,6 +201,7 @@ def main() -> None:
                     print(key, done[key], flush=True)
     text = tables(done, kinds, options.seeds)
     (options.out / "tables.md").write_text(text)
+    (options.out / "follows.svg").write_text(picture(done, kinds, options.seeds))
     print(text)
 
 

@@ -6,8 +6,8 @@ ordinary   no location is known: scores are held against `exact`, the ablation o
 own model  the same, of a checkpoint and corpora of one's own; of several seeds each draws half of the examples, and
            the intervals take account of what the halves share.
 
-python analyses/where_knowledge_lives.py --out where            # all of it; a killed run goes on where it was
-python analyses/where_knowledge_lives.py --out where --seeds 0  # one seed
+python analyses/where_knowledge_lives.py --out where                    # seed 0
+python analyses/where_knowledge_lives.py --out where --seeds 0 1 2 3 4  # five; a killed run goes on where it was
 python analyses/where_knowledge_lives.py --out where --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import cell, table
+from cells import cell, many, table
 from running import asking, claim, in_one_line, keep, kept, parsed
 from sources import BEDS, OWN, Source, bed_of, own_source, shortlist_exact
+from where_figure import picture
 
 import neuronforget as nf
 from neuronforget.measuring import measure
@@ -135,7 +136,7 @@ def tables(done: Mapping[str, Mapping[str, Any]]) -> str:
                 continue
             spent = np.median([row["seconds per example"] for row in rows]) * 1e3
             lines.append([rows[0]["score"], f"{spent:.1f}", *(shown([row[name] for row in rows]) for name in names)])
-        head = f"## {kind} ({len(beds)} seeds)\n\n{facts}.\n\n"
+        head = f"## {kind} ({many(len(beds))})\n\n{facts}.\n\n"
         parts.append(head + table(["score", "ms per example", *names], lines))
         parts += ["Not made:\n\n" + "\n".join(failed)] if failed else []
     return "\n\n".join(parts) + "\n"
@@ -158,8 +159,8 @@ def makers(options: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Sour
 
 
 def main() -> None:
-    """Score every neuron of every testbed, write `rows.json` (as the work goes on) and `tables.md`."""
-    parser = asking(__doc__, seeds=range(5))
+    """Score every neuron of every testbed, write `rows.json` (as the work goes on), tables and `localisation.svg`."""
+    parser = asking(__doc__)
     parser.add_argument("--kinds", nargs="+", choices=list(BEDS), default=list(BEDS))
     parser.add_argument("--examples", type=int, default=100, help="of a corpus of one's own, at most")
     options = parsed(parser)
@@ -175,8 +176,10 @@ def main() -> None:
                 done[name] |= {"drawn": source.info.get("drawn", 0.0)}
                 keep(file, subjects=subjects, beds=done)
                 print(f"{name}: done", flush=True)
-    text = tables({name: done[name] for name in chosen})
+    shown = {name: done[name] for name in chosen}
+    text = tables(shown)
     (options.out / "tables.md").write_text(text)
+    (options.out / "localisation.svg").write_text(picture(shown))
     print(text)
 
 

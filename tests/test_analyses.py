@@ -88,7 +88,7 @@ def test_requests_are_undone_alone_and_the_model_comes_back() -> None:
     assert [row["state"] for row in rows] == [
         "untouched", "A applied", "B applied", "A undone alone", "made without A",
     ]  # fmt: skip
-    assert made.lm.digest() == start
+    assert made.lm.digest() == start and list(rows[0]) == ["edit", "state", "A", "B", "retain"]
     whole = nf.evaluate(made.lm, {}, made.forget, made.retain, strengths=(), damage=None, progress=False)
     assert (rows[0]["A"] + rows[0]["B"]) / 2 == pytest.approx(whole.value("untouched", "forget"))  # a person each
     assert rows[2]["A"] < rows[3]["A"] <= rows[0]["A"]
@@ -261,7 +261,13 @@ def test_every_operator_and_guard_is_tried_and_shown_beside_the_references() -> 
     elsewhere = {"finetune", "task_vector", "revive", "llm_eraser"}
     assert tried == set(nf.erase.OPERATORS) - set(nf.erase.guards.__all__) - elsewhere - {"ablate_mean"}
     few = {name: edits[name] for name in list(edits)[:1]}
-    rows = [line.split(" | ") for line in every.shown(made, few).splitlines()[2:]]
+    part = every.measured(made, few)
+    rows = [line.split(" | ") for line in every.shown(part).splitlines()[2:]]
     assert [row[0].strip("| ") for row in rows] == ["untouched", "gold", *few]
     # the true neurons hold the facts of this bed: ablated, they leave few answers and all of what is retained
     assert float(rows[2][1]) < 0.2 < 0.8 < float(rows[0][1]) and float(rows[2][3]) > 0.95
+    assert [row["scope"] for row in part["rows"]] == ["reference", "reference", "neurons"]
+    scopes = {every.scope_of(name, edit) for name, edit in edits.items()}
+    assert scopes == {"neurons", "own choice"}
+    guard = nf.erase.guards.resample(made.lm, made.truth, made.retain)
+    assert every.scope_of("`resample`", guard) == "guard" and every.scope_of("random neurons", guard) == "control"

@@ -208,6 +208,7 @@ def test_seeds_of_one_s_own_model_are_those_of_random_neurons_and_need_something
     assert running.parsed(running.asking("About.", seeds=range(5))).seeds == [0]
     monkeypatch.setattr(sys, "argv", ["x", "--out", "out"])
     assert running.parsed(running.asking("About.", seeds=range(5))).seeds == [0, 1, 2, 3, 4]
+    assert running.parsed(running.asking("About.")).seeds == [0]
 
 
 def test_costs_of_another_model_are_not_continued(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -295,7 +296,7 @@ def test_scores_of_one_s_own_model_are_held_against_exact_ablation(
     rows = {row["score"]: row for row in done["rows"]}
     assert rows["exact"]["spearman"] == pytest.approx(1) and abs(rows["random"]["spearman"]) < 0.3
     assert set(done["facts"]) == {"model, forget", "model, retain"} and "recall" not in text
-    assert "## own model (1 seeds)" in text and "- none: it cannot be had" in text
+    assert "## own model (1 seed)" in text and "- none: it cannot be had" in text
 
 
 def refuse() -> Any:
@@ -403,7 +404,7 @@ def test_what_follows_is_asked_of_one_s_own_model_in_chains_of_its_facts(
     others = {**asked.corpora, "kept questions": source.forget}
     assert follows.Questions(source, others).key != asked.key == follows.Questions(source, asked.corpora).key
     text = (tmp_path / "out" / "tables.md").read_text()
-    assert "**own model** (1 seeds)" in text and "| none | 1.00 | 1.00 |" in text and "given back" not in text
+    assert "**own model** (1 seed)" in text and "| none | 1.00 | 1.00 |" in text and "given back" not in text
     assert "- not made: bad: it cannot be had" in text
     monkeypatch.setattr(sys, "argv", command.split()[:-2])
     with pytest.raises(SystemExit, match="--model and --data go together"):

@@ -1,0 +1,219 @@
+"""Figures of the analyses: a mark for each number, where the number is; whiskers end where their interval does."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+from test_analyses import FOLDER, analysis
+
+Place = tuple[float, float]
+
+
+class Drawn:
+    """An SVG, read: what is drawn in it, by kind."""
+
+    def __init__(self, svg: str) -> None:
+        self.nodes = list(ElementTree.fromstring(svg).iter())
+        assert len(svg) < 300_000 and svg.count("http") == 1 and not re.search(r"href|script|url\(|nan", svg)
+        assert self.nodes[0].get("role") == "img" and self.nodes[1].tag.endswith("title") and self.nodes[1].text
+
+    def all(self, tag: str) -> list[ElementTree.Element]:
+        return [node for node in self.nodes if node.tag.endswith(f"}}{tag}")]
+
+    @property
+    def words(self) -> list[str]:
+        return ["".join(node.itertext()) for node in self.all("text")]
+
+    def circles(self, hollow: bool | None = None) -> list[Place]:
+        return [(float(n.get("cx", 0)), float(n.get("cy", 0))) for n in self.all("circle")
+                if hollow is None or (n.get("fill") == "white") == hollow]  # fmt: skip
+
+    def squares(self) -> list[Place]:
+        """Middles of all squares; stripes and the ground are none."""
+        found = [[float(n.get(key, 0)) for key in ("x", "y", "width", "height")] for n in self.all("rect")]
+        return [(x + w / 2, y + h / 2) for x, y, w, h in found if w == h < 12]
+
+    def polygons(self, corners: int) -> list[list[Place]]:
+        found = [[tuple(map(float, p.split(","))) for p in n.get("points", "").split()] for n in self.all("polygon")]
+        return [points for points in found if len(points) == corners]  # type: ignore[misc]
+
+    def line(self, x: float, x2: float, y: float | None = None) -> bool:
+        """Is there a level line from x to x2?"""
+        ends = [[float(n.get(key, 0)) for key in ("x1", "x2", "y1", "y2")] for n in self.all("line")]
+        return any(e[:2] == pytest.approx([x, x2], abs=0.06) and e[2] == e[3] and y in (None, e[2]) for e in ends)
+
+
+def scored(recall: float | None, spearman: float) -> dict[str, float]:
+    return {"spearman": spearman, **({} if recall is None else {"recall@k": recall})}
+
+
+def test_scores_are_ordered_by_what_they_find_and_controls_come_last() -> None:
+    figure, cells = import_module("where_figure"), import_module("cells")
+    values = {"random": (0.9, 0.0), "relp": (0.3, 0.9), "grad_x_act": (0.6, 0.5), figure.STAGED: (0.8, 0.4)}
+    done = {}
+    for seed, more in ((0, 0.0), (1, 0.02)):
+        rows = [{"score": name, **scored(r + more, s)} for name, (r, s) in values.items()]
+        done[f"grafted {seed}"] = {"rows": rows}
+        done[f"ordinary {seed}"] = {"rows": [{"score": n, **scored(None, s)} for n, (_, s) in values.items()]}
+    drawn = Drawn(figure.picture(done))
+    names = [word for word in drawn.words if word in values]
+    assert names == [figure.STAGED, "grad_x_act", "relp", "random"]
+    assert len(drawn.circles()) == 3 + 2 * 3 and len(drawn.polygons(3)) == len(drawn.squares()) == 1 + 3
+    at = import_module("drawing").scale(figure.LOW, figure.HIGH, figure.LEFT, figure.LEFT + figure.WIDE)
+    mean, low, high = cells.centre([0.6, 0.62])
+    assert drawn.line(at(low), at(high)) and low < 0.61 < high
+    across = [x for x, y in drawn.circles(hollow=False)[2:]]  # the legend has two
+    assert across == pytest.approx([at(mean), at(0.31)], abs=0.06)
+    for rows in (done["grafted 0"]["rows"], done["ordinary 0"]["rows"]):
+        rows[1] = {"score": "relp", "failed": "it cannot be had"}
+    alone = Drawn(figure.picture({"ordinary 0": done["ordinary 0"]}))
+    assert all(float(n.get("x", 0)) < figure.LEAST - 200 for n in alone.all("text"))  # the legend is not cut
+    assert float(alone.nodes[0].get("width", 0)) == figure.LEAST
+    one = Drawn(figure.picture({key: bed for key, bed in done.items() if key.endswith("0")}))
+    assert one.words.count("not made") == 0 and "relp" not in one.words
+    done["ordinary 0"]["rows"][1] = {"score": "relp", **scored(None, 0.9)}
+    assert Drawn(figure.picture({k: v for k, v in done.items() if k.endswith("0")})).words.count("not made") == 1
+
+
+def checked(outcomes: dict[str, str], verdict: str) -> dict[str, Any]:
+    checks = [dict(zip(("probe", "corpus"), key.split(", "), strict=True), outcome=o) for key, o in outcomes.items()]
+    return {"verdict": verdict, "checks": checks}
+
+
+def test_each_check_of_each_seed_has_a_mark_that_is_told_apart_by_shape() -> None:
+    hidden = analysis("erased_or_hidden")
+    kinds = list(hidden.MARKS)
+    keys = ["asked, forget", "choice, forget", "lens, forget"]
+    seeds = []
+    for seed in range(2):
+        cases = {"gold": ["gone"] * 3, "npo": ["not known before", kinds[1 + seed], "gone"], "eco": ["left"] * 3}
+        said = {"gold": "gone, as far as asked", "npo": ("suppressed", "unclear")[seed], "eco": "not erased"}
+        found = {name: checked(dict(zip(keys, outcomes, strict=True)), said[name]) for name, outcomes in cases.items()}
+        seeds.append({name: {"gold": case, "no gold": case} for name, case in found.items()})
+    drawn = Drawn(hidden.picture(seeds))
+    assert len(drawn.squares()) == 1 + 6 and len(drawn.polygons(3)) == 1 + 1
+    assert len(drawn.circles(hollow=True)) == 1 + 1 and len(drawn.circles(hollow=False)) == 1 + 8
+    dash = hidden.MARKS["not known before"][3]
+    middle = hidden.LEFT + hidden.CELL / 2 - hidden.STEP / 2  # the first seed's, in the first column
+    assert drawn.line(middle - dash, middle + dash, hidden.ABOVE + hidden.ROW * 1.5)
+    assert {"gone", "suppressed (1), unclear (1)", "not erased", "no twin: not erased"} <= set(drawn.words)
+    looks = [(marker, hollow) for _, marker, _, _, hollow in hidden.MARKS.values()]
+    assert len(set(looks)) == len(looks)
+    seeds[1]["npo"] = {"failed": "it diverged"}
+    assert "npo" not in Drawn(hidden.picture(seeds)).words
+    assert len(Drawn(hidden.picture(seeds[:1])).squares()) == 1 + 3
+    assert Drawn(hidden.picture([{"npo": {"failed": "it diverged"}}])).words
+
+
+def test_questions_stand_beside_the_facts_that_they_take_and_the_twin_s_values() -> None:
+    figure, cells = import_module("follows_figure"), import_module("cells")
+    row = {"forget": 0.1, "retain": 1.0, "own step": 0.2, "teacher's step": 0.9, "given back": 0.5}
+    done = {f"ordinary {s}": {name: {k: v * (1 - s / 4) for k, v in row.items()} for name in ("untouched", "gold twin")}
+            | {"npo": {"failed": "it diverged"} if s else row} for s in range(2)}  # fmt: skip
+    drawn = Drawn(figure.picture(done, ["ordinary"], [0, 1]))
+    assert len(drawn.circles()) == len(drawn.squares()) == len(drawn.polygons(3)) == len(drawn.polygons(4)) == 1 + 2
+    assert drawn.words.count("not made") == 1
+    at = import_module("drawing").scale(0, 1, figure.LEFT, figure.LEFT + figure.WIDE)
+    mean, low, high = cells.centre([0.9, 0.675])
+    assert low < 0 and high > 1 and drawn.line(at(0), at(1))  # cut at both ends
+    assert sorted(x for x, _ in drawn.circles())[-1] == pytest.approx(at(cells.centre([0.1, 0.075])[0]), abs=0.06)
+    upright = [n for n in drawn.all("line") if n.get("stroke-width") == "2.4"]
+    assert len(upright) == 4 * 3 and mean == pytest.approx(0.7875)
+    one = Drawn(figure.picture(done, ["ordinary"], [0]))
+    assert len(one.circles()) == 1 + 3 and not one.line(at(0), at(1))
+
+
+def test_operators_are_drawn_by_scope_forget_beside_retain() -> None:
+    every = analysis("every_operator")
+
+    def row(name: str, scope: str, *values: float) -> dict[str, Any]:
+        return {"edit": name, "scope": scope, **dict(zip(("forget", "forget unseen", "retain"), values, strict=True))}
+
+    seed = {
+        "erasures": {"rows": [row("untouched", "reference", 0.8, 0.8, 1), row("gold", "reference", 0, 0.1, 1),
+                              row("`ssd`, where it chooses", "own choice", 0.3, 0.4, 0.5),
+                              row("`ablate` on the true neurons", "neurons", 0.0, 0.1, 0.9)], "failed": {}},
+        "guards": {"rows": [row("untouched", "reference", 0.8, 0.8, 1), row("`eco`", "guard", 0, 0.4, 1),
+                            row("`resample`, random neurons", "control", 0.6, 0.7, 0.9)], "failed": {"`icu`": "no"}},
+    }  # fmt: skip
+    drawn = Drawn(every.picture([seed]))
+    asked = [name for name in drawn.words if name.split(",")[0].split()[0] in ("ssd", "ablate", "eco", "resample")]
+    assert asked == ["ablate on the true neurons", "ssd, where it chooses", "eco", "resample, random neurons"]
+    assert len(drawn.circles()) == len(drawn.squares()) == 1 + 3 and len(drawn.polygons(4)) == 1 + 2 * 3
+    assert len(drawn.polygons(3)) == 2 * (1 + 3)
+    at = import_module("drawing").scale(0, 1, every.LEFT, every.LEFT + every.WIDE)
+    across = [x for x, _ in drawn.squares()[1:]]
+    assert across == pytest.approx([at(0.4), at(0.3), at(0.5) + every.WIDE + every.GAP], abs=0.06)
+    text = every.tables([seed])
+    assert "| `ssd`, where it chooses | 0.30 | 0.40 | 0.50 |" in text and "- `icu`: no" in text and "scope" not in text
+
+
+def test_requests_are_drawn_state_by_state_and_what_is_refused_is_left_out() -> None:
+    undone = analysis("undone_alone")
+    states = ["untouched", "A applied", "B applied", "C applied", "A undone alone", "made without A"]
+    rows = [{"edit": "ablate", "state": s, "A": 1 - i / 10, "B": 1.0, "C": 0.5, "retain": 0.9}
+            for i, s in enumerate(states)]  # fmt: skip
+    refused = [*rows[:4], {"edit": "npo", "state": "refused: A cannot be undone alone"}, rows[5]]
+    drawn = Drawn(undone.picture([{"ablate": rows, "npo": refused}]))
+    assert len(drawn.circles(hollow=False)) == 1 + 5 + 4 and len(drawn.circles(hollow=True)) == 2
+    assert "A undone: refused" in drawn.words and "A undone alone" in drawn.words
+    up = import_module("drawing").scale(0, 1, undone.ABOVE + undone.HIGH, undone.ABOVE)
+    heights = [y for _, y in drawn.circles()[1:7]]
+    assert heights == pytest.approx([up(row["A"]) for row in rows], abs=0.06)
+    mine = [n for n in drawn.all("line") if n.get("stroke") == undone.LINES["A"][0] and n.get("stroke-width") == "1.6"]
+    assert len(mine) == 4 + 3  # none leads to what was made without A
+
+
+def arm(value: float, **more: Any) -> dict[str, Any]:
+    found = {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 9.0}
+    keys = ("forget, rouge_l", "neighbours, rouge_l", "triviaqa, exact", "bbh, exact", "AUC, loss")
+    return {"values": {key: found for key in keys}, **more}
+
+
+def test_the_case_study_shows_each_edit_beside_before_twin_and_random_neurons() -> None:
+    figure = import_module("qwen_figure")
+    tuned = {"tuned": {"strength": 0.5}, "dial": []}
+    arms = {"untouched": arm(0.5), "gold": arm(0.0), "ga": arm(0.4, full=arm(0.2), **tuned),
+            "ablate@found": arm(0.45, **tuned), "ablate@random 0": arm(0.5, tuned={"strength": 0.0}, dial=[]),
+            "npo@found": {"failed": "it diverged"}}  # fmt: skip
+    drawn = Drawn(figure.picture(arms))
+    names = ["untouched", "gold", "ga, in full", "ga", "ablate@found", "ablate@random 0"]
+    assert [word for word in drawn.words if word in names] == names
+    assert len(drawn.circles()) == 1 + 5 and len(drawn.squares()) == 1 + 2 * 5 and len(drawn.polygons(3)) == 1 + 5
+    assert len(drawn.polygons(4)) == 1 + 2 * 5
+    at = import_module("drawing").scale(0, 1, figure.LEFT, figure.LEFT + figure.WIDE)
+    assert drawn.line(at(0.35), at(0.55)) and drawn.line(at(0.0), at(0.1))  # cut at 0
+    assert drawn.circles()[1][0] == pytest.approx(at(0.45), abs=0.06)
+    del arms["gold"]
+    assert "gold" not in Drawn(figure.picture(arms)).words
+
+
+def rows_of_the_readme() -> list[tuple[str, str, str]]:
+    """Script, figure and page of every row of the analyses' list."""
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    found = [(re.search(r"analyses/(\w+)\.py", row[1]), row[2], row[3]) for row in rows if len(row) == 4]
+    return [(script[1], figure, page) for script, figure, page in found if script]
+
+
+def test_every_analysis_has_a_figure_that_its_page_shows() -> None:
+    rows, pages = rows_of_the_readme(), FOLDER.parent / "docs"
+    scripts = {path.stem for path in FOLDER.glob("*.py") if "\ndef main(" in path.read_text()}
+    assert {script for script, *_ in rows} == scripts
+    for script, figures, page in rows:
+        names = re.findall(r"\]\(\.\./docs/([\w-]+\.svg)\)", figures)
+        shown = re.findall(r"`([\w-]+\.svg)`", figures) or names  # what the script calls it, where the page does not
+        assert shown or figures == "a table", script
+        assert all(f'"{name}"' in (FOLDER / f"{script}.py").read_text() for name in shown), f"{script}: {shown}"
+        for name in names:
+            own = re.search(r"\]\(\.\./docs/(\w+\.md)", page)
+            assert own and f"]({name})" in (pages / own[1]).read_text(), f"{script}: {name}"
+            assert (pages / name).stat().st_size < 300_000
+    assert {name for _, figures, _ in rows for name in re.findall(r"\[([\w-]+\.svg)\]", figures)} == {
+        path.name for path in Path(pages).glob("*.svg")
+    } - {"data-flow.svg"}
