@@ -61,6 +61,8 @@ def taken(
     edits: Mapping[str, nf.Edit] | None = None,
     score: Callable[..., nf.Scores] | None = None,
     count: int | float = 1,
+    tokens: Sequence[int | str] = (),
+    rows: Sequence[Mapping[str, Any]] | None = None,
     **more: Any,
 ) -> str:
     return "taken"
@@ -77,7 +79,13 @@ EDIT = nf.Edit(())
         {"names": "one"},  # a text is a row of texts, which the functions read as one
         {"names": ["a", "b"]},
         {"corpora": (CORPUS, CORPUS)},
+        {"names": {"a", "b"}},
+        {"names": {"a": 1}.keys()},
         {"corpora": []},
+        {"corpora": {"a": CORPUS}.values()},
+        {"tokens": "one"},
+        {"tokens": ["one", 2]},
+        {"rows": [{"value": 0.5, "edit": "ablate"}]},
         {"pair": (CORPUS, 3)},
         {"pair": None},
         {"edits": {"a": EDIT}},
@@ -98,6 +106,10 @@ def test_what_fits_is_taken(given: dict[str, Any]) -> None:
         ({"place": 3}, "taken: place must be str or Path; found int"),
         ({"names": ["a", 3]}, "taken: names must be a list of str; found list of int and str"),
         ({"names": None}, "taken: names must be a list of str; found NoneType"),
+        ({"names": (n for n in "ab")}, "taken: names must be a list of str; found generator"),
+        ({"names": {3}}, "taken: names must be a list of str; found set"),
+        ({"tokens": 3}, "taken: tokens must be a list of int or str; found int"),
+        ({"rows": [3]}, "taken: rows must be a list of a dictionary of Any by name; found list of int"),
         ({"corpora": CORPUS}, "taken: corpora must be a list of Corpus; found Corpus"),
         ({"corpora": "forget"}, "taken: corpora must be a list of Corpus; found 'forget'"),
         ({"pair": (3, CORPUS)}, "taken: pair must be a list of Corpus; found tuple of Corpus and int"),
