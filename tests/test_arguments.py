@@ -16,6 +16,11 @@ import neuronforget as nf
 from neuronforget.arguments import checks_kinds
 
 NOUNS = ("LM", "Corpus", "Source", "Moments", "Scores", "Neurons", "Edit", "Results")
+MOMENT_SCORES = (
+    "activation_entropy", "activation_gap", "activation_norm", "activation_ratio", "expert", "fisher", "grad_x_act",
+    "mean_patch", "snip", "wanda",
+)  # fmt: skip
+PICTURES = ("attribution_map", "dots", "frontier", "layer_share", "rank_profile")
 MODEL_SCORES = ("exact", "direct", "gradient_drop", "hard_concrete", "slimming", "integrated", "relp", "value_fisher")
 HELPERS = ("how_many", "benjamini_hochberg", "zero_ablation")  # they take arrays and numbers
 
@@ -27,7 +32,15 @@ def public() -> dict[str, Callable[..., Any]]:
         where = home.__name__.replace("neuronforget", "nf")
         functions = {n: f for n, f in vars(home).items() if inspect.isfunction(f) and n not in HELPERS}
         found |= {f"{where}.{n}": f for n, f in functions.items() if not n.startswith("_")}
-    return found | {f"nf.scores.{n}": getattr(nf.scores, n) for n in (*MODEL_SCORES, "lens")}
+    for home, names in (
+        (nf.scores, (*MODEL_SCORES, *MOMENT_SCORES, "lens")),
+        (nf.metrics, ("activation_shift", "neuron_shift")),
+        (nf.metrics.membership, ("membership",)),
+        (nf.testbed, ("from_rows",)),
+        (nf.figures, PICTURES),
+    ):
+        found |= {f"{home.__name__.replace('neuronforget', 'nf')}.{n}": getattr(home, n) for n in names}
+    return found
 
 
 def noun_arguments() -> list[tuple[str, str]]:
@@ -41,8 +54,8 @@ def noun_arguments() -> list[tuple[str, str]]:
 
 
 def test_there_are_as_many_as_the_catalogue_says() -> None:
-    assert len(public()) > 45
-    assert len(noun_arguments()) > 110
+    assert len(public()) > 64
+    assert len(noun_arguments()) > 145
 
 
 @pytest.mark.parametrize(("name", "argument"), noun_arguments())
@@ -131,6 +144,12 @@ def test_the_message_says_how_one_comes_by_the_noun() -> None:
     )
     with pytest.raises(nf.InputError, match=words + "; found list of dict"):
         nf.record(corpus=[{"prompt": "a", "answer": "b"}])  # type: ignore[arg-type, call-arg]
+
+
+@pytest.mark.parametrize("read", [nf.corpora.rwku, nf.corpora.counterfact, nf.corpora.tofu])
+def test_a_corpus_is_not_read_from_what_is_no_path(read: Callable[..., nf.Corpus]) -> None:
+    with pytest.raises(nf.InputError, match=f"^{read.__name__}: path must be str or Path; found int$"):
+        read(path=3)
 
 
 def test_a_missing_argument_is_python_s_own_error() -> None:
