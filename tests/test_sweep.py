@@ -55,6 +55,18 @@ def test_the_fastest_that_is_right_is_chosen_by_the_mean_over_shapes() -> None:
     assert job.table == {"interpreter": Config(1, 1, 1, 1)}
 
 
+def test_a_check_that_does_not_run_costs_its_configuration_alone() -> None:
+    job, rows = rows_of(time.monotonic() + 60)
+
+    def wrong() -> list[str]:
+        if configs.row_of(job.table, CPU) == WRONG:
+            raise RuntimeError("out of resource")
+        return []
+
+    assert sweep.chosen(job, rows, CPU, wrong)["config"] == tuple(BEST)
+    assert job.table == {"interpreter": Config(1, 1, 1, 1)}
+
+
 def test_what_time_leaves_over_is_not_chosen_among() -> None:
     job, rows = rows_of(time.monotonic() - 1)
     assert rows == [] and sweep.chosen(job, rows, CPU, lambda: False)["config"] is None
@@ -64,14 +76,18 @@ def test_what_time_leaves_over_is_not_chosen_among() -> None:
 
 
 def test_the_present_configurations_are_the_first_candidates() -> None:
-    """On Hopper; so that each sweep says what a change would gain."""
+    """So that each sweep says what a change would gain, where a device has rows of its own too."""
     assert sweep.STREAMED[0] == configs.STREAMING["cuda"][2] and sweep.GATED[0] == configs.SWIGLU["cuda"]
     assert sweep.FUSED[0] == configs.GEMM["cuda"]
-    for job in sweep.jobs(2):
+    for job in sweep.jobs(2, CPU):
         assert len(set(job.candidates)) == len(job.candidates)
+        present = configs.row_of(job.table, CPU)
+        assert job.candidates[0] == (present[2] if job.name == "K1" else present)
         with configs.instead(job.table, CPU, job.row(job.candidates[-1])):
             found = configs.row_of(job.table, CPU)
             assert (found[2] if job.name == "K1" else found) == job.candidates[-1]
+            again = next(other for other in sweep.jobs(2, CPU) if other.name == job.name)
+            assert again.candidates[0] == job.candidates[-1]
         assert configs.row_of(job.table, CPU) == job.table["interpreter"]
 
 
