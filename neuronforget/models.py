@@ -20,7 +20,7 @@ from neuronforget.corpora import Batch, Corpus, Encoded, batches, collate, encod
 from neuronforget.errors import InputError
 from neuronforget.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.ranks import own_device
-from neuronforget.sites import Site, find_sites
+from neuronforget.sites import Site, check_sites, find_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class LM:
     def sites(self) -> tuple[Site, ...]:
         """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
         check_kind(self.model)
-        found = self.sites_override or find_sites(self.model)
+        found = check_sites(self.model, self.sites_override or ()) or find_sites(self.model)
         check_tokens(self.model, self.tokenizer)
         return found
 
