@@ -1,12 +1,18 @@
-"""The sweep of kernel configurations, on a made-up kernel: which is chosen, what is said of one that does not run."""
+"""The sweep of kernel configurations, on a made-up kernel: which is chosen, what is said of one that does not run.
+
+And what the benchmark of the kernels leaves where it is killed.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import bench
 import pytest
 import sweep
 import torch
@@ -105,3 +111,26 @@ def test_a_device_is_listed_by_its_name_before_its_kind(monkeypatch: pytest.Monk
         assert "NVIDIA H200" not in configs.STREAMING
     finally:
         configs.kinds_of.cache_clear()
+
+
+def test_a_killed_benchmark_keeps_the_kernels_part_and_what_was_whole_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {"recording": [{"ms": 1.0}], "memory": [{"bytes": 2}], "notes": "Whole."}
+    monkeypatch.setattr("sys.argv", ["bench.py", "--device", "cpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(bench, "parity", lambda *_: [])
+    monkeypatch.setattr(bench, "ceilings", lambda *_: {"copy": 1e9, "gemm": 1e12})
+    monkeypatch.setattr(bench, "kernel_rows", lambda *_: [{"what": "K1", "ms": 1.0}])
+    monkeypatch.setattr(bench, "whole_models", lambda *_: found)
+    assert bench.main() == 0
+    (whole,) = tmp_path.glob("*.json")
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "whole_models", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main()
+    kept = json.loads(whole.with_name(f"{whole.stem}-kernels.json").read_text())
+    assert kept["kernels"] and "recording" not in kept
+    assert json.loads(whole.read_text())["recording"] == [{"ms": 1.0}]
