@@ -77,10 +77,12 @@ class LM:
         found = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         return next((token for token in found if token is not None and token < known), 0)
 
+    @checks_kinds
     def encode(self, corpus: Corpus, *, first: int = 0) -> list[Encoded]:
         """Tokenise every example, counted from `first`. Raises InputError for one that does not fit the model."""
         return encode(corpus, self.tokenizer, self.max_length, known=self.known, first=first)
 
+    @checks_kinds
     def batches(self, rows: Corpus | Sequence[Encoded], batch_size: int) -> Iterator[Batch]:
         """Yield batches where the model's input lies, of like length, longest first."""
         coded = self.encode(rows) if isinstance(rows, Corpus) else rows

@@ -152,6 +152,14 @@ def test_a_corpus_is_not_read_from_what_is_no_path(read: Callable[..., nf.Corpus
         read(path=3)
 
 
+def test_a_models_batches_are_those_of_a_corpus_or_of_tokens(lm: nf.LM) -> None:
+    stream = nf.corpora.stream([{"text": "a b"}])
+    with pytest.raises(nf.InputError, match=r"^batches: rows must be Corpus or a list of Encoded.*; found Stream$"):
+        lm.batches(stream, 2)  # type: ignore[arg-type]
+    with pytest.raises(nf.InputError, match=r"^encode: corpus must be Corpus.*; found list of dict$"):
+        lm.encode([{"prompt": "a", "answer": "b"}])  # type: ignore[arg-type]
+
+
 def test_a_missing_argument_is_python_s_own_error() -> None:
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         taken_whole(3)  # type: ignore[call-arg]
