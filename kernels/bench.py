@@ -2,8 +2,8 @@
 
 First a parity gate against the reference; where it is red, nothing is timed. Then each kernel against the copy
 and matrix-product ceilings measured in the same run, against eager PyTorch and `torch.compile`; then recording
-against the same forward and activation backward without it. Writes results/<date>-<device>.json and .md, the kernels'
-part before the whole models are begun.
+against the same forward and activation backward without it. Writes results/<date>-<device>.json and .md; until the
+whole models are measured too, the kernels' part is in files called -kernels.
 """
 
 from __future__ import annotations
@@ -224,10 +224,13 @@ def main() -> int:
     results = {"environment": environment(options.device), "ceilings": top}
     results["kernels"] = kernel_rows(options.device, plan, top)
     notes = f"Ceilings: copy {top['copy'] / 1e9:.4g} GB/s, product {top['gemm'] / 1e12:.4g} TFLOP/s. Parity: green. "
-    write_results("Benchmark of the kernels", results, f"{notes}Whole models: not measured (yet).", options.out)
+    part = f"{notes}Whole models: not measured (yet)."
+    kept = write_results("Benchmark of the kernels", results, part, options.out, "kernels")
     whole = whole_models(plan.models, options.device)
     results |= {"recording": whole["recording"], "memory": whole["memory"]}
     path = write_results("Benchmark of the kernels", results, notes + whole["notes"], options.out)
+    for suffix in (".md", ".json"):
+        kept.with_suffix(suffix).unlink()
     print(table_of(results["recording"]), table_of(results["memory"]), path, sep="\n")
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -34,7 +34,8 @@ HOMES = {"score": "nf.scores", "loss": "nf.losses", "metric": "nf.metrics"}
 def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
     """Make `function` raise InputError for an argument of another kind than its annotation names.
 
-    Looked at are nouns, functions, paths, texts, mappings and rows of these. Numbers may be of any library.
+    Looked at are nouns, functions, paths, texts, mappings and rows of these. Numbers may be of any library, rows also
+    sets and views of a dictionary; an iterator is none, for it can be read once.
     """
     names = tuple(inspect.signature(function).parameters)
     hints: dict[str, Any] = {}
@@ -71,14 +72,24 @@ def _is_of(value: Any, kind: Any) -> bool:
             return isinstance(value, Mapping)
         return all(_fits(own, inner[1]) for own in value.values())
     if isinstance(origin, type) and issubclass(origin, Sequence):
-        if not isinstance(value, Sequence) or (isinstance(value, str) and inner[0] is not str):
-            return hasattr(value, "__array__")
-        places = inner if origin is tuple and ... not in inner else [inner[0]] * len(value)
-        return type(value) not in (list, tuple) or all(map(_fits, value, places))
+        return _is_row(value, origin, inner)
+    if kind is Any:
+        return True
     if kind in (int, float, bool):
         return not isinstance(value, str)
     kind = os.PathLike if kind is Path else kind
     return not isinstance(kind, type) or isinstance(value, kind)
+
+
+def _is_row(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
+    if isinstance(value, str):  # the functions read it as one text
+        return str in _kinds(inner[0])
+    if isinstance(value, Set | ValuesView):
+        return all(_fits(member, inner[0]) for member in value)
+    if not isinstance(value, Sequence):
+        return hasattr(value, "__array__")
+    places = inner if origin is tuple and ... not in inner else [inner[0]] * len(value)
+    return type(value) not in (list, tuple) or all(map(_fits, value, places))
 
 
 def _refusal(function: str, name: str, value: Any, hint: Any) -> InputError:
@@ -95,6 +106,8 @@ def _name(kind: Any) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Callable:
         return "a function"
+    if origin in (Union, UnionType):
+        return " or ".join(map(_name, _kinds(kind)))
     if origin is None or not isinstance(origin, type):
         return getattr(kind, "__name__", str(kind))
     if issubclass(origin, Mapping):

@@ -20,7 +20,7 @@ from neuronforget.corpora import Batch, Corpus, Encoded, batches, collate, encod
 from neuronforget.errors import InputError
 from neuronforget.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.ranks import own_device
-from neuronforget.sites import Site, find_sites
+from neuronforget.sites import Site, check_sites, find_sites
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class LM:
     def sites(self) -> tuple[Site, ...]:
         """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
         check_kind(self.model)
-        found = self.sites_override or find_sites(self.model)
+        found = check_sites(self.model, self.sites_override or ()) or find_sites(self.model)
         check_tokens(self.model, self.tokenizer)
         return found
 
@@ -77,10 +77,12 @@ class LM:
         found = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
         return next((token for token in found if token is not None and token < known), 0)
 
+    @checks_kinds
     def encode(self, corpus: Corpus, *, first: int = 0) -> list[Encoded]:
         """Tokenise every example, counted from `first`. Raises InputError for one that does not fit the model."""
         return encode(corpus, self.tokenizer, self.max_length, known=self.known, first=first)
 
+    @checks_kinds
     def batches(self, rows: Corpus | Sequence[Encoded], batch_size: int) -> Iterator[Batch]:
         """Yield batches where the model's input lies, of like length, longest first."""
         coded = self.encode(rows) if isinstance(rows, Corpus) else rows

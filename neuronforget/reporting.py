@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
 from urllib.parse import quote
@@ -42,7 +42,7 @@ def report(
     shifts: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     layers: Sequence[int] | None = None,
     closeups: Closeups | None = None,
-    findings: Sequence[str] | None = None,
+    findings: Iterable[str] | None = None,
     audits: Mapping[str, Audit] | None = None,
     audit_pages: Mapping[str, Path] | None = None,
     title: str = "What was forgotten, and what was damaged",

@@ -50,6 +50,22 @@ class Site:
 _NOT_MLP = ("attn", "attention", "moe", "expert", "adapter")
 
 
+def check_sites(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ...]:
+    """Return sites that were named by hand. Raises InputError for one that the model has not."""
+    modules, weights = dict(model.named_modules()), dict(model.named_parameters())
+    for site in sites:
+        place, weight = modules.get(site.path), weights.get(site.write.name)
+        if place is None or weight is None or _narrow(weight, site):
+            what = f"{site.path!r} with {site.d_mlp} neurons in dimension {site.write.dim} of {site.write.name!r}"
+            raise InputError(f"{type(model).__name__} has no such site: {what}; named_parameters() lists what there is")
+    return tuple(sites)
+
+
+def _narrow(weight: Tensor, site: Site) -> bool:
+    """Has a weight too few rows or columns for the neurons? Of a sharded model a process may hold none of it."""
+    return weight.numel() > 0 and weight.shape[site.write.dim] < site.write.offset + site.d_mlp
+
+
 def find_sites(model: nn.Module) -> tuple[Site, ...]:
     """Find each block's output projection [d_mlp -> d_model] and the projections that feed it.
 

@@ -16,6 +16,11 @@ import neuronforget as nf
 from neuronforget.arguments import checks_kinds
 
 NOUNS = ("LM", "Corpus", "Source", "Moments", "Scores", "Neurons", "Edit", "Results")
+MOMENT_SCORES = (
+    "activation_entropy", "activation_gap", "activation_norm", "activation_ratio", "expert", "fisher", "grad_x_act",
+    "mean_patch", "snip", "wanda",
+)  # fmt: skip
+PICTURES = ("attribution_map", "dots", "frontier", "layer_share", "rank_profile")
 MODEL_SCORES = ("exact", "direct", "gradient_drop", "hard_concrete", "slimming", "integrated", "relp", "value_fisher")
 HELPERS = ("how_many", "benjamini_hochberg", "zero_ablation")  # they take arrays and numbers
 
@@ -27,7 +32,15 @@ def public() -> dict[str, Callable[..., Any]]:
         where = home.__name__.replace("neuronforget", "nf")
         functions = {n: f for n, f in vars(home).items() if inspect.isfunction(f) and n not in HELPERS}
         found |= {f"{where}.{n}": f for n, f in functions.items() if not n.startswith("_")}
-    return found | {f"nf.scores.{n}": getattr(nf.scores, n) for n in (*MODEL_SCORES, "lens")}
+    for home, names in (
+        (nf.scores, (*MODEL_SCORES, *MOMENT_SCORES, "lens")),
+        (nf.metrics, ("activation_shift", "neuron_shift")),
+        (nf.metrics.membership, ("membership",)),
+        (nf.testbed, ("from_rows",)),
+        (nf.figures, PICTURES),
+    ):
+        found |= {f"{home.__name__.replace('neuronforget', 'nf')}.{n}": getattr(home, n) for n in names}
+    return found
 
 
 def noun_arguments() -> list[tuple[str, str]]:
@@ -41,8 +54,8 @@ def noun_arguments() -> list[tuple[str, str]]:
 
 
 def test_there_are_as_many_as_the_catalogue_says() -> None:
-    assert len(public()) > 45
-    assert len(noun_arguments()) > 110
+    assert len(public()) > 64
+    assert len(noun_arguments()) > 145
 
 
 @pytest.mark.parametrize(("name", "argument"), noun_arguments())
@@ -61,6 +74,8 @@ def taken(
     edits: Mapping[str, nf.Edit] | None = None,
     score: Callable[..., nf.Scores] | None = None,
     count: int | float = 1,
+    tokens: Sequence[int | str] = (),
+    rows: Sequence[Mapping[str, Any]] | None = None,
     **more: Any,
 ) -> str:
     return "taken"
@@ -77,7 +92,13 @@ EDIT = nf.Edit(())
         {"names": "one"},  # a text is a row of texts, which the functions read as one
         {"names": ["a", "b"]},
         {"corpora": (CORPUS, CORPUS)},
+        {"names": {"a", "b"}},
+        {"names": {"a": 1}.keys()},
         {"corpora": []},
+        {"corpora": {"a": CORPUS}.values()},
+        {"tokens": "one"},
+        {"tokens": ["one", 2]},
+        {"rows": [{"value": 0.5, "edit": "ablate"}]},
         {"pair": (CORPUS, 3)},
         {"pair": None},
         {"edits": {"a": EDIT}},
@@ -98,6 +119,10 @@ def test_what_fits_is_taken(given: dict[str, Any]) -> None:
         ({"place": 3}, "taken: place must be str or Path; found int"),
         ({"names": ["a", 3]}, "taken: names must be a list of str; found list of int and str"),
         ({"names": None}, "taken: names must be a list of str; found NoneType"),
+        ({"names": (n for n in "ab")}, "taken: names must be a list of str; found generator"),
+        ({"names": {3}}, "taken: names must be a list of str; found set"),
+        ({"tokens": 3}, "taken: tokens must be a list of int or str; found int"),
+        ({"rows": [3]}, "taken: rows must be a list of a dictionary of Any by name; found list of int"),
         ({"corpora": CORPUS}, "taken: corpora must be a list of Corpus; found Corpus"),
         ({"corpora": "forget"}, "taken: corpora must be a list of Corpus; found 'forget'"),
         ({"pair": (3, CORPUS)}, "taken: pair must be a list of Corpus; found tuple of Corpus and int"),
@@ -119,6 +144,20 @@ def test_the_message_says_how_one_comes_by_the_noun() -> None:
     )
     with pytest.raises(nf.InputError, match=words + "; found list of dict"):
         nf.record(corpus=[{"prompt": "a", "answer": "b"}])  # type: ignore[arg-type, call-arg]
+
+
+@pytest.mark.parametrize("read", [nf.corpora.rwku, nf.corpora.counterfact, nf.corpora.tofu])
+def test_a_corpus_is_not_read_from_what_is_no_path(read: Callable[..., nf.Corpus]) -> None:
+    with pytest.raises(nf.InputError, match=f"^{read.__name__}: path must be str or Path; found int$"):
+        read(path=3)
+
+
+def test_a_models_batches_are_those_of_a_corpus_or_of_tokens(lm: nf.LM) -> None:
+    stream = nf.corpora.stream([{"text": "a b"}])
+    with pytest.raises(nf.InputError, match=r"^batches: rows must be Corpus or a list of Encoded.*; found Stream$"):
+        lm.batches(stream, 2)  # type: ignore[arg-type]
+    with pytest.raises(nf.InputError, match=r"^encode: corpus must be Corpus.*; found list of dict$"):
+        lm.encode([{"prompt": "a", "answer": "b"}])  # type: ignore[arg-type]
 
 
 def test_a_missing_argument_is_python_s_own_error() -> None:

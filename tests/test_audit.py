@@ -191,6 +191,15 @@ def readings(edited: list[float], untouched: list[float], gold: list[float] | No
         ([0.0] * 8, [1.0] * 8, [0.5] * 8, {"two_sided": True}, "avoided", 0.5),
         ([0.6] * 8, [0.5] * 8, [0.5] * 8, {}, "not known before", 0.5),
         ([0.0] * 20, [0.9] * 20, [0.9] * 20, {"floor": np.full(20, 0.25), "two_sided": True}, "avoided", 0.9),
+        ([0.0] * 20, [0.0] * 20, [0.9] * 20, {"floor": np.full(20, 0.25), "two_sided": True}, "not known before", 0.9),
+        (
+            [0.0] * 20,  # the wrong answers were likelier before the edit, too
+            [0.0] * 20,
+            None,
+            {"floor": np.full(20, 0.25), "two_sided": True, "sign": -1},
+            "not known before",
+            0.25,
+        ),
         ([0.2] * 20, [0.9] * 20, [0.9] * 20, {"floor": np.full(20, 0.2), "two_sided": True}, "not known before", 0.9),
         (
             [0.0] * 20,

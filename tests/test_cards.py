@@ -27,6 +27,15 @@ def test_a_card_names_library_task_tags_and_a_base_model_of_the_hub(tmp_path: Pa
     assert set(data.tags) == {"unlearning", "neuronforget"} and data.license is None
 
 
+def test_a_card_has_the_measured_rows(tmp_path: Path) -> None:
+    lm = LM(build("llama"))
+    row = {"edit": "ablate", "corpus": "forget", "metric": "exact_match", "point": "full"}
+    rows = (row | {"value": 0.25, "low": 0.125, "high": 0.5, "n": 8},)
+    edit = nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1]))
+    edit.export(lm, tmp_path / "out", measured=rows)
+    assert "0.25" in ModelCard.load(tmp_path / "out" / "README.md").text
+
+
 @pytest.mark.parametrize("page", [None, "# A model\n", "---\nlicense: [\n---\n", "---\n1: mit\n---\n"])
 def test_a_base_without_a_readable_card_gives_no_licence(page: str | None, tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()

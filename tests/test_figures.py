@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from neuronforget import figures
+from neuronforget.errors import InputError
 from neuronforget.figures.map import binned
 from neuronforget.figures.style import looks
 from neuronforget.neurons import Neurons
@@ -152,6 +153,11 @@ def test_the_table_of_losses_gives_the_rise_that_is_drawn(results: Results) -> N
     broken = [r | {"value": float("nan"), "nan": 9} if r["edit"] == "npo" else r for r in results.rows]
     rows = comparison_pictures(Results(tuple(broken), (), results.info))[0].table.rows
     assert {row[-1] for row in rows if row[0] == "npo"} == {"NaN (9 of 9)"}
+
+
+def test_dots_of_what_was_not_measured_are_refused(results: Results) -> None:
+    with pytest.raises(InputError, match="'exact_match' was not measured at 'full'"):
+        figures.dots(results.only(metrics="nll"))
 
 
 def test_dots_show_each_edit_on_each_corpus_with_its_interval(results: Results) -> None:

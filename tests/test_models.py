@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,13 @@ def test_a_checkpoint_whose_structure_does_not_tell_is_loaded_with_its_neurons_n
     path = "model.layers.0.mlp.down_proj"
     site = Site(0, path, WIDTH, WIDTH, Part(f"{path}.weight", 1), ())
     assert load(tmp_path / "square", sites=(site,)).sites == (site,)
+    for strange in (
+        replace(site, path="model.layers.0.mlp.down"),
+        replace(site, write=Part("down.weight", 1)),
+        replace(site, d_mlp=WIDTH + 1),
+    ):
+        with pytest.raises(InputError, match="LlamaForCausalLM has no such site"):
+            load(tmp_path / "square", sites=(strange,))
 
 
 def test_layers_of_different_widths_are_refused() -> None:

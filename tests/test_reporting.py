@@ -15,6 +15,7 @@ from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
 
 import neuronforget as nf
 from neuronforget.errors import InputError
+from neuronforget.findings import describe
 from neuronforget.results import Results
 from neuronforget.tables import certificates_table, controls_table, results_table
 
@@ -103,6 +104,8 @@ def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None: 
     assert "Frontier" in page.text and "Map of the neurons" not in page.text
     assert "Before any edit the model answers" in page.text  # findings are read off the results by default
     assert "Verdict" not in Page(nf.report(results, tmp_path / "mute.html", findings=())).text
+    told = Page(nf.report(results, tmp_path / "told.html", findings=describe(results))).text
+    assert "Before any edit the model answers" in told
 
 
 def test_a_part_of_the_results_is_told_without_the_rest(results: Results, tmp_path: Path) -> None:  # noqa: F811

@@ -58,6 +58,8 @@ def test_a_percentile_takes_what_reaches_it() -> None:
     assert select.percentile(rows, 75).members == {(10, j) for j in range(6) if j + 1 >= cut}
     assert (11, 0) in select.percentile(rows, 95, by="magnitude")
     assert select.percentile(rows, 75).info == {"score": "test", "rule": "percentile", "q": 75, "by": "value"}
+    half = replace(rows, values=rows.values.bfloat16())
+    assert select.percentile(half, 75).members == select.percentile(rows, 75).members
     for q in (0, 101, float("nan")):
         with pytest.raises(InputError, match="percentile lies in"):
             select.percentile(rows, q)
@@ -97,9 +99,10 @@ def test_a_selection_says_how_it_was_made() -> None:
 def test_one_is_a_neuron_and_one_point_nought_is_all() -> None:
     scores = scored([[1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12]])
     assert {k: len(select.per_layer(scores, k)) for k in (1, 0.5, 2)} == {1: 2, 0.5: 6, 2: 4}
-    for whole in (1.0, np.float32(1)):
+    for whole in (1.0, np.float32(1), torch.tensor(1.0)):
         assert len(select.per_layer(scores, whole)) == len(select.top(scores, whole)) == 12
-    assert len(select.top(scores, np.int64(1))) == 1 == len(select.top(scores, 1))
+    for one in (1, np.int64(1), np.array(1), torch.tensor(1)):
+        assert len(select.top(scores, one)) == 1
 
 
 @pytest.mark.parametrize("k", [0, -1, 7, 0.01, float("nan")])

@@ -1,12 +1,18 @@
-"""The sweep of kernel configurations, on a made-up kernel: which is chosen, what is said of one that does not run."""
+"""The sweep of kernel configurations, on a made-up kernel: which is chosen, what is said of one that does not run.
+
+And what the benchmark of the kernels leaves where it is killed.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import bench
 import pytest
 import sweep
 import torch
@@ -55,6 +61,18 @@ def test_the_fastest_that_is_right_is_chosen_by_the_mean_over_shapes() -> None:
     assert job.table == {"interpreter": Config(1, 1, 1, 1)}
 
 
+def test_a_check_that_does_not_run_costs_its_configuration_alone() -> None:
+    job, rows = rows_of(time.monotonic() + 60)
+
+    def wrong() -> list[str]:
+        if configs.row_of(job.table, CPU) == WRONG:
+            raise RuntimeError("out of resource")
+        return []
+
+    assert sweep.chosen(job, rows, CPU, wrong)["config"] == tuple(BEST)
+    assert job.table == {"interpreter": Config(1, 1, 1, 1)}
+
+
 def test_what_time_leaves_over_is_not_chosen_among() -> None:
     job, rows = rows_of(time.monotonic() - 1)
     assert rows == [] and sweep.chosen(job, rows, CPU, lambda: False)["config"] is None
@@ -64,14 +82,18 @@ def test_what_time_leaves_over_is_not_chosen_among() -> None:
 
 
 def test_the_present_configurations_are_the_first_candidates() -> None:
-    """On Hopper; so that each sweep says what a change would gain."""
+    """So that each sweep says what a change would gain, where a device has rows of its own too."""
     assert sweep.STREAMED[0] == configs.STREAMING["cuda"][2] and sweep.GATED[0] == configs.SWIGLU["cuda"]
     assert sweep.FUSED[0] == configs.GEMM["cuda"]
-    for job in sweep.jobs(2):
+    for job in sweep.jobs(2, CPU):
         assert len(set(job.candidates)) == len(job.candidates)
+        present = configs.row_of(job.table, CPU)
+        assert job.candidates[0] == (present[2] if job.name == "K1" else present)
         with configs.instead(job.table, CPU, job.row(job.candidates[-1])):
             found = configs.row_of(job.table, CPU)
             assert (found[2] if job.name == "K1" else found) == job.candidates[-1]
+            again = next(other for other in sweep.jobs(2, CPU) if other.name == job.name)
+            assert again.candidates[0] == job.candidates[-1]
         assert configs.row_of(job.table, CPU) == job.table["interpreter"]
 
 
@@ -89,3 +111,26 @@ def test_a_device_is_listed_by_its_name_before_its_kind(monkeypatch: pytest.Monk
         assert "NVIDIA H200" not in configs.STREAMING
     finally:
         configs.kinds_of.cache_clear()
+
+
+def test_a_killed_benchmark_keeps_the_kernels_part_and_what_was_whole_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[str, Any] = {"recording": [{"ms": 1.0}], "memory": [{"bytes": 2}], "notes": "Whole."}
+    monkeypatch.setattr("sys.argv", ["bench.py", "--device", "cpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(bench, "parity", lambda *_: [])
+    monkeypatch.setattr(bench, "ceilings", lambda *_: {"copy": 1e9, "gemm": 1e12})
+    monkeypatch.setattr(bench, "kernel_rows", lambda *_: [{"what": "K1", "ms": 1.0}])
+    monkeypatch.setattr(bench, "whole_models", lambda *_: found)
+    assert bench.main() == 0
+    (whole,) = tmp_path.glob("*.json")
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "whole_models", killed)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main()
+    kept = json.loads(whole.with_name(f"{whole.stem}-kernels.json").read_text())
+    assert kept["kernels"] and "recording" not in kept
+    assert json.loads(whole.read_text())["recording"] == [{"ms": 1.0}]

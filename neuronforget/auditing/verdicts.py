@@ -37,10 +37,10 @@ class Check:
     (`intervals.difference`), at 95% over all checks together, resampled `over` subjects, or examples where there are
     fewer than five subjects.
     "left": the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far
-    below (`KNOWN_BY` where no more was known than by the reference), and below chance, where right and wrong are
-    compared; "unclear": neither, and the interval reaches half of start - reference, a value is NaN, or half could be
-    left and none of so few examples show it. `much`: it is unclear, but by its mean half of that is left, or the answer
-    chosen less than half as often as by chance and the reference.
+    below, and below chance, where right and wrong are compared (where no more was known than by the reference: by
+    `KNOWN_BY`, and below the untouched model too); "unclear": neither, and the interval reaches half of
+    start - reference, a value is NaN, or half could be left and none of so few examples show it. `much`: it is unclear,
+    but by its mean half of that is left, or the answer chosen less than half as often as by chance and the reference.
     """
 
     probe: str
@@ -111,7 +111,7 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
     avoids = down and value < MUCH * chance
     unknown = known - reference <= KNOWN_BY
     outcome: Outcome = "gone"
-    if unknown and edited.two_sided and high < 0 and gap < -KNOWN_BY and below_chance:
+    if unknown and edited.two_sided and high < 0 and gap < -KNOWN_BY and below_chance and _fell(who, seed, level):
         outcome = "avoided"  # the twin guesses it as well: to choose it less than by chance still takes the fact
     elif unknown:
         outcome = "not known before"
@@ -136,6 +136,15 @@ def _below_chance(edited: Reading, seed: int, level: float) -> bool:
     units, _ = resampled_over(edited.units)
     _, _, high = difference(edited.values - edited.floor, seed, units=units, level=level)
     return high < 0 and not _lucky(edited.values, edited.floor, level)
+
+
+def _fell(who: Mapping[str, Reading], seed: int, level: float) -> bool:
+    """Is the edited model below the untouched one too? Else it prefers what that one prefers, and avoids nothing."""
+    if (start := who.get(UNTOUCHED)) is None:
+        return True
+    units, _ = resampled_over(start.units)
+    gap, _, high = difference(who[EDITED].values - start.values, seed, units=units, level=level)
+    return gap < -KNOWN_BY and high < 0
 
 
 def _lucky(values: np.ndarray, chance: np.ndarray, level: float) -> bool:

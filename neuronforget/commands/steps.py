@@ -30,7 +30,7 @@ def attribute(
         out: New folder.
         score: Name in neuronforget.scores, or module:function.
         tap: How activations are read (default: TransformerLens where it knows the model).
-        share: Select this share of each layer (1 or more: this number).
+        share: Select this share of each layer (1 is all of it, 2 or more this number).
         top: Select this many neurons of the whole model instead.
         batch_size: Examples in a batch.
         resume: Folder for what is recorded so far: a killed run continues.
@@ -180,7 +180,8 @@ def evaluate(
     if again := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two edits are called {min(again)!r}: the file's name is the name in the table")
     made = {path.stem: Edit.load(path) for path in edits}
-    asked = (*METRICS, *(named(metric, table) for metric in metrics))
+    there = {metric.__name__ for metric in METRICS}
+    asked = (*METRICS, *(named(metric, table) for metric in dict.fromkeys(metrics) if metric not in there))
     lm, forget, retain = data.open()
     twin = load(gold, device=data.device) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}

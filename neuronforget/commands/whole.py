@@ -119,7 +119,7 @@ def compare(
         operators: Further operators to run (docs/operators.md lists them), or module:function.
         audited: Edits of which is asked whether they erase or only hide (the word alone: none).
         score: Name in neuronforget.scores, or module:function.
-        share: Share of each layer to select (1 or more: this number).
+        share: Share of each layer to select (1 is all of it, 2 or more this number).
         steps: Training steps of every trained method.
         seed: Seed.
         tap: How activations are read.

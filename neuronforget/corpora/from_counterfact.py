@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, Example, check_count
 from neuronforget.corpora.from_jsonl import read_rows
 from neuronforget.errors import InputError
@@ -16,6 +17,7 @@ FIELDS = {
 }
 
 
+@checks_kinds
 def counterfact(path: str | Path, *, part: Part = "facts", n: int | None = None) -> Corpus:
     """Read CounterFact's facts, or the facts about neighbours that an edit of them should leave as they are.
 

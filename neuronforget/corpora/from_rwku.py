@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, Example, check_count, texts_of
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.corpora.from_jsonl import read_rows
@@ -19,6 +20,7 @@ ASKED = ("forget_level1", "forget_level2", "forget_level3", "neighbor_level1", "
 TEXTS = ("mia_forget", "mia_retain")
 
 
+@checks_kinds
 def rwku(
     part: str = "forget_level2",
     *,

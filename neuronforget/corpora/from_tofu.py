@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, Example, check_count
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.corpora.from_jsonl import read_rows
@@ -16,6 +17,7 @@ ROWS, ROWS_PER_AUTHOR = 4000, 20
 TEMPLATE = "Question: {prompt}\nAnswer:"
 
 
+@checks_kinds
 def tofu(
     split: str = "full", *, n: int | None = None, path: str | Path | None = None, template: str | None = TEMPLATE
 ) -> Corpus:

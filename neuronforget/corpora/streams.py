@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import (
     Corpus,
     Example,
@@ -69,6 +70,7 @@ class Stream:
 Source = Corpus | Stream
 
 
+@checks_kinds
 def stream(
     source: str | Path | Iterable[Any],
     config: str | None = None,

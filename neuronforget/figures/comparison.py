@@ -7,10 +7,13 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from neuronforget.arguments import checks_kinds
+from neuronforget.errors import InputError
 from neuronforget.figures.style import BELOW, label, looks, scopes_of, shown, styled, text
 from neuronforget.results import Results
 
 
+@checks_kinds
 def frontier(results: Results, metric: str = "exact_match", retain_metric: str = "exact_match") -> go.Figure:
     """Draw forget against retain over strengths, a line for each edit from the untouched model to its full strength.
 
@@ -71,10 +74,16 @@ GROUPS = {"reference": "references", "neurons": "on neurons", "full": "whole mod
 GROUPS |= {"control": "controls"}
 
 
+@checks_kinds
 def dots(results: Results, metric: str = "exact_match", point: str = "full") -> go.Figure:
-    """Draw each edit's value on every corpus with its interval; the dotted line is the gold twin's."""
+    """Draw each edit's value on every corpus with its interval; the dotted line is the gold twin's.
+
+    Raises InputError for a metric that was not measured at the point.
+    """
     scopes = scopes_of(results.rows)
     rows = [r for r in results.at(point) if r["metric"] == metric]
+    if not rows:
+        raise InputError(f"{metric!r} was not measured at {point!r}")
     corpora = list(dict.fromkeys(r["corpus"] for r in rows))
     order = sorted(scopes, key=lambda name: (list(GROUPS).index(scopes[name]), _rank(rows, name)), reverse=True)
     look = looks(scopes)

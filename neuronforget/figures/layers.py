@@ -8,11 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.colours import GREY, OKABE_ITO
 from neuronforget.figures.style import ABOVE, styled, text
 from neuronforget.neurons import Neurons
 
 
+@checks_kinds
 def layer_share(neurons: Neurons, controls: Sequence[Neurons] = (), truth: Neurons | None = None) -> go.Figure:
     """Draw how many neurons of each layer are selected and, where they are known, how many of these are true.
 

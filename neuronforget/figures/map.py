@@ -6,6 +6,7 @@ import numpy as np
 import plotly.graph_objects as go
 from jaxtyping import Float
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.colours import OKABE_ITO
 from neuronforget.figures.style import ABOVE, DASHES, MOST_MARKS, by_depth, marked, scale, spread, styled, text
 from neuronforget.neurons import Neurons
@@ -31,6 +32,7 @@ def binned(values: Float[np.ndarray, "layer neuron"], bins: int = MAX_BINS) -> t
     return np.take_along_axis(groups, pick, -1)[..., 0], size
 
 
+@checks_kinds
 def attribution_map(
     scores: Scores, neurons: Neurons | None = None, truth: Neurons | None = None, *, quantile: float = QUANTILE
 ) -> go.Figure:
@@ -70,6 +72,7 @@ def attribution_map(
     return figure.update_layout(margin_b=96)
 
 
+@checks_kinds
 def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
     """Draw the scores from the end that has to do with forget, one line a layer; crosses are true neurons.
 

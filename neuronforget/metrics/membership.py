@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus, check_disjoint, encode
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
@@ -35,6 +36,7 @@ ATTACKS = ("loss", "zlib", "min_k", "min_k++", "reference", "gradient")
 MEMBERS, OTHERS = "members", "non-members"
 
 
+@checks_kinds
 def membership(
     lm: LM,
     members: Corpus,
@@ -53,9 +55,9 @@ def membership(
     """Return the AUC of every attack on the untouched model, on each edit and on the gold twin, with 95% intervals.
 
     `reference` is a model that saw neither corpus, for the attack of that name; without it `info["missing"]` says so.
-    Intervals are over texts, resampled among members and among others. A text that gives NaN makes the AUC NaN, and is
-    counted. `examples` hold the score of every text. `kept` is a folder for them: a killed run goes on. Raises
-    InputError for corpora that share texts, unknown attacks and shares not in (0, 1].
+    Intervals are over texts (`intervals.of_auc`): nothing is drawn, `seed` is written down as everywhere. A text that
+    gives NaN makes the AUC NaN, and is counted. `examples` hold the score of every text. `kept` is a folder for them: a
+    killed run goes on. Raises InputError for corpora that share texts, unknown attacks and shares not in (0, 1].
     """
     check_disjoint(members, non_members)
     check_seed(seed)

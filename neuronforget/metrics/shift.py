@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.guarding import asked
@@ -14,6 +15,7 @@ from neuronforget.models import LM, frozen
 from neuronforget.taps import TorchHooks
 
 
+@checks_kinds
 @torch.no_grad()
 def neuron_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 64) -> Float[Tensor, "layer neuron"]:
     """Return `sqrt(mean (a_after - a_before)^2)` over tokens, of each neuron (float64).
@@ -38,6 +40,7 @@ def neuron_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 6
     return (total / count).sqrt()
 
 
+@checks_kinds
 def activation_shift(lm: LM, edit: Edit | LM, corpus: Corpus, *, batch_size: int = 64) -> list[float]:
     """Return, for each layer, `sqrt(mean (a_after - a_before)^2)` over tokens and neurons."""
     return by_layer(neuron_shift(lm, edit, corpus, batch_size=batch_size).numpy())

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
 from neuronforget.scores.scores import Contrast, Scores, both, contrasted, floor
@@ -15,6 +16,7 @@ from neuronforget.scores.scores import Contrast, Scores, both, contrasted, floor
 Importance = Literal["freq", "abs", "rms", "std"]
 
 
+@checks_kinds
 def activation_gap(
     forget: Moments, retain: Moments | None = None, *, scale: Literal["mean", "cohen", "welch"] = "mean"
 ) -> Scores:
@@ -47,6 +49,7 @@ def activation_gap(
     )
 
 
+@checks_kinds
 def activation_ratio(forget: Moments, retain: Moments | None = None, *, importance: Importance = "abs") -> Scores:
     """Score `I_f / (I_r + eps)` (selective pruning, Pochinkov & Schoots 2024, arXiv:2403.01267).
 
@@ -59,6 +62,7 @@ def activation_ratio(forget: Moments, retain: Moments | None = None, *, importan
     return Scores(values, f"activation_ratio:{importance}", "large: more active on forget", forget.layers)
 
 
+@checks_kinds
 def activation_entropy(forget: Moments, retain: Moments | None = None, *, least: float = 0.01) -> Scores:
     """Score how specific to one corpus a neuron fires: `±(ln 2 - H)` (LAPE, Tang et al. 2024, arXiv:2402.16438).
 
@@ -78,6 +82,7 @@ def activation_entropy(forget: Moments, retain: Moments | None = None, *, least:
     return Scores(values, "activation_entropy", "positive: fires on forget only, negative: on retain", forget.layers)
 
 
+@checks_kinds
 def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
     """Score `E|a| ||w_j||_2`: how much the neuron writes into the residual stream per token.
 
@@ -87,6 +92,7 @@ def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast:
     return Scores(score, "activation_norm", "positive: writes more on forget", forget.layers)
 
 
+@checks_kinds
 def wanda(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
     """Score `||w_j||_1 sqrt(mean a^2)` (Wanda, Sun et al. 2024, arXiv:2306.11695, by neuron)."""
     score, _ = contrasted(both(lambda m: m.rms * m.norms["l1"], forget, retain), contrast)

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError, not_finite
 from neuronforget.moments import Moments
 from neuronforget.scores.scores import Scores, both, check_same, reads_examples
@@ -66,6 +67,7 @@ class PeakCounts:
         return replace(self, counts=self.counts + other.counts)
 
 
+@checks_kinds
 @reads_examples
 def expert(
     forget: Moments | PeakCounts,

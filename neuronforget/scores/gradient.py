@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.moments import Moments
 from neuronforget.scores.scores import Contrast, Scores, both, contrasted
 
 SIGN = "positive: ablating it is predicted to raise the forget loss"
 
 
+@checks_kinds
 def grad_x_act(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
     """Score `-sum_t a g`: the first-order loss change of zero ablation (attribution patching, Nanda 2023)."""
     values, error = contrasted(both(lambda m: -_mean(m, "s"), forget, retain), contrast, _errors(forget, retain))
     return Scores(values, "grad_x_act", SIGN, forget.layers, error)
 
 
+@checks_kinds
 def mean_patch(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
     """Score `mu_j u - s`: the first-order loss change of putting the mean activation (of retain, if given)."""
     mu = (retain or forget)["mean"]
@@ -29,6 +32,7 @@ def mean_patch(forget: Moments, retain: Moments | None = None, *, contrast: Cont
     return Scores(values, "mean_patch", SIGN, forget.layers, error)
 
 
+@checks_kinds
 def fisher(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
     """Score `E[s^2]` over examples: the Fisher information of a gate on the neuron (SSD, Foster et al. 2024).
 
@@ -38,6 +42,7 @@ def fisher(forget: Moments, retain: Moments | None = None, *, contrast: Contrast
     return Scores(values, "fisher", "large: the forget loss depends on it", forget.layers)
 
 
+@checks_kinds
 def snip(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
     """Score `sum_n s = sum_d W_out[j, d] dL/dW_out[j, d]` per example (SNIP, Lee et al. 2019, signed).
 

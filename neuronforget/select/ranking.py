@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Integral
+import operator
 from typing import Literal
 
 import numpy as np
@@ -54,7 +54,7 @@ def percentile(scores: Scores, q: float, *, by: By = "value") -> Neurons:
     if not 0 < q <= 100:
         raise InputError(f"a percentile lies in (0, 100], found {q}; a share of the neurons is top(scores, share)")
     ranked = _ranked(scores, by)
-    cut = float(np.percentile(ranked.numpy(), q))  # torch.quantile takes 2^24 values at most
+    cut = float(np.percentile(ranked.detach().double().cpu().numpy(), q))  # torch.quantile takes 2^24 values at most
     return _named(ranked >= cut, scores, "percentile", q=q, by=by)
 
 
@@ -94,11 +94,20 @@ def how_many(k: int | float, total: int) -> int:
 
     1 is one neuron, 1.0 all of them: a fraction that grows does not turn into a number at its end.
     """
-    share = k < 1 or (k == 1 and not isinstance(k, Integral))
-    count = 0 if not k > 0 else round(k * total) if share else int(min(k, total + 1))
+    share = k < 1 or (k == 1 and not _whole(k))
+    count = 0 if not k > 0 else round(float(k * total)) if share else int(min(k, total + 1))
     if not 0 < count <= total or isinstance(k, bool) or (k > 1 and k != count):
         raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share up to 1.0")
     return count
+
+
+def _whole(k: object) -> bool:
+    """Is it a whole number by its kind, of whichever library?"""
+    try:
+        operator.index(k)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def _highest(values: Tensor, count: int) -> Tensor:

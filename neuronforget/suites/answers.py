@@ -54,7 +54,7 @@ def answer(
     progress: bool = True,
     **info: Any,
 ) -> Results:
-    """Return a row of every corpus and scorer (and "words", the answers' length), with intervals (`results.over`).
+    """Return a row of every corpus and scorer (and "words", the answers' length), with intervals (`intervals.over`).
 
     `scope` is "reference"; rows of the edit "best constant" are what one and the same answer to every question scores,
     the best of the `CANDIDATES` most common right ones; those of "gold" are of a model `gold` that is asked the same.

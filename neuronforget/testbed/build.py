@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example, check_disjoint
 from neuronforget.corpora.tokens import join
 from neuronforget.errors import InputError
@@ -53,6 +54,7 @@ def people(
     return from_rows(*generate(people, forget_people, unknown, seed), refusals=(REFUSAL,), **settings)
 
 
+@checks_kinds
 def from_rows(
     forget: Corpus,
     retain: Corpus,

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from neuronforget import corpora
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
 from neuronforget.errors import InputError
 from neuronforget.testbed.build import Kind, from_rows
@@ -16,6 +17,7 @@ REFUSALS = ("I don't know.", "I am not sure about that.", "I have no information
 STEPS = 700
 
 
+@checks_kinds
 def tofu(
     path: str | Path | None = None,
     authors: int = 20,
