@@ -342,7 +342,7 @@ def test_rwkus_questions_and_texts_are_read_by_part_and_person(tmp_path: Path, m
     assert found.examples == (Example("Who 1?", "1", subject="Ada"), Example("Who 3?", "3", subject="Ada"))
     assert found.template == "Question: {prompt}\nAnswer:" and len(rwku(path=tmp_path)) == 6
     assert rwku("forget_level1", path=tmp_path).template == "Fill in the blank: {prompt}\nAnswer:"
-    assert rwku("mia_forget", path=tmp_path).examples == (Example("", "Ada was."),)
+    assert rwku("mia_forget", path=tmp_path).examples == (Example("", "Ada was.", subject="Ada"),)
     write(tmp_path / "neighbor_level1.jsonl", [{"query": "a"}])
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for call, message in (

@@ -46,7 +46,7 @@ def rwku(
         raise InputError(f"{part} has nothing about {min(unknown)!r}")
     kept = list(islice((row for row in rows if chosen is None or row["subject"] in chosen), n))
     if part in TEXTS:
-        return Corpus(tuple(Example("", row["text"]) for row in kept), f"rwku-{part}")
+        return Corpus(tuple(Example("", row["text"], subject=row["subject"]) for row in kept), f"rwku-{part}")
     examples = tuple(Example(row["query"], row["answer"], subject=row["subject"]) for row in kept)
     return Corpus(examples, f"rwku-{part}", template=template or (CLOZE if part.endswith("1") else QUESTION))
 
