@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attack_tables import MEASURES, POINTS, UNINFORMATIVE, Answers, Left, kinds
-from drawing import FAINT, INK, line, mark, scale, svg, text
+from drawing import FAINT, INK, line, mark, named, scale, svg, text
 
 from neuronforget.colours import OKABE_ITO
 
@@ -35,13 +35,11 @@ def picture(seeds: Sequence[Mapping[str, Any]], point: str = "halved") -> str:
 
 
 def _legend(what: str) -> list[str]:
-    parts, x = [], LEFT
-    for words, marker, colour, hollow in (
+    entries = [
         ("attack: more than plain", "triangle", BACK, False), ("attack: not more", "circle", LIKE, False),
         ("the same facts, asked plainly", "square", INK, True),
-    ):  # fmt: skip
-        parts += [mark(x + 6, 16, marker, colour, 4, hollow), text(x + 18, 20, words, size=12)]
-        x += 24 + 7 * len(words)
+    ]  # fmt: skip
+    parts, _ = named(entries, LEFT + 6, 16, 24)
     note = f"share of the gap gold (0) to untouched (1) that is left ({what}); whiskers: 95% over targets"
     return [*parts, text(LEFT, 42, note, size=11, fill=FAINT)]
 

@@ -28,6 +28,17 @@ def legend(left: float, top: float, lines: bool) -> str:
     return "".join(parts)
 
 
+def named(
+    entries: Iterable[tuple[str, str, str, bool]], x: float, y: float, apart: int = 44
+) -> tuple[list[str], float]:
+    """Draw marks with their words in a row, of (words, marker, colour, hollow); return them and where they end."""
+    parts = []
+    for words, marker, colour, hollow in entries:
+        parts += [mark(x, y, marker, colour, 4, hollow), text(x + 12, y + 4, words, size=12)]
+        x += apart + 7 * len(words)
+    return parts, x
+
+
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
     return lambda value: start + (value - low) / (high - low) * (end - start)
 

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from cells import centre, table
-from drawing import FAINT, INK, line, mark, panel, scale, stripe, svg, text, whisker
+from drawing import FAINT, INK, line, mark, named, panel, scale, stripe, svg, text, whisker
 from running import asking, each, parsed
 from sources import Source, sources
 
@@ -173,10 +173,7 @@ def _row(
 
 
 def _legend() -> list[str]:
-    parts, x = [], 16
-    for words, colour, marker in SCOPES.values():
-        parts += [mark(x, 18, marker, colour), text(x + 12, 22, words, size=12)]
-        x += 34 + 7 * len(words)
+    parts, _ = named([(words, marker, colour, False) for words, colour, marker in SCOPES.values()], 16, 18, 34)
     note = "hollow: phrasings that no edit saw; dotted: untouched; dash-dotted: gold, the twin that never knew"
     return [*parts, text(16, 44, note, size=11, fill=FAINT)]
 

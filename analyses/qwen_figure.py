@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from drawing import FAINT, INK, PLACES, line, mark, panel, scale, stripe, svg, text, whisker
+from drawing import FAINT, INK, PLACES, line, mark, named, panel, scale, stripe, svg, text, whisker
 from qwen_tables import State, entries
 
 #: Panel -> column of a state -> its words.
@@ -72,9 +72,7 @@ def _marks(name: str, state: State, keys: tuple[str, ...], at: Any, middle: floa
 
 
 def _legend() -> list[str]:
-    parts, x = [], 20.0
-    for words, colour, _, marker in (REFERENCE, *PLACES.values()):
-        parts += [mark(x, 18, marker, colour), text(x + 12, 22, words, size=12)]
-        x += 44 + 7 * len(words)
+    looks = (REFERENCE, *PLACES.values())
+    parts, _ = named([(words, marker, colour, False) for words, colour, _, marker in looks], 20, 18)
     note = "filled: tuned; hollow: in full; dotted: before (untouched); dash-dotted: gold; bars: 95%"
     return [*parts, text(20, 44, note, size=11, fill=FAINT)]

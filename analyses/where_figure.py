@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from cells import centre
-from drawing import FAINT, INK, line, mark, panel, scale, stripe, svg, text, whisker
+from drawing import FAINT, INK, line, mark, named, panel, scale, stripe, svg, text, whisker
 
 from neuronforget.colours import OKABE_ITO
 
@@ -90,12 +90,6 @@ def _row(found: Mapping[str, tuple[float, float, float]], name: str, at: Any, to
 
 
 def _legend() -> list[str]:
-    parts, x = [], 20
-    for words, colour, marker in LOOKS.values():
-        parts += [mark(x, 18, marker, colour), text(x + 12, 22, words, size=12)]
-        x += 46 + 7 * len(words)
-    x = 20
-    for words, hollow in MEASURES.values():
-        parts += [mark(x, 40, "circle", INK, 4, hollow), text(x + 12, 44, words, size=12)]
-        x += 46 + 7 * len(words)
-    return [*parts, text(x, 44, "bars: 95% over seeds, where there are several", size=11, fill=FAINT)]
+    kinds, _ = named([(words, marker, colour, False) for words, colour, marker in LOOKS.values()], 20, 18, 46)
+    measures, x = named([(words, "circle", INK, hollow) for words, hollow in MEASURES.values()], 20, 40, 46)
+    return [*kinds, *measures, text(x, 44, "bars: 95% over seeds, where there are several", size=11, fill=FAINT)]

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from neuronforget.corpora.lines import file_name, read_rows
 from neuronforget.errors import InputError
 
 T = TypeVar("T")
@@ -136,9 +137,7 @@ class Corpus:
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Corpus:
         """Read what `save` wrote, as `corpora.jsonl` does; name and settings are not in the file: give them again."""
-        from neuronforget.corpora.from_jsonl import jsonl
-
-        return jsonl(path, **settings)
+        return cls(tuple(examples(read_rows(path), f"{path}, line")), **{"name": file_name(path)} | settings)
 
 
 def subjects_of(corpus: Corpus) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, Example, check_count
-from neuronforget.corpora.from_jsonl import read_rows
+from neuronforget.corpora.lines import read_rows
 from neuronforget.errors import InputError
 
 Part = Literal["facts", "neighbours"]

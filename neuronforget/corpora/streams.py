@@ -22,7 +22,7 @@ from neuronforget.corpora.corpus import (
     text_of,
 )  # fmt: skip
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.from_jsonl import file_name, read_rows
+from neuronforget.corpora.lines import file_name, read_rows
 from neuronforget.corpora.tokens import Encoded, alike
 from neuronforget.errors import InputError
 

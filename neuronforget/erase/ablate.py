@@ -18,7 +18,7 @@ from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.beginning import operator
-from neuronforget.erase.units import check_own, count_units, units_of
+from neuronforget.erase.units import check_neurons, count_units, units_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -74,18 +74,11 @@ def ablate_mean(
 
 
 def _resampled(lm: LM, neurons: Neurons, retain: Corpus | None) -> Edit:
-    from neuronforget.erase.guards.resampling import resample  # it needs `check_neurons` from here
+    from neuronforget.erase.guards.resampling import resample  # some guards train, which begins with this module
 
     if retain is None:
         raise InputError("ablate(mode='resample') needs retain=, the corpus whose activations take the neurons' place")
     return resample(lm, neurons, retain)
-
-
-def check_neurons(lm: LM, neurons: Neurons) -> None:
-    """Raise InputError unless `neurons` is a non-empty set of this model's neurons."""
-    if not len(neurons):
-        raise InputError("the set of neurons is empty: there is nothing to edit")
-    check_own(lm, neurons)
 
 
 def scope_of(neurons: Neurons | None) -> str:

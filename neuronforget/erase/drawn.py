@@ -10,8 +10,9 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change, Law
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import check_neurons, finished, slice_of
+from neuronforget.erase.ablate import finished, slice_of
 from neuronforget.erase.beginning import operator
+from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

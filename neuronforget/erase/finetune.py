@@ -16,7 +16,7 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import check_neurons, finished
+from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
@@ -24,6 +24,7 @@ from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
 from neuronforget.erase.sharded import check_sharded
 from neuronforget.erase.sharded import sharded as spread_out
 from neuronforget.erase.trained import Choice, Trained
+from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
 from neuronforget.losses.outputs import valued

@@ -22,7 +22,7 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, check_disjoint
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import check_neurons, finished
+from neuronforget.erase.ablate import finished
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import (
     Curvature,
@@ -33,6 +33,7 @@ from neuronforget.erase.curvature import (
     twice_differentiable,
 )
 from neuronforget.erase.finetune import preferred_answers
+from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons

@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import all_of, check_neurons, finished
+from neuronforget.erase.ablate import all_of, finished
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.facts import Aim, check_reach, moved, output_changes, solve_layers
 from neuronforget.erase.least_change import least_change, null_change
 from neuronforget.erase.rank_one import check_facts
 from neuronforget.erase.second_moments import second_moments
+from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.neurons import Neurons

@@ -15,11 +15,12 @@ import torch
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import all_of, check_neurons, finished
+from neuronforget.erase.ablate import all_of, finished
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.facts import Aim, check_reach, output_changes, solve_layers
 from neuronforget.erase.least_change import least_change
 from neuronforget.erase.second_moments import second_moments
+from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.neurons import Neurons

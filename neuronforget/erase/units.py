@@ -49,6 +49,13 @@ def units_of(lm: LM, neurons: Neurons, probe: Corpus | None = None, *, batch_siz
     }
 
 
+def check_neurons(lm: LM, neurons: Neurons) -> None:
+    """Raise InputError unless `neurons` is a non-empty set of this model's neurons."""
+    if not len(neurons):
+        raise InputError("the set of neurons is empty: there is nothing to edit")
+    check_own(lm, neurons)
+
+
 def check_own(lm: LM, neurons: Neurons) -> None:
     """Raise InputError unless `neurons` could be some of this model's."""
     if (neurons.layers, neurons.width) != (tuple(s.layer for s in lm.sites), lm.sites[0].d_mlp):

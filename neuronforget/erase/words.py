@@ -18,9 +18,10 @@ from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import check_neurons, finished, slice_of
+from neuronforget.erase.ablate import finished, slice_of
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.drawn import check_sigma
+from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

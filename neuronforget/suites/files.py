@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from neuronforget.corpora.corpus import check_count
-from neuronforget.corpora.from_jsonl import read_list, read_rows
+from neuronforget.corpora.lines import read_list, read_rows
 from neuronforget.errors import InputError
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json")

@@ -18,8 +18,8 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
-from neuronforget.erase.ablate import check_neurons
 from neuronforget.erase.beginning import operator
+from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.models import LM, frozen
