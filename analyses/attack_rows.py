@@ -14,8 +14,8 @@ from pathlib import Path
 
 import neuronforget as nf
 from neuronforget.corpora.corpus import text_of
+from neuronforget.corpora.lines import rows_of
 from neuronforget.metrics.text import normalised
-from neuronforget.suites.files import rows_of
 from neuronforget.suites.rwku import CLOZE, LEVELS, PROBE, QUESTION, attack_of
 from neuronforget.testbed.training import Shape
 from neuronforget.train import draw

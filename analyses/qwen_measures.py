@@ -14,6 +14,7 @@ import torch
 from qwen_rows import Rows
 
 import neuronforget as nf
+from neuronforget.corpora.lines import rows_of
 from neuronforget.generation import Decoding
 from neuronforget.intervals import bootstrap
 from neuronforget.metrics.membership import membership
@@ -21,7 +22,6 @@ from neuronforget.metrics.shift import activation_shift
 from neuronforget.metrics.text import SCORERS
 from neuronforget.results import Results
 from neuronforget.suites.answers import Questions, answer, constant
-from neuronforget.suites.files import rows_of
 from neuronforget.suites.rwku import ATTACKS, rwku
 from neuronforget.suites.utility import utility
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 import neuronforget as nf
+from neuronforget.corpora.lines import rows_of
 from neuronforget.corpora.tokens import join
-from neuronforget.suites.files import rows_of
 from neuronforget.suites.rwku import CLOZE, LEVELS, MEMBERS, QUESTION
 from neuronforget.testbed.build import make_tokenizer
 from neuronforget.testbed.training import Shape

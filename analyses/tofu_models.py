@@ -10,8 +10,8 @@ from pathlib import Path
 import neuronforget as nf
 from neuronforget.corpora import Encoded
 from neuronforget.corpora.from_tofu import ROWS, ROWS_PER_AUTHOR
+from neuronforget.corpora.lines import rows_of
 from neuronforget.runs import cache_folder, content_key, whole_folder
-from neuronforget.suites.files import rows_of
 from neuronforget.suites.tofu_questions import SPLITS
 from neuronforget.testbed.build import make_tokenizer
 from neuronforget.testbed.training import Builder, Shape

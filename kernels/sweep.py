@@ -151,6 +151,8 @@ def main() -> None:
     if not configs.runs_kernels(torch.device("cuda")) or not torch.cuda.is_available():
         parser.exit(2, "the sweep times Triton kernels: it needs a GPU and triton\n")
     start, plan, device = time.monotonic(), PLANS["cuda"], torch.device("cuda", torch.cuda.current_device())
+    if wrong := parity("cuda", plan.dtype):
+        parser.exit(1, f"the kernels differ from the reference, nothing is timed: {', '.join(sorted(set(wrong)))}\n")
     shapes = {shape: inputs("cuda", shape) for shape in SHAPES}
     kernels = jobs(plan.dtype.itemsize, device)
     results: dict[str, Any] = {"environment": environment("cuda"), "chosen": [], "times": []}

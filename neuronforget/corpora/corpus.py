@@ -196,12 +196,6 @@ def text_of(example: Example) -> str:
     return " ".join(f"{example.prompt} {example.answer}".split())
 
 
-def check_count(n: int | None) -> None:
-    """Raise InputError unless `n`, the number of rows to read, is at least 1 or None (all)."""
-    if n is not None and n < 1:
-        raise InputError(f"n is the number of examples to read: at least 1, found {n}")
-
-
 def check_disjoint(forget: Corpus, retain: Corpus) -> None:
     """Raise InputError if an example stands in both corpora, as text: no edit can forget and keep it."""
     if shared := set(map(text_of, forget)) & set(map(text_of, retain)):

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora.corpus import Corpus, Example, check_count
-from neuronforget.corpora.lines import read_rows
+from neuronforget.corpora.corpus import Corpus, Example
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
 
 Part = Literal["facts", "neighbours"]
@@ -25,21 +25,10 @@ def counterfact(path: str | Path, *, part: Part = "facts", n: int | None = None)
     is the file (.jsonl, .jsonl.gz), or a folder with `counterfact` so named; `n` keeps the first n rows. Equal
     neighbours are read once. Raises InputError for rows that are not CounterFact's.
     """
-    check_count(n)
     if part not in get_args(Part):
         raise InputError(f"CounterFact has the parts 'facts' and 'neighbours', not {part!r}")
-    place = Path(path)
-    if place.is_dir():
-        place = next(iter(sorted(place.glob("counterfact.jsonl*"))), place / "counterfact.jsonl")
-    found: dict[Example, None] = {}
-    for number, (line, row) in enumerate(read_rows(place)):
-        if number == n:
-            break
-        if not isinstance(row, dict) or (lacking := [f for f in FIELDS[part] if not isinstance(row.get(f), str)]):
-            what = lacking[0] if isinstance(row, dict) else "fields"
-            raise InputError(f"{place}, line {line}: no {what}: that is not CounterFact")
-        found[_example(row, part)] = None
-    return Corpus(tuple(found), f"counterfact-{part}")
+    rows = rows_of(path, "counterfact" if Path(path).is_dir() else None, fields=FIELDS[part], n=n, kind="CounterFact")
+    return Corpus(tuple(dict.fromkeys(_example(row, part) for row in rows)), f"counterfact-{part}")
 
 
 def _example(row: dict[str, Any], part: Part) -> Example:

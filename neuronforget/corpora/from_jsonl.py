@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora.corpus import Corpus, check_count, examples
-from neuronforget.corpora.lines import file_name, read_rows
+from neuronforget.corpora.corpus import Corpus, examples
+from neuronforget.corpora.lines import check_count, file_name, read_rows
 
 
 @checks_kinds

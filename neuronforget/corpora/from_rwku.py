@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora.corpus import Corpus, Example, check_count, texts_of
+from neuronforget.corpora.corpus import Corpus, Example, texts_of
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.lines import read_rows
+from neuronforget.corpora.lines import check_count, rows_of
 from neuronforget.errors import InputError
 
 HUB_ID = "jinzhuoran/RWKU"
@@ -40,7 +40,7 @@ def rwku(
     if part not in ASKED + TEXTS:
         raise InputError(f"RWKU has no part {part!r}: use one of {', '.join(ASKED + TEXTS)}")
     fields = ("query", "answer", "subject") if part in ASKED else ("text", "subject")
-    rows = list(_rows(part, path, fields))
+    rows = _rows(part, path, fields)
     chosen = None if subjects is None else set(texts_of(subjects))
     if chosen is not None and (unknown := chosen - {row["subject"] for row in rows}):
         raise InputError(f"{part} has nothing about {min(unknown)!r}")
@@ -51,14 +51,10 @@ def rwku(
     return Corpus(examples, f"rwku-{part}", template=template or (CLOZE if part.endswith("1") else QUESTION))
 
 
-def _rows(part: str, path: str | Path | None, fields: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    if path is None:
-        instead = f"path=, a folder with {part}.jsonl"
-        found: Any = enumerate(hub_rows(HUB_ID, part, split="test", instead=instead))
-    else:
-        packed = Path(path) / f"{part}.jsonl.gz"
-        found = read_rows(packed if packed.is_file() else Path(path) / f"{part}.jsonl")
-    for number, row in found:
-        if not isinstance(row, dict) or not all(isinstance(row.get(field), str) for field in fields):
-            raise InputError(f"row {number} of {part}, {path or HUB_ID}, has no {', '.join(fields)}: that is not RWKU")
-        yield row
+def _rows(part: str, path: str | Path | None, fields: tuple[str, ...]) -> list[dict[str, Any]]:
+    if path is not None:
+        return rows_of(path, part, fields=fields, kind="RWKU")
+    found = [dict(row) for row in hub_rows(HUB_ID, part, split="test", instead=f"path=, a folder with {part}.jsonl")]
+    if not all(isinstance(row.get(field), str) for row in found for field in fields):
+        raise InputError(f"{part}, {HUB_ID}, has no {', '.join(fields)}: that is not RWKU")
+    return found

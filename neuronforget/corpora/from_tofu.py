@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora.corpus import Corpus, Example, check_count
+from neuronforget.corpora.corpus import Corpus, Example
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.lines import read_rows
+from neuronforget.corpora.lines import check_count, read_rows
 from neuronforget.errors import InputError
 
 HUB_ID = "locuslab/TOFU"

@@ -6,11 +6,13 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from neuronforget.errors import InputError
 
+ENDINGS = (".jsonl", ".jsonl.gz", ".json")
 CODE = "utf-8-sig"  # some editors put a byte-order mark before UTF-8
 
 
@@ -43,6 +45,47 @@ def read_list(path: str | Path) -> Iterator[tuple[int, Any]]:
         raise InputError(f"{path}: not a list of rows")
     for number, row in enumerate(found, start=1):
         yield number, {"text": row} if isinstance(row, str) else row
+
+
+def rows_of(
+    path: str | Path,
+    name: str | None = None,
+    *,
+    fields: tuple[str, ...] = (),
+    n: int | None = None,
+    kind: str | None = None,
+) -> list[dict[str, Any]]:
+    """Return the rows of a file, or of `name` (.jsonl, .jsonl.gz, .json: a list) in a folder, the first `n` of them.
+
+    Raises InputError where there is no such file or no row, and for a row that lacks one of the `fields`. With `kind`,
+    what the file is taken for, these are texts.
+    """
+    check_count(n)
+    place = Path(path)
+    if name is not None:
+        ends = (place / f"{name}{end}" for end in ENDINGS)
+        place = next((p for p in ends if p.is_file()), place / f"{name}.jsonl")
+    found = []
+    every = read_list(place) if place.suffix == ".json" else read_rows(place)
+    for line, row in islice(every, n):
+        if not isinstance(row, dict) or (missing := [f for f in fields if not _has(row, f, kind is not None)]):
+            lacking: Any = missing[0] if isinstance(row, dict) else fields
+            what = f"{lacking}: that is not {kind}" if kind else f"field {lacking!r}"
+            raise InputError(f"{place}, line {line}: no {what}")
+        found.append(row)
+    if not found:
+        raise InputError(f"{place} has no rows")
+    return found
+
+
+def _has(row: dict[str, Any], field: str, as_text: bool) -> bool:
+    return isinstance(row.get(field), str) if as_text else field in row
+
+
+def check_count(n: int | None) -> None:
+    """Raise InputError unless `n`, the number of rows to read, is at least 1 or None (all)."""
+    if n is not None and n < 1:
+        raise InputError(f"n is the number of examples to read: at least 1, found {n}")
 
 
 def file_name(path: str | Path) -> str:

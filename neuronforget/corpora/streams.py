@@ -15,14 +15,13 @@ from neuronforget.corpora.corpus import (
     Corpus,
     Example,
     Fingerprint,
-    check_count,
     check_disjoint,
     check_template,
     examples,
     text_of,
 )  # fmt: skip
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.lines import file_name, read_rows
+from neuronforget.corpora.lines import check_count, file_name, read_rows
 from neuronforget.corpora.tokens import Encoded, alike
 from neuronforget.errors import InputError
 

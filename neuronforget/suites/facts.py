@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from neuronforget.corpora import Corpus, Example, subjects_of
-from neuronforget.corpora.corpus import check_count
+from neuronforget.corpora.lines import check_count, rows_of
 from neuronforget.errors import InputError
 from neuronforget.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row
 from neuronforget.runs import environment
-from neuronforget.suites.files import rows_of
 
 #: Corpus -> (prompt, true object, the other one): fields of a row.
 QUESTIONS = {

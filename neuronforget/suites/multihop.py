@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from neuronforget.corpora import Corpus, Example
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
-from neuronforget.suites.files import rows_of
 
 #: "a" before "a certain city", and before "that city".
 _ARTICLE_LAST = re.compile(r"\s+(a|an|the)$")

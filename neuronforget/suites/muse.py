@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from neuronforget.corpora import Corpus, Example, check_disjoint
-from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_hub import hub_rows
+from neuronforget.corpora.lines import ENDINGS, check_count, rows_of
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding
 from neuronforget.intervals import of_auc
@@ -24,7 +24,6 @@ from neuronforget.metrics.membership import resampled_auc, text_scores
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows
 from neuronforget.suites.answers import Questions, answer
-from neuronforget.suites.files import ENDINGS, rows_of
 
 #: Part of the data -> its fields; a folder holds them as PART.jsonl, the hub as configuration and split.
 PARTS = {

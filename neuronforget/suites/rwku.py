@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 
 from neuronforget.corpora import Corpus, Example
-from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_rwku import CLOZE, QUESTION
+from neuronforget.corpora.lines import check_count, rows_of
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding
 from neuronforget.models import LM
 from neuronforget.results import Results
 from neuronforget.suites.answers import Questions, answer
-from neuronforget.suites.files import rows_of
 
 #: Corpus -> file; level 3 is also split by its attacks.
 LEVELS = {

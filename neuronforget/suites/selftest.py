@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuronforget.corpora.corpus import check_count
+from neuronforget.corpora.lines import check_count, rows_of
 from neuronforget.errors import InputError
 from neuronforget.metrics.text import SCORERS, normalised
 from neuronforget.suites.answers import constant, scored
-from neuronforget.suites.files import rows_of
 
 #: Right answers of a question, one at least.
 Right = Sequence[str]

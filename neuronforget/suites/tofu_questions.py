@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from neuronforget.corpora import Corpus, Example
-from neuronforget.corpora.corpus import check_count
 from neuronforget.corpora.from_tofu import TEMPLATE, split_rows
+from neuronforget.corpora.lines import check_count
 from neuronforget.errors import InputError
 from neuronforget.generation import Decoding
 from neuronforget.metrics.tofu import SETS

@@ -187,7 +187,7 @@ LOCAL: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 
 def _task(kind: str, path: str | Path) -> dict[str, Any]:
     """Return lm-eval's configuration of a task on a local file."""
-    from neuronforget.suites.files import rows_of
+    from neuronforget.corpora.lines import rows_of
 
     if kind not in LOCAL:
         raise InputError(f"no task on local rows is called {kind!r}; there are {', '.join(LOCAL)}")
