@@ -179,8 +179,8 @@ def resampled_auc(members: np.ndarray, others: np.ndarray, seed: int, *, resampl
         return found
     values = rankdata(values)  # infinities have a place too
     found[0] = roc_auc_score(np.arange(len(values)) < len(members), values)
-    if min(len(members), len(others)) < 2:
-        return found
+    if not resamples or min(len(members), len(others)) < 2:
+        return found  # the AUC alone needs no table of pairs
     wins = np.sign(values[: len(members), None] - values[None, len(members) :]) / 2 + 0.5
     draw = np.random.default_rng(seed)
     for i in range(resamples):
