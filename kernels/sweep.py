@@ -1,10 +1,9 @@
 """Which configuration of each kernel is the fastest on this GPU: `python kernels/sweep.py [--seconds 240]`.
 
-Candidates are timed at the Llama-3-8B and Qwen1.5-1.8B shapes on ragged examples (Triton 3.6 and 3.9 compile those
-listed for sm_90 without spills, as `tests/compiled_kernels.py` counts them); the present one comes first. The fastest,
-by the geometric mean over the shapes, is held against the reference before it is named. Prints the rows for
-`configs.py` and writes results/<date>-<device>-sweep.json and .md after each kernel: what is known is kept where time
-runs out.
+Candidates are timed at the Llama-3-8B and Qwen1.5-1.8B shapes on ragged examples, the present one first; one that does
+not run says why. The fastest, by the geometric mean over the shapes, is held against the reference before it is named.
+Prints what is chosen for `configs.py` and writes results/<date>-<device>-sweep.json and .md after each kernel: what is
+known is kept where time runs out.
 """
 
 from __future__ import annotations
