@@ -19,6 +19,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import rewrite_figure
+import size_figure
 from erase_figures import dials, dots
 from erase_rewrite import rewrite_table, rewrites
 from erase_tables import sizes_table, tables
@@ -111,8 +113,8 @@ def sizes(source: Source, done: dict[str, Any]) -> Iterator[str]:
 #: Part -> what measures one seed, what shows all of them, and in which pictures.
 PARTS = {
     "methods": (run, tables, {"erasure-dials.svg": dials, "erasure-methods.svg": dots}),
-    "sizes": (sizes, sizes_table, {}),
-    "rewrite": (rewrites, rewrite_table, {}),
+    "sizes": (sizes, sizes_table, {"erasure-sizes.svg": size_figure.picture}),
+    "rewrite": (rewrites, rewrite_table, {"erasure-rewrite.svg": rewrite_figure.picture}),
 }
 
 

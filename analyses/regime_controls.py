@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from cells import cell, table
-from judging import judged
+from controls_figure import picture
+from judging import judged, judged_by
 from regime_map import SELECTIONS, arm, makers, mapping
 from regime_tables import Arms, closeness, gains, places, selections, verdict
 from running import claim, in_one_line, keep, kept, parsed
@@ -49,38 +50,47 @@ def run(source: Source, cells: Sequence[Cell], start: Any, done: dict[str, Any])
                 yield key
 
 
-def tables(done: Mapping[str, Arms], controls: Mapping[str, Arms], beds: Sequence[str], seeds: Sequence[int]) -> str:
-    """Return each won cell's difference to gold, chosen less random, less norm-matched, less activation-matched."""
-    rows, held = [], dict.fromkeys((*KINDS, "both"), 0)
-    ablations = 0
+def compared(
+    done: Mapping[str, Arms], controls: Mapping[str, Arms], beds: Sequence[str], seeds: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Return each won cell: what it is, and by seed how much closer it is than each control (negative: it is).
+
+    "random" are the map's own random neurons, those of KINDS the matched ones.
+    """
+    rows = []
     for bed in beds:
         arms = [done[f"{bed} {seed}"] for seed in seeds]
         for found in won(arms):
-            row = [bed, found[0], f"{float(found[1]):.2%}", found[2], cell(gains(arms, *found))]
-            words = []
-            for kind in KINDS:
-                values = [
+            row = dict(zip(("request", "operator", "size", "selection"), (bed, *found), strict=True))
+            less = {
+                kind: [
                     closeness(arms[i], *found) - _matched(controls[f"{bed} {seed}"], found, kind)
                     for i, seed in enumerate(seeds)
                 ]
-                words.append(verdict(values))
-                held[kind] += words[-1] == "chosen"
-                row.append(f"{cell(values)} {words[-1]}".strip())
-            both = words == ["chosen"] * len(KINDS)
-            held["both"], ablations = held["both"] + both, ablations + (both and found[0] == "ablate")
-            rows.append(row)
-    head = [
-        "request",
-        "operator",
-        "of each layer",
-        "selection",
-        "less random",
-        *(f"less {kind}-matched" for kind in KINDS),
+                for kind in KINDS
+            }
+            rows.append({**row, "random": gains(arms, *found), **less})
+    return rows
+
+
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return each won cell's difference to gold, chosen less random, less norm-matched, less activation-matched."""
+    held = [{kind: verdict(row[kind]) == "chosen" for kind in KINDS} for row in rows]
+    both = [row for row, kinds in zip(rows, held, strict=True) if all(kinds.values())]
+    ablations = [[row for row in some if row["operator"] == "ablate"] for some in (rows, both)]
+    lines = [
+        f"- chosen closer than {kind}-matched neurons too: {sum(kinds[kind] for kinds in held)} of {len(rows)}"
+        for kind in KINDS
     ]
-    lines = [f"- chosen closer than {kind}-matched neurons too: {held[kind]} of {len(rows)}" for kind in KINDS]
-    many = sum(row[1] == "ablate" for row in rows)
-    lines.append(f"- than both: {held['both']}; of ablation's {many}: {ablations}")
-    return "\n".join(lines) + "\n\n" + table(head, rows) + "\n"
+    lines.append(f"- than both: {len(both)}; of ablation's {len(ablations[0])}: {len(ablations[1])}")
+    shown = [
+        [row["request"], row["operator"], f"{float(row['size']):.2%}", row["selection"], cell(row["random"])]
+        + [f"{cell(row[kind])} {verdict(row[kind])}".strip() for kind in KINDS]
+        for row in rows
+    ]
+    less = [f"less {kind}-matched" for kind in KINDS]
+    head = ["request", "operator", "of each layer", "selection", "less random", *less]
+    return "\n".join(lines) + "\n\n" + table(head, shown) + "\n"
 
 
 def _matched(controls: Arms, found: Cell, kind: str) -> float:
@@ -89,7 +99,7 @@ def _matched(controls: Arms, found: Cell, kind: str) -> float:
 
 
 def main() -> None:
-    """Measure the controls, write `controls.json` (as the work goes on) and `controls.md`."""
+    """Measure the controls, write `controls.json` (as the work goes on), `controls.md` and `controls.svg`."""
     options = parsed(mapping(__doc__, range(5)))
     mapped, path = options.out / "map.json", options.out / "controls.json"
     done, known = kept(mapped, "beds"), kept(mapped, "subjects")
@@ -109,8 +119,11 @@ def main() -> None:
             for name in run(source, cells, done[bed]["untouched"]["tuned"], controls.setdefault(bed, {})):
                 keep(path, subjects=subjects, beds=controls)
                 print(f"{bed}: {name}", flush=True)
-    text = tables(done, controls, list(kinds), options.seeds)
+    rows = compared(done, controls, list(kinds), options.seeds)
+    far = judged_by(next(iter(done.values()))["untouched"]["tuned"])
+    text = tables(rows)
     (options.out / "controls.md").write_text(text)
+    (options.out / "controls.svg").write_text(picture(rows, far, len(options.seeds)))
     print(text)
 
 

@@ -193,6 +193,82 @@ def test_the_case_study_shows_each_edit_beside_before_twin_and_random_neurons() 
     assert "gold" not in Drawn(figure.picture(arms)).words
 
 
+def test_sizes_are_drawn_as_curves_that_end_where_no_edit_could_be_made() -> None:
+    figure, cells = import_module("size_figure"), import_module("cells")
+
+    def point(exact: float, kl: float) -> dict[str, Any]:
+        return {"unseen": {"exact_match": exact, "kl_gold": kl}, "retain": {"exact_match": 1.0, "kl_gold": 0.0}}
+
+    def seed(more: float) -> dict[str, Any]:
+        kinds = {"ablate": 0.0, "rank_one": 0.1}
+        return {f"{kind}@{place} {size}": point(1 - i / 4 - add - more, 6 - 2 * i + add)
+                for kind, add in kinds.items() for i, size in enumerate((1, 4, 16)) for place in ("best", "random")
+                if place == "best" or size < 16}  # fmt: skip
+
+    seeds = [seed(0.0), seed(0.1)]
+    drawn = Drawn(figure.picture(seeds))
+    assert len(drawn.circles()) == 1 + 2 * 3 * 3 and len(drawn.polygons(3)) == 1 + 2 * 3 * 2
+    up = import_module("drawing").scale(0, 1, figure.HIGH, 0)
+    mean, low, high = cells.centre([0.75, 0.65])
+    assert sorted(drawn.circles())[-1][0] == figure.WIDE - 8
+    assert up(mean) in [pytest.approx(y, abs=0.06) for _, y in drawn.circles()]
+    bands = [points for points in drawn.polygons(6)]  # there and back over three sizes
+    assert len(bands) == 2 * 3
+    first = bands[0]  # ablation, unseen, exact: cut at the axis
+    assert first[1][1] == pytest.approx(up(min(high, 1)), abs=0.06) and first[4][1] == pytest.approx(
+        up(max(low, 0)), abs=0.06
+    )
+    assert {"ablate: unseen phrasing, exact", "KL from gold, nats", "retain, exact", "16"} <= set(drawn.words)
+    seeds[1]["ablate@best 16"] = {"failed": "too few examples"}
+    assert len(Drawn(figure.picture(seeds)).circles()) == 1 + 3 * 3 + 3 * 2
+    none = Drawn(figure.picture([{"ablate@best 1": {"failed": "no"}}]))
+    assert none.words and len(none.circles()) == 1
+
+
+def test_what_a_closed_form_writes_and_takes_is_drawn_by_request() -> None:
+    figure, cells = import_module("rewrite_figure"), import_module("cells")
+
+    def asked(*values: float) -> dict[str, Any]:
+        names = ("edited", "other", "same person", "neighbours", "retain")
+        return {name: {"exact": value} for name, value in zip(names, values, strict=False)}
+
+    seeds: list[dict[str, Any]] = [
+        {"rank_one@full one": asked(0.7 + more, 0.4, 0.5, 1.0, 1.0), "rank_one@full all": asked(0.3, 0.2),
+         "memit@full one": asked(0.6, 0.1, 0.7, 1.0, 1.0), "memit@full all": {"failed": "no"},
+         "rank_one@found one": asked(0.9, 0.8, 0.2, 0.9, 0.9), "rank_one@found all": asked(0.8, 0.7)}
+        for more in (0.0, 0.1)
+    ]  # fmt: skip
+    drawn = Drawn(figure.picture(seeds))
+    names = [word for word in drawn.words if "@" in word]
+    assert names == ["rank_one@full", "rank_one@found", "memit@full"] and drawn.words.count("not made") == 1
+    assert len(drawn.circles(hollow=False)) == len(drawn.circles(hollow=True)) == 1 + 5
+    assert len(drawn.polygons(3)) == len(drawn.polygons(4)) == len(drawn.squares()) == 1 + 3
+    at = import_module("drawing").scale(0, 1, figure.LEFT, figure.LEFT + figure.WIDE)
+    mean, low, high = cells.centre([0.7, 0.8])
+    assert drawn.line(at(max(low, 0)), at(min(high, 1))) and drawn.circles(hollow=False)[1][0] == pytest.approx(
+        at(mean), abs=0.06
+    )
+
+
+def test_controls_are_drawn_beside_every_won_cell_hollow_where_they_are_not_told_apart() -> None:
+    figure = import_module("controls_figure")
+    cell = {"operator": "ablate", "size": "0.02", "selection": "fisher"}
+    told, unsure = [-1.0, -1.1, -0.9], [-1.0, 1.0, 0.3]
+    rows = [{"request": "people", **cell, "random": told, "norm": told, "activation": unsure},
+            {"request": "a relation", **cell, "random": told, "norm": unsure, "activation": [float("nan")] * 3}]  # fmt: skip
+    drawn = Drawn(figure.picture(rows, "KL unseen", 3))
+    assert [word for word in drawn.words if word in ("people", "a relation")] == ["people", "a relation"]
+    assert drawn.words.count("ablate, 2.00% by fisher") == 2
+    assert len(drawn.polygons(3)) == 1 + 2 and len(drawn.squares()) == 1 + 2
+    assert len(drawn.circles(hollow=True)) == 1 and len(drawn.circles(hollow=False)) == 1
+    at = import_module("drawing").scale(-1.3, 0.65, figure.LEFT, figure.LEFT + figure.WIDE)
+    triangles = [sum(x for x, _ in points[:2]) / 2 for points in drawn.polygons(3)[1:]]
+    assert triangles == pytest.approx([at(-1.0)] * 2, abs=0.06)
+    assert drawn.line(at(-1.3), at(0.65))  # an interval that is longer than the axis is cut
+    empty = Drawn(figure.picture([], "KL unseen", 3))
+    assert len(empty.circles()) == 1
+
+
 def rows_of_the_readme() -> list[tuple[str, str, str]]:
     """Script, figure and page of every row of the analyses' list."""
     lines = (FOLDER / "README.md").read_text().splitlines()

@@ -89,7 +89,10 @@ def test_a_cell_is_won_by_its_interval_and_holds_by_each_control(mapped: dict[st
         done[f"bed {seed}"] = {"ablate|0.1|a": kl(own), "ablate|0.1|random 0": kl(random), "ablate|0.1|b": kl(random)}
         matched[f"bed {seed}"] = {"ablate|0.1|a|norm": kl(norm), "ablate|0.1|a|activation": kl(activation)}
     assert controls.won([done[f"bed {seed}"] for seed in range(3)]) == [("ablate", "0.1", "a")]
-    text = controls.tables(done, matched, ["bed"], [0, 1, 2])
+    rows = controls.compared(done, matched, ["bed"], [0, 1, 2])
+    assert rows[0]["random"] == pytest.approx([-1.0, -1.1, -1.0])
+    assert rows[0]["activation"] == pytest.approx([0.0, 0.6, -0.7])
+    text = controls.tables(rows)
     assert "norm-matched neurons too: 1 of 1" in text and "activation-matched neurons too: 0 of 1" in text
     assert "| bed | ablate | 10.00% | a | -1.03 " in text
 
