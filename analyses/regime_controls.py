@@ -4,7 +4,7 @@ Random neurons may lose only because they are weak ones. For each cell of `regim
 closer to the gold twin than random ones by an interval that excludes zero, the same edit on neurons that are as many in
 each layer and alike in write norm, or in root mean square activation on retain, tuned alike.
 
-python analyses/regime_controls.py --out regimes --seeds 0 1 2 3 4  # after regime_map.py with the same; goes on, too
+python analyses/regime_controls.py --out regimes --beds all --seeds 0 1 2 3 4  # after regime_map.py with the same
 """
 
 from __future__ import annotations

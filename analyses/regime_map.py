@@ -7,8 +7,8 @@ the retain loss by at most .05 nats, the one whose forget answers are closest to
 many in each layer, are tuned alike. Of a model of one's own without a gold twin, tuned is the strength whose answers
 are least likely.
 
-python analyses/regime_map.py --out regimes                    # seed 0, a quarter of an hour
-python analyses/regime_map.py --out regimes --seeds 0 1 2 3 4  # five; a killed run goes on where it was
+python analyses/regime_map.py --out regimes                               # seed 0, two requests, ten minutes
+python analyses/regime_map.py --out regimes --beds all --seeds 0 1 2 3 4  # five; a killed run goes on where it was
 python analyses/regime_map.py --out regimes --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -75,6 +75,9 @@ BEDS: dict[str, Callable[[int], Bed]] = {
     "a relation others share": partial(one_relation, shared=True),
     "a relation of their own": partial(one_relation, shared=False),
 }
+
+#: What is run unless asked: the request with the nearest neighbours, and the one without any.
+USUAL = ("whole people", "a relation of their own")
 
 
 def source_of(bed: Bed, seed: int) -> Source:
@@ -145,13 +148,14 @@ def makers(options: argparse.Namespace) -> dict[str, Callable[[int], Source]]:
     """Return kind of request -> what makes its source for a seed; a model of one's own is one kind."""
     if (own := own_source(options)) is not None:
         return {OWN: lambda seed: beside_near(replace(own, seed=seed, measured=MEASURED))}
-    return {kind: lambda seed, kind=kind: source_of(BEDS[kind](seed), seed) for kind in options.beds}
+    kinds = list(BEDS) if "all" in options.beds else options.beds
+    return {kind: lambda seed, kind=kind: source_of(BEDS[kind](seed), seed) for kind in kinds}
 
 
 def mapping(about: str | None, seeds: Sequence[int] = (0,)) -> argparse.ArgumentParser:
     """Return a parser of what is mapped."""
     parser = asking(about, seeds)
-    parser.add_argument("--beds", nargs="+", choices=list(BEDS), default=list(BEDS))
+    parser.add_argument("--beds", nargs="+", choices=[*BEDS, "all"], default=USUAL, help="kinds of request")
     return parser
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 #: Modules whose frames are not the caller's.
-WITHIN = ("neuronforget", "contextlib", "jaxtyping")
+WITHIN = ("neuronforget", "contextlib", "functools", "jaxtyping")
 
 
 class InputError(ValueError):

@@ -7,12 +7,13 @@ weights the rows of the projections that feed it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, warn
 from neuronforget.kinds import adapted_maps, check_weights
 
 
@@ -46,8 +47,10 @@ class Site:
         return f"{self.path}.bias"
 
 
-#: Words in a class or attribute name below the block that say: no dense MLP of the model's own.
-_NOT_MLP = ("attn", "attention", "moe", "expert", "adapter")
+#: Words in a class or attribute name below the block, the family's own name apart, of what is routed to.
+_ROUTED = ("moe", "expert")
+#: And of all that is no dense MLP of the model's own.
+_NOT_MLP = (*_ROUTED, "attn", "attention", "adapter")
 
 
 def check_sites(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ...]:
@@ -72,18 +75,22 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     It is the linear map into the residual width whose siblings map the residual width to its own input
     width (once or twice: gated; or to double that width: fused gate and up). Attention, routed experts and
     adapters are left out; of several such maps in a block (Gemma 4 gates its layer embeddings like an MLP)
-    the widest is meant. Raises InputError where there is none, two fit equally well, or widths differ.
+    the widest is meant. Warns of layers with experts, whose neurons are none of these. Raises InputError where there
+    is no such map, two fit equally well, or widths differ.
     """
     kind, config = type(model).__name__, model.config.get_text_config()  # type: ignore[union-attr, operator]
     depth = getattr(config, "num_hidden_layers", None)
     width = getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
     for path, blocks in _lists_of(model, depth):
-        found = [_block_site(f"{path}.{i}", i, block, width) for i, block in enumerate(blocks)]
+        found = [_block_site(f"{path}.{i}", i, block, width, _family(model)) for i, block in enumerate(blocks)]
         sites = tuple(site for site in found if site is not None)
         if len({site.d_mlp for site in sites}) > 1:
             raise InputError(f"{kind}: layers of different MLP widths are not supported")
         if sites:
             _check_stored(model, sites)
+            if routed := sum(_has_experts(block, _family(model)) for block in blocks):
+                where = f"{kind} routes to experts in {routed} of its {len(blocks)} layers"
+                warn(f"{where}: no neuron of theirs is scored or edited, only those of {len(sites)} layers' dense MLPs")
             return sites
     if adapted := adapted_maps(model):
         raise InputError(
@@ -118,10 +125,10 @@ def _stored(module: nn.Module) -> tuple[int, int]:
     return (outputs, inputs) if isinstance(module, nn.Linear) else (inputs, outputs)
 
 
-def _block_site(path: str, layer: int, block: nn.Module, d_model: int) -> Site | None:
+def _block_site(path: str, layer: int, block: nn.Module, d_model: int, family: str) -> Site | None:
     found: list[Site] = []
     for name, parent in block.named_modules():
-        if not any(bad in word for word in _lineage(block, name) for bad in _NOT_MLP):
+        if not _is_one_of(_NOT_MLP, block, name, family):
             found += _output_maps(f"{path}.{name}".rstrip("."), layer, parent, d_model)
     widest = [site for site in found if site.d_mlp == max(other.d_mlp for other in found)]
     if len(widest) > 1:
@@ -147,11 +154,21 @@ def _output_maps(path: str, layer: int, parent: nn.Module, d_model: int) -> Iter
             yield Site(layer, f"{path}.{name}", d_mlp, d_model, write, tuple(read))
 
 
-def _lineage(block: nn.Module, name: str) -> list[str]:
-    """Attribute and class names from below the block down to the named submodule, lower case."""
+def _family(model: nn.Module) -> str:
+    """What the model's class is called before its task, as its modules' classes are: a Qwen3MoeMLP may be dense."""
+    return re.split("For[A-Z]|LMHead|Model", type(model).__name__)[0]
+
+
+def _has_experts(block: nn.Module, family: str) -> bool:
+    return any(_is_one_of(_ROUTED, block, name.rpartition(".")[0], family) for name, _ in block.named_parameters())
+
+
+def _is_one_of(kinds: tuple[str, ...], block: nn.Module, name: str, family: str) -> bool:
+    """Does an attribute or a class, from below the block down to the named submodule, bear one of these words?"""
     words = name.split(".") if name else []
-    kinds = [type(block.get_submodule(".".join(words[:i]))).__name__ for i in range(1, len(words) + 1)]
-    return [word.lower() for word in (*words, *kinds)]
+    classes = [type(block.get_submodule(".".join(words[:i]))).__name__ for i in range(1, len(words) + 1)]
+    named = (*words, *(own.removeprefix(family) for own in classes))
+    return any(kind in word.lower() for word in named for kind in kinds)
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:

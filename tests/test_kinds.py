@@ -218,6 +218,7 @@ def test_an_export_is_refused_whose_reader_would_draw_weights_at_random(tmp_path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.filterwarnings("ignore:DeepseekV3ForCausalLM routes to experts")
 def test_adapters_that_peft_puts_elsewhere_are_refused_and_taken_out_whole() -> None:
     own = {**SMALL, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "q_lora_rank": 16,
            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "kv_lora_rank": 16, "qk_rope_head_dim": 8,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -215,7 +217,24 @@ def test_a_gated_map_of_attention_experts_or_adapters_is_not_the_mlp(place: str)
         if place != "self_attn":
             block.add_module(place, torch.nn.Module())
         block.get_submodule(place).add_module("compressor", torch.nn.ModuleDict(maps))
-    assert LM(model).sites == lm_of("llama").sites
+    with pytest.warns(match="routes to experts in 2 of its 2 layers") if "expert" in place else nullcontext():
+        assert LM(model).sites == lm_of("llama").sites
+
+
+def test_a_dense_mlp_whose_class_bears_the_family_s_name_is_read() -> None:
+    """Granite 4's dense models are of the class of its mixtures; the first layers of others have no experts."""
+    sizes = {"num_key_value_heads": 2, "intermediate_size": 40, "shared_intermediate_size": 40}
+    mamba = {"mamba_n_heads": 4, "mamba_d_head": 8}
+    dense = small("granitemoehybrid", num_local_experts=0, layer_types=["attention"] * 2, **sizes, **mamba)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sites = LM(dense).sites
+    assert [site.path for site in sites] == [f"model.layers.{i}.shared_mlp.output_linear" for i in (0, 1)]
+    mixed = small("glm4_moe", n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, n_group=1,
+                  topk_group=1, head_dim=8, first_k_dense_replace=1, **sizes)  # fmt: skip
+    with pytest.warns(match=r"experts in 1 of its 2 layers: .* only those of 1 layers' dense MLPs") as warned:
+        assert [site.path for site in LM(mixed).sites] == ["model.layers.0.mlp.down_proj"]
+    assert warned[0].filename == __file__
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
