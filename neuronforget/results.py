@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -192,6 +192,12 @@ class Results:
         with reading(folder / "info.json", "information"):
             info = dict(json.loads((folder / "info.json").read_text(encoding="utf-8")))
         return cls(info=info, **tables)  # type: ignore[arg-type]
+
+
+def check_edit_names(edits: Mapping[str, Any]) -> None:
+    """Raise InputError where an edit is called what a reference is called in `Results`."""
+    if {"untouched", "gold"} & edits.keys():
+        raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
 
 
 def tidy_row(names: dict[str, Any], values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:
