@@ -38,7 +38,7 @@ from neuronforget.intervals import check_seed, difference, mean, over
 from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results import Results, Tables, example_rows, tidy_row
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -183,7 +183,7 @@ def _neurons(case: Case) -> dict[str, Any]:
     return {**found.summary(), **strongest, "units": units(case)}
 
 
-def _tables(readings: Sequence[Reading], seed: int) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+def _tables(readings: Sequence[Reading], seed: int) -> Tables:
     """Readings as rows and examples of `Results`: the subject is the edit, the probe the point."""
     rows, examples = [], []
     for r in readings:
