@@ -145,46 +145,54 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
     }
 
 
+class Drawn(NamedTuple):
+    """What the kernels are given: activations, gradients and second gate [row, neuron], and the two of K2's product."""
+
+    a: Tensor
+    g: Tensor
+    up: Tensor
+    delta: Tensor
+    write: Tensor
+
+
+def jobs(drawn: Drawn, segments: Tensor) -> list[tuple[str, Callable[[], Any], int, int]]:
+    """Return every kernel and its rivals: name, call, bytes that it has to move, FLOPs of a matrix product."""
+    a, g, up, delta, write = drawn
+    examples = int(segments.max()) + 1
+    layout = Layout.of(segments, examples)
+    table, k3 = 5 * examples * a.shape[1] * 4, 5 * a.nbytes
+    k1, k2 = a.nbytes + g.nbytes + table, delta.nbytes + write.nbytes + a.nbytes
+    written, product = 2 * examples * a.shape[1] * 4, 2 * len(a) * write.numel()
+    compiled = torch.compile(plain, dynamic=False)
+    return [
+        ("K1 neuron_moments", lambda: neuron_moments(a, g, layout), k1, 0),
+        ("K1 eager", lambda: plain(a, g, segments, examples), k1, 0),
+        ("K1 torch.compile", lambda: compiled(a, g, segments, examples), k1, 0),
+        ("K1 compiled", lambda: neuron_moments(a, g, layout, compiled=True), k1, 0),
+        ("K1 reference", lambda: reference(a, g, segments, examples), k1, 0),
+        ("K2 fused_attribution", lambda: fused_attribution(delta, write, a, layout), k2 + written, product),
+        ("K2 GEMM + K1", lambda: neuron_moments(a, delta @ write.T, layout), k2 + written, product),
+        ("K2 GEMM alone", lambda: delta @ write.T, k2, product),
+        ("K3 swiglu_backward", lambda: swiglu_backward(g, a, up, layout), k3 + table, 0),
+        ("K3 eager backward alone", lambda: _eager_backward(g, a, up), k3, 0),
+    ]
+
+
 def kernel_rows(device: str, plan: Plan, top: dict[str, float]) -> list[dict[str, Any]]:
     """Time every kernel and its rivals at every size; each row has bytes, FLOPs and the share of a ceiling."""
     rows: list[dict[str, Any]] = []
     for name, (model, width) in plan.shapes.items():
         a, g, up = (draw(device, plan.dtype, plan.rows, width, seed=seed) for seed in range(3))
         delta, write = draw(device, plan.dtype, plan.rows, model), draw(device, plan.dtype, width, model)
+        drawn = Drawn(a, g, up, delta, write)
         for ragged in (False, True):
             torch.compiler.reset()  # else PyTorch's limit of kinds leaves the last ones uncompiled
             segments = segments_of(plan.rows, plan.length, device, ragged)
-            examples = int(segments.max()) + 1
-            layout = Layout.of(segments, examples)
-            table = 5 * examples * width * 4
-            one_pass, product = a.nbytes + g.nbytes + table, 2 * plan.rows * model * width
-            settings = (a, g, segments, examples)
-            jobs: list[tuple[str, Callable[[], Any], int, int]] = [
-                ("K1 neuron_moments", lambda a=a, g=g, x=layout: neuron_moments(a, g, x), one_pass, 0),
-                ("K1 eager", lambda x=settings: plain(*x), one_pass, 0),
-            ]
-            if name in plan.compile_for:
-                compiled = torch.compile(plain, dynamic=False)
-                jobs.append(("K1 torch.compile", lambda f=compiled, x=settings: f(*x), one_pass, 0))
-            if device == "cpu":
-                own = (a, g, layout)
-                jobs.append(("K1 compiled", lambda x=own: neuron_moments(*x, compiled=True), one_pass, 0))
-            if device == "cpu" and not ragged:
-                jobs.append(("K1 reference", lambda x=settings: reference(*x), one_pass, 0))
-            mixed = (delta, write, a, layout)
-            k2_bytes = delta.nbytes + write.nbytes + a.nbytes + 2 * examples * width * 4
-            jobs += [
-                ("K2 fused_attribution", lambda x=mixed: fused_attribution(*x), k2_bytes, product),
-                ("K2 GEMM + K1", lambda x=mixed: neuron_moments(x[2], x[0] @ x[1].T, x[3]), k2_bytes, product),
-                ("K2 GEMM alone", lambda x=mixed: x[0] @ x[1].T, delta.nbytes + write.nbytes + a.nbytes, product),
-            ]
-            gated = (g, a, up, layout)
-            backward = 5 * a.nbytes
-            jobs += [
-                ("K3 swiglu_backward", lambda x=gated: swiglu_backward(*x), backward + table, 0),
-                ("K3 eager backward alone", lambda x=gated: _eager_backward(*x[:3]), backward, 0),
-            ]
-            for what, run, size, flops in jobs:
+            skipped = {"K1 torch.compile": name not in plan.compile_for, "K1 compiled": device != "cpu"}
+            skipped |= {"K1 reference": ragged or device != "cpu"}
+            for what, run, size, flops in jobs(drawn, segments):
+                if skipped.get(what):
+                    continue
                 spent = seconds(run, device)
                 share = flops / spent / top["gemm"] if flops else size / spent / top["copy"]
                 rows.append(

@@ -112,14 +112,9 @@ def compare(
     results = evaluate(
         lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, seed=seed, kept=resume, **settings
     )
-    info = {
-        **results.info,
-        "tap": recorded["forget"].info["tap"],
-        "score": scores.name,
-        "selected share per layer": share,
-    }
-    info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed}
-    info |= {"certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
+    info = {**results.info, "tap": recorded["forget"].info["tap"], "score": scores.name}
+    info |= {"selected share per layer": share, "retain examples measured": len(sample), "steps": steps}
+    info |= {"not made": failed, "certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
     moved = _moved(lm, edits, forget, sample)
     shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
     near = {name: edits[name] for name in CLOSE if name in edits}

@@ -21,7 +21,7 @@ from neuronforget.errors import InputError
 from neuronforget.measuring import METRICS, Before, measure, name_of
 from neuronforget.metrics import Metric, kl_gold, kl_untouched, nll
 from neuronforget.models import LM
-from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results import Results, check_edit_names, example_rows, tidy_row
 from neuronforget.runs import environment
 
 
@@ -52,8 +52,7 @@ def evaluate(
     for edits that do not fit the model.
     """
     check_disjoint(forget, retain)
-    if {"untouched", "gold"} & edits.keys():
-        raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
+    check_edit_names(edits)
     if seed < 0:
         raise InputError(f"seed must be 0 or more, found {seed}")
     check_references(lm, gold, damage, divergence)
@@ -64,27 +63,13 @@ def evaluate(
         raise InputError(f"two metrics are called {min(again)!r}: give each function a name of its own")
     budgets = {"matched": damage, "matched KL": divergence}
     run = _Run(lm, gold, _corpora(forget, retain), metrics, budgets, batch_size, seed, kept)
-    with tqdm(total=len(edits), desc="evaluate", disable=not progress) as bar:
-        run.full("untouched", "reference", 0.0)
-        if gold is not None:
-            run.full("gold", "reference", 0.0, gold)
-        for name, edit in edits.items():
-            bar.set_postfix(edit=name, refresh=False)
-            run.edit(name, edit, strengths)
-            bar.update()
-    info: dict[str, Any] = {
-        "model": lm.name,
-        "device": str(lm.device),
-        "dtype": str(next(iter(lm.parameters.values())).dtype),
-    }
+    run.all(edits, strengths, progress)
+    dtype = next(iter(lm.parameters.values())).dtype
+    info: dict[str, Any] = {"model": lm.name, "device": str(lm.device), "dtype": str(dtype)}
+    info |= {"seed": seed, "damage_budget": damage, "divergence_budget": divergence}
     parts = {"forget": forget, "retain": retain}
-    info |= {
-        "seed": seed,
-        "damage_budget": damage,
-        "divergence_budget": divergence,
-        "data": {c.name: c.digest() for c in (forget, retain)},
-        "corpora": {role: {"name": c.name, "digest": c.digest()} for role, c in parts.items()},
-    }
+    info |= {"data": {c.name: c.digest() for c in parts.values()}}
+    info |= {"corpora": {role: {"name": c.name, "digest": c.digest()} for role, c in parts.items()}}
     info |= {"edits": {name: _made(edit) for name, edit in edits.items()}}
     return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})
 
@@ -181,6 +166,17 @@ class _Run:
         self.before = Before.of(lm, corpora["retain"], batch_size=batch_size) if "matched KL" in self.budgets else None
         self.rows: list[dict[str, Any]] = []
         self.examples: list[dict[str, Any]] = []
+
+    def all(self, edits: Mapping[str, Edit], strengths: Sequence[float], progress: bool) -> None:
+        """Measure the references, then one edit after another."""
+        with tqdm(total=len(edits), desc="evaluate", disable=not progress) as bar:
+            self.full("untouched", "reference", 0.0)
+            if self.gold is not None:
+                self.full("gold", "reference", 0.0, self.gold)
+            for name, edit in edits.items():
+                bar.set_postfix(edit=name, refresh=False)
+                self.edit(name, edit, strengths)
+                bar.update()
 
     def full(self, name: str, scope: str, strength: float = 1.0, model: LM | None = None, point: str = "full") -> None:
         """Measure everything on the model as it is now, examples included."""

@@ -58,29 +58,20 @@ def report(
         findings = [*describe(results, neurons, truth, controls, audits)]
     layers = layers or (scores.layers if scores else ())
     where = map_pictures(scores, neurons, truth, controls) if scores is not None else []
+    where += closeup_pictures(closeups, neurons) if closeups is not None else []
     moved = [shift_picture(shifts, layers)] if shifts else []
-    if closeups is not None:
-        where += closeup_pictures(closeups, neurons)
-        moved += moved_pictures(closeups.shifts, layers)
+    moved += moved_pictures(closeups.shifts, layers) if closeups is not None else []
     made = made_table(info.get("edits", {}))
-    told = [audited(name, audit) for name, audit in audits.items()]
     sections = [
         Section("What was asked", pairs=_asked(results, scores, neurons, closeups)),
-        Section("Verdict", findings=[sentence for sentence in findings if sentence not in told],
-                audits=[(name, links.get(name, ""), a) for name, a in audits.items()]),
-        Section("Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full "
-                "strength one may only have been pushed harder.",
-                tables=[t for t in (results_table(results, p) for p in (*MATCHED, "full")) if t.rows]),
-        Section("Forgetting against damage",
-                pictures=comparison_pictures(results)),
+        _verdict(findings, audits, links),
+        _numbers(results),
+        Section("Forgetting against damage", pictures=comparison_pictures(results)),
         Section("Where the knowledge lies", pictures=where),
         Section("What the edits moved", pictures=moved),
         Section("What is left", "Curves of the audits, beside the untouched model and the gold twin, if any.",
                 pictures=residue_pictures(audits)),
-        Section("Neuron cards", "The selected neurons that score highest: the tokens that they promote and suppress "
-                "(what they write, read by the unembedding), and where in the forget examples they are most active. By "
-                "edit: how much of what the neuron writes changed, and the RMS change of its activation on forget.",
-                cards=closeups.cards if closeups else ()),
+        _cards(closeups),
         *_checked(results, metrics),
         reproduce({key: value for key, value in info.items() if key not in BY_EDIT}, [made] if made else ()),
     ]  # fmt: skip
@@ -90,6 +81,31 @@ def report(
 def _address(file: Path, page: str | Path) -> str:
     """Where a file lies, seen from a page."""
     return quote(Path(relpath(file.absolute(), Path(page).absolute().parent)).as_posix(), safe="/@")
+
+
+def _verdict(findings: Iterable[str], audits: Mapping[str, Audit], links: Mapping[str, str]) -> Section:
+    """The findings and the audits; what a finding says of an audit stands in the audit's own lines."""
+    told = [audited(name, audit) for name, audit in audits.items()]
+    left = [sentence for sentence in findings if sentence not in told]
+    return Section("Verdict", findings=left, audits=[(name, links.get(name, ""), a) for name, a in audits.items()])
+
+
+def _numbers(results: Results) -> Section:
+    tables = [results_table(results, point) for point in (*MATCHED, "full")]
+    return Section(
+        "Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full strength one "
+        "may only have been pushed harder.",
+        tables=[table for table in tables if table.rows],
+    )  # fmt: skip
+
+
+def _cards(closeups: Closeups | None) -> Section:
+    return Section(
+        "Neuron cards", "The selected neurons that score highest: the tokens that they promote and suppress (what they "
+        "write, read by the unembedding), and where in the forget examples they are most active. By edit: how much of "
+        "what the neuron writes changed, and the RMS change of its activation on forget.",
+        cards=closeups.cards if closeups else (),
+    )  # fmt: skip
 
 
 def _checked(results: Results, metrics: set[str]) -> list[Section]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
@@ -25,6 +25,10 @@ MATCHED = {
     "matched": ("damage_budget", "the retain loss has risen by"),
     "matched KL": ("divergence_budget", "the KL from the untouched model on retain has come to"),
 }
+#: Corpus, metric, each example's value, and the subject that it stands and falls with.
+Column = tuple[str, str, np.ndarray, np.ndarray]
+#: Rows and examples of `Results`.
+Tables = tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]
 #: Information that is told of each edit.
 BY_EDIT = ("edits", "certificates")
 #: What the tables of saved results hold.
@@ -190,6 +194,12 @@ class Results:
         return cls(info=info, **tables)  # type: ignore[arg-type]
 
 
+def check_edit_names(edits: Mapping[str, Any]) -> None:
+    """Raise InputError where an edit is called what a reference is called in `Results`."""
+    if {"untouched", "gold"} & edits.keys():
+        raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
+
+
 def tidy_row(names: dict[str, Any], values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:
     """Return one row of `Results`: what is measured, by `names` (edit to metric), and its value with the interval."""
     value, low, high = bootstrap(values, seed, units=units)
@@ -201,3 +211,14 @@ def example_rows(names: dict[str, Any], values: np.ndarray, units: np.ndarray) -
     """Return the examples behind a row, by `names` (edit, point, corpus, metric)."""
     pairs = enumerate(zip(units, values, strict=True))
     return [{**names, "example": i, "unit": int(unit), "value": float(x)} for i, (unit, x) in pairs]
+
+
+def model_tables(name: str, columns: Iterable[Column], seed: int) -> Tables:
+    """Return rows and examples of a model that was asked as it is: a reference, at full strength."""
+    rows: list[dict[str, Any]] = []
+    examples: list[dict[str, Any]] = []
+    for corpus, metric, values, units in columns:
+        names = {"edit": name, "point": "full", "corpus": corpus, "metric": metric}
+        rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values, units, seed))
+        examples += example_rows(names, values, units)
+    return tuple(rows), tuple(examples)

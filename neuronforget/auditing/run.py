@@ -38,7 +38,7 @@ from neuronforget.intervals import check_seed, difference, mean, over
 from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results import Results, Tables, example_rows, tidy_row
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -81,16 +81,39 @@ def audit(
     check_seed(seed)
     check_references(lm, gold)
     chosen = _chosen(probes, own or {})
+    subjects = _subjects(lm, edit, gold)
+    case = Case(subjects, forget, retain, batch_size, seed, derived, Path(kept) if kept is not None else None)
+    metric = case.metric()
+    readings, not_tested = _asked(case, chosen, metric, progress)
+    checks = judge(readings, seed)
+    try:
+        neurons = _neurons(case)
+    except InputError as why:  # all that was asked is not to be lost for it
+        neurons, not_tested["neurons"] = {"units": units(case)}, str(why)
+    guard = edit.guard.kind if isinstance(edit, Edit) and edit.guard is not None else None
+    damage = {**_damage(case, metric, readings), "guard": guard}
+    results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, (forget, retain, derived), seed))
+    verdict = decide(checks, guard, damage["nan"], damage["destroyed"])
+    return Audit(verdict, tuple(checks), {**not_tested, **case.skipped}, damage, case.curves, neurons, results)
+
+
+def _subjects(lm: LM, edit: Edit | LM, gold: LM | None) -> tuple[Subject, ...]:
+    """Return the models that are asked. Raises InputError for an edit, or an edited model, that does not fit."""
     edited = Subject(EDITED, edit) if isinstance(edit, LM) else Subject(EDITED, lm, edit)
     if edited.lm.shape != lm.shape:
         raise InputError(f"the model to audit has layers and neurons {edited.lm.shape}, the untouched one {lm.shape}")
     with edited.on():  # an edit that does not fit is refused here
         pass
-    subjects = (Subject(UNTOUCHED, lm), edited, *([Subject(GOLD, gold)] if gold is not None else []))
-    case = Case(subjects, forget, retain, batch_size, seed, derived, Path(kept) if kept is not None else None)
-    metric, not_tested = case.metric(), {}
+    return (Subject(UNTOUCHED, lm), edited, *([Subject(GOLD, gold)] if gold is not None else []))
+
+
+def _asked(
+    case: Case, probes: dict[str, Probe], metric: Metric, progress: bool
+) -> tuple[list[Reading], dict[str, str]]:
+    """Return what the probes read, and why some were not made; the first NaN of the edited model ends them."""
     readings: list[Reading] = []
-    with tqdm(chosen.items(), desc="audit", disable=not progress) as bar:
+    not_tested: dict[str, str] = {}
+    with tqdm(probes.items(), desc="audit", disable=not progress) as bar:
         for name, probe in bar:
             bar.set_postfix(probe=name, refresh=False)
             if _nan(readings):
@@ -100,23 +123,7 @@ def audit(
                 readings += _read(name, probe, case, metric)
             except NotTested as why:
                 not_tested[name] = str(why)
-    checks = judge(readings, seed)
-    try:
-        neurons = _neurons(case)
-    except InputError as why:  # all that was asked is not to be lost for it
-        neurons, not_tested["neurons"] = {"units": units(case)}, str(why)
-    guard = edit.guard.kind if isinstance(edit, Edit) and edit.guard is not None else None
-    damage = {**_damage(case, metric, readings), "guard": guard}
-    results = Results(*_tables(readings, seed), info=_info(lm, edit, gold, (forget, retain, derived), seed))
-    return Audit(
-        decide(checks, guard, damage["nan"], damage["destroyed"]),
-        tuple(checks),
-        {**not_tested, **case.skipped},
-        damage,
-        case.curves,
-        neurons,
-        results,
-    )
+    return readings, not_tested
 
 
 def _read(name: str, probe: Probe, case: Case, metric: Metric) -> list[Reading]:
@@ -176,7 +183,7 @@ def _neurons(case: Case) -> dict[str, Any]:
     return {**found.summary(), **strongest, "units": units(case)}
 
 
-def _tables(readings: Sequence[Reading], seed: int) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
+def _tables(readings: Sequence[Reading], seed: int) -> Tables:
     """Readings as rows and examples of `Results`: the subject is the edit, the probe the point."""
     rows, examples = [], []
     for r in readings:

@@ -131,51 +131,30 @@ def compare(
     from neuronforget.models import load
     from neuronforget.testbed import Testbed
 
-    settings: dict[str, Any] = {
-        "score": named(score, table),
-        "operators": tuple(named(operator, OPERATORS) for operator in operators),
-        "audited": audited,
-        "share": share,
-        "steps": steps,
-        "tap": tap,
-        "batch_size": batch_size,
-    }
-    given: dict[str, Any] = {
-        "model": model,
-        "forget": forget,
-        "retain": retain,
-        "gold": gold,
-        "n": n,
-        "max-tokens": max_tokens,
-    }
-    given |= {"template": template, "refusals": refusals}
+    settings: dict[str, Any] = {"score": named(score, table), "audited": audited, "share": share, "steps": steps}
+    settings |= {"operators": tuple(named(operator, OPERATORS) for operator in operators)}
+    settings |= {"tap": tap, "batch_size": batch_size, "seed": seed}
     if testbed is not None:
-        if extra := [name for name, value in given.items() if value is not None]:
-            raise InputError(
-                f"a testbed brings its own: leave out --{extra[0]}, or give --model, --forget and --retain"
-            )
-        _compare_testbed(Testbed.load(testbed), out, seed=seed, **settings)
-        return
+        given = {"model": model, "forget": forget, "retain": retain, "gold": gold, "n": n, "max-tokens": max_tokens}
+        _check_alone({**given, "template": template, "refusals": refusals})
+        return _compare_testbed(Testbed.load(testbed), out, **settings)
     if not (model and forget and retain):
         raise InputError("give --testbed, or all of --model, --forget and --retain")
     settings["preferred"] = lines(refusals) if refusals else None
     lm, bad, good = Data(model, forget, retain, max_tokens, n, template, device).open()
     twin = load(gold, device=device) if gold else None
-    _compare(lm, bad, good, out, seed=seed, gold=twin, **settings)
+    _compare(lm, bad, good, out, gold=twin, **settings)
+
+
+def _check_alone(given: dict[str, Any]) -> None:
+    """Raise InputError where an option is given for what a testbed brings."""
+    if extra := [name for name, value in given.items() if value is not None]:
+        raise InputError(f"a testbed brings its own: leave out --{extra[0]}, or give --model, --forget and --retain")
 
 
 def _compare_testbed(bed: Any, out: Path, **settings: Any) -> None:
-    _compare(
-        bed.lm,
-        bed.forget,
-        bed.retain,
-        out,
-        gold=bed.gold,
-        truth=bed.truth,
-        preferred=bed.refusals or None,
-        derived=bed.derived,
-        **settings,
-    )
+    own = {"gold": bed.gold, "truth": bed.truth, "preferred": bed.refusals or None, "derived": bed.derived}
+    _compare(bed.lm, bed.forget, bed.retain, out, **own, **settings)
 
 
 def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = False, **settings: Any) -> None:

@@ -109,11 +109,7 @@ def finetune(
     info |= {"batch_size": batch_size, "accumulate": accumulate, "weight_decay": weight_decay}
     info |= {"processes": ranks.world, "sharded": sharded, "lora": asdict(choice.lora) if choice.lora else None}
     info |= {"budget": asdict(budget) if budget else None}
-    info |= {"forget": forget.digest(), "retain": retain.digest() if retain else None}
-    if reinforced is not None:
-        with reinforced.on(lm):
-            info["reinforced"] = lm.digest()
-    info |= {"model_before_training": lm.digest()}
+    info |= _digests(lm, forget, retain, reinforced)
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
     training = spread_out(lm, rates, ranks) if sharded else choice.training(rates, seed)
     with frozen(lm), training as trained, checkpointed(trained.twin or lm) if checkpointing else nullcontext():
@@ -178,6 +174,15 @@ def _budget(budget: float | Budget | None, retain: Corpus | None) -> Budget | No
     if budget is not None and retain is None:
         raise InputError("a budget is of the retain loss: give a retain corpus, or leave out budget=")
     return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
+
+
+def _digests(lm: LM, forget: Corpus, retain: Corpus | None, reinforced: Edit | None) -> dict[str, Any]:
+    """What an edit's info says of the corpora and of the models that it was made from."""
+    found = {"forget": forget.digest(), "retain": retain.digest() if retain else None}
+    if reinforced is not None:
+        with reinforced.on(lm):
+            found["reinforced"] = lm.digest()
+    return {**found, "model_before_training": lm.digest()}
 
 
 def _stopped(stopping: Stopping | None) -> dict[str, Any]:

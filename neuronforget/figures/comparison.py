@@ -58,8 +58,7 @@ def frontier(results: Results, metric: str = "exact_match", retain_metric: str =
         figure.add_hline(floor["value"], line={"dash": "dot", "width": 1})
     figure.update_xaxes(title=f"retain: {label(retain_metric)}")
     if wide:
-        axis = {"type": "log", "dtick": 1, "exponentformat": "power"}
-        figure.update_xaxes(title=DAMAGES[retain_metric], **axis)
+        figure.update_xaxes(title=DAMAGES[retain_metric], type="log", dtick=1, exponentformat="power")
     figure.update_yaxes(title=f"forget: {label(metric)}")
     return styled(figure, 640).update_layout(legend=BELOW)
 

@@ -28,7 +28,7 @@ from neuronforget.intervals import RESAMPLES, check_seed, of_auc
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
-from neuronforget.results import Results, example_rows
+from neuronforget.results import Results, check_edit_names, example_rows
 from neuronforget.runs import environment
 
 KS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)
@@ -61,44 +61,44 @@ def membership(
     """
     check_disjoint(members, non_members)
     check_seed(seed)
-    if unknown := set(attacks) - set(ATTACKS):
-        raise InputError(f"no attack is called {min(unknown)!r}; there are {', '.join(ATTACKS)}")
-    if not all(0 < k <= 1 for k in ks):
-        raise InputError(f"shares of tokens lie in (0, 1], found {tuple(ks)}")
+    _check_attacks(attacks, ks)
     missing = {}
     if "reference" in attacks and reference is None:
         missing["reference"] = "it compares with a model that saw neither corpus: give reference="
     known = tuple(name for name in attacks if name not in missing)
+    settings: dict[str, Any] = {"reference": reference, "batch_size": batch_size, "kept": kept}
     rows, examples = [], []
     with tqdm(_subjects(lm, edits or {}, gold), desc="membership", disable=not progress) as bar:
         for name, scope, model, edit in bar:
             bar.set_postfix(model=name, refresh=False)
-            sides = {}
-            for side, corpus in ((MEMBERS, members), (OTHERS, non_members)):
-                with edit.on(model) if edit is not None else frozen(model):
-                    settings: dict[str, Any] = {"reference": reference, "batch_size": batch_size, "kept": kept}
-                    sides[side] = text_scores(model, corpus, known, ks, **settings)
-            for metric, here in sides[MEMBERS].items():
-                there = sides[OTHERS][metric]
-                about = {"edit": name, "point": "full", "metric": metric}
-                value, low, high = auc(here, there)
-                count, nan = len(here) + len(there), int(np.isnan(here).sum() + np.isnan(there).sum())
-                rows.append(
-                    {**about, "scope": scope, "strength": float(edit is not None), "corpus": f"{MEMBERS}, {OTHERS}"}
-                    | {"value": value, "low": low, "high": high, "n": count, "units": count, "nan": nan, "seed": seed}
-                )
-                for side, values in ((MEMBERS, here), (OTHERS, there)):
+            with edit.on(model) if edit is not None else frozen(model):
+                here, there = (text_scores(model, corpus, known, ks, **settings) for corpus in (members, non_members))
+            for metric in here:
+                about, sides = {"edit": name, "point": "full", "metric": metric}, (here[metric], there[metric])
+                rows.append(_auc_row({**about, "scope": scope, "strength": float(edit is not None)}, *sides, seed))
+                for side, values in zip((MEMBERS, OTHERS), sides, strict=True):
                     examples += example_rows({**about, "corpus": side}, values, np.arange(len(values)))
-    info: dict[str, Any] = {
-        "model": lm.name,
-        "digest": lm.digest(),
-        "device": str(lm.device),
-        "dtype": str(lm.model.dtype),
-    }
+    info: dict[str, Any] = {"model": lm.name, "digest": lm.digest()}
+    info |= {"device": str(lm.device), "dtype": str(lm.model.dtype)}
     info |= {"edits": {name: dict(edit.info) for name, edit in (edits or {}).items()}}
     info |= {name: other.digest() for name, other in (("gold", gold), ("reference", reference)) if other is not None}
     info |= {"data": {c.name: c.digest() for c in (members, non_members)}, "missing": missing, "seed": seed}
     return Results(tuple(rows), tuple(examples), {**info, "versions": environment()})
+
+
+def _check_attacks(attacks: Sequence[str], ks: Sequence[float]) -> None:
+    if unknown := set(attacks) - set(ATTACKS):
+        raise InputError(f"no attack is called {min(unknown)!r}; there are {', '.join(ATTACKS)}")
+    if not all(0 < k <= 1 for k in ks):
+        raise InputError(f"shares of tokens lie in (0, 1], found {tuple(ks)}")
+
+
+def _auc_row(names: dict[str, Any], members: np.ndarray, others: np.ndarray, seed: int) -> dict[str, Any]:
+    """Return a row of `Results`: how well one attack tells the two sides apart, by `names` (edit to strength)."""
+    value, low, high = auc(members, others)
+    count, nan = len(members) + len(others), int(np.isnan(members).sum() + np.isnan(others).sum())
+    found = {"value": value, "low": low, "high": high, "n": count, "units": count, "nan": nan, "seed": seed}
+    return {**names, "corpus": f"{MEMBERS}, {OTHERS}", **found}
 
 
 def text_scores(
@@ -190,8 +190,7 @@ def resampled_auc(members: np.ndarray, others: np.ndarray, seed: int, *, resampl
 
 
 def _subjects(lm: LM, edits: Mapping[str, Edit], gold: LM | None) -> list[tuple[str, str, LM, Edit | None]]:
-    if {"untouched", "gold"} & edits.keys():
-        raise InputError("'untouched' and 'gold' are names of references: call the edit something else")
+    check_edit_names(edits)
     found: list[tuple[str, str, LM, Edit | None]] = [("untouched", "reference", lm, None)]
     found += [("gold", "reference", gold, None)] if gold is not None else []
     return found + [(name, edit.info.get("scope", "neurons"), lm, edit) for name, edit in edits.items()]

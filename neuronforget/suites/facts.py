@@ -19,7 +19,7 @@ from neuronforget.errors import InputError
 from neuronforget.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
 from neuronforget.models import LM
-from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results import Column, Results, model_tables
 from neuronforget.runs import environment
 
 #: Corpus -> (prompt, true object, the other one): fields of a row.
@@ -49,25 +49,21 @@ def counterfact(
     InputError for rows that are not CounterFact's.
     """
     fields = tuple(dict.fromkeys(field for three in QUESTIONS.values() for field in three))
-    found = rows_of(path, fields=fields, n=n)
-    rows: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
+    rows = rows_of(path, fields=fields, n=n)
+    columns: list[Column] = []
     for key, three in QUESTIONS.items():
-        corpus = Corpus(tuple(_example(row, three) for row in found), f"counterfact {key}")
+        corpus = Corpus(tuple(_example(row, three) for row in rows), f"counterfact {key}")
         losses = np.array(option_losses(lm, corpus, batch_size=batch_size, kept=kept)).T
         (true, new), totals = np.exp(-losses), losses * _lengths(lm, corpus)
-        columns = {
+        found = {
             "true preferred": _preferred(losses),
             "true preferred, whole": _preferred(totals),
             "new less true": new - true,
             "probability": true,
             "exact_match": measure(lm, corpus, [exact_match], batch_size=batch_size, kept=kept)["exact_match"],
         }
-        for metric, values in columns.items():
-            names = {"edit": name, "point": "full", "corpus": key, "metric": metric}
-            rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values, subjects_of(corpus), seed))
-            examples += example_rows(names, values, subjects_of(corpus))
-    return Results(tuple(rows), tuple(examples), _info(lm, "counterfact", path, len(found), seed))
+        columns += [(key, metric, values, subjects_of(corpus)) for metric, values in found.items()]
+    return Results(*model_tables(name, columns, seed), _info(lm, "counterfact", path, len(rows), seed))
 
 
 def _preferred(losses: np.ndarray) -> np.ndarray:
@@ -106,17 +102,13 @@ def pararel(
     asked = Corpus(tuple(prompts), "pararel")
     hits = measure(lm, asked, [exact_match], batch_size=batch_size, kept=kept)["exact_match"]
     ends = np.cumsum([1 + len(e.paraphrases) for e in facts])
-    columns = _over_patterns(np.split(hits, ends[:-1]))
+    found = _over_patterns(np.split(hits, ends[:-1]))
     units = np.unique([str(e.subject) for e in facts], return_inverse=True)[1]
-    rows: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
+    columns: list[Column] = []
     for place in ("all", *dict.fromkeys(named)):
         own = np.array([place in ("all", relation) for relation in named])
-        for metric, values in columns.items():
-            names = {"edit": name, "point": "full", "corpus": place, "metric": metric}
-            rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values[own], units[own], seed))
-            examples += example_rows(names, values[own], units[own])
-    return Results(tuple(rows), tuple(examples), _info(lm, "pararel", path, len(facts), seed))
+        columns += [(place, metric, values[own], units[own]) for metric, values in found.items()]
+    return Results(*model_tables(name, columns, seed), _info(lm, "pararel", path, len(facts), seed))
 
 
 def _over_patterns(hits: list[np.ndarray]) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from neuronforget.metrics import nll
 from neuronforget.metrics.text import rouge_l
 from neuronforget.metrics.tofu import SETS, Form, model_utility
 from neuronforget.models import LM
-from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results import Results, model_tables
 from neuronforget.runs import check_writable, environment
 from neuronforget.suites.tofu_logs import Block, Log, aggregates, scores, write_log
 from neuronforget.suites.tofu_questions import Protocol, Questions, check_room, questions
@@ -80,14 +80,8 @@ def tofu(
     logs = {key: ask(model, own, protocol, **settings) for key, (model, own) in models.items()}
     if log is not None:
         write_log(log, logs[name])
-    info = {
-        "suite": "tofu",
-        "split": split,
-        "model": lm.name,
-        "digest": lm.digest(),
-        "device": str(lm.device),
-        "seed": seed,
-    }
+    info: dict[str, Any] = {"suite": "tofu", "split": split, "model": lm.name, "digest": lm.digest()}
+    info |= {"device": str(lm.device), "seed": seed}
     info |= {"dtype": str(next(iter(lm.parameters.values())).dtype), "protocol": asdict(protocol)}
     info |= {"truth_ratio": "legacy (published tables); *_paper: as the paper defines it", "versions": environment()}
     info |= {"forget_quality": f"against {retain_lm.name}" if retain_lm else f"not measured: {MISSING}"}
@@ -129,14 +123,14 @@ def results(logs: Mapping[str, Log], seed: int, info: dict[str, Any]) -> Results
     rows: list[dict[str, Any]] = []
     examples: list[dict[str, Any]] = []
     for edit, log in logs.items():
-        for corpus, block in log.items():
-            for metric, values in _columns(corpus, block).items():
-                names, units = (
-                    {"edit": edit, "point": "full", "corpus": corpus, "metric": metric},
-                    _units(corpus, len(values)),
-                )
-                rows.append(tidy_row({**names, "scope": "reference", "strength": 0.0}, values, units, seed))
-                examples += example_rows(names, values, units)
+        columns = [
+            (corpus, metric, values, _units(corpus, len(values)))
+            for corpus, block in log.items()
+            for metric, values in _columns(corpus, block).items()
+        ]
+        own, behind = model_tables(edit, columns, seed)
+        rows += own
+        examples += behind
     edit, *others = logs
     rows += _aggregated(edit, logs[edit], logs[others[0]] if others else None, seed)
     return Results(tuple(rows), tuple(examples), info)

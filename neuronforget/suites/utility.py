@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from neuronforget.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.metrics.text import SCORERS
 from neuronforget.models import LM
-from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results import Column, Results, model_tables
 from neuronforget.runs import content_key, environment
 
 
@@ -59,36 +59,42 @@ def utility(
         raise InputError("no task is given: name some of lm-eval's, or give files by local=")
     wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.max_length)
     cache = str(Path(kept) / f"tasks-{work_key(lm, batch_size=batch_size)}") if kept is not None else None
+    with _asking(lm):
+        found = lm_eval.simple_evaluate(
+            wrapped, tasks=[*tasks, *made], limit=limit, bootstrap_iters=0, log_samples=True, random_seed=seed,
+            numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed, use_cache=cache,
+            verbosity="ERROR",
+            # its own tasks are some ten thousand files: they are looked through where one of them is asked alone
+            task_manager=TaskManager(include_defaults=bool(tasks)),
+        )  # fmt: skip
+    columns = _columns(found["samples"] if found else {})
+    info = {"suite": "utility", "model": lm.name, "digest": lm.digest(), "device": str(lm.device), "seed": seed}
+    info |= {"dtype": str(lm.model.dtype), "limit": limit, "local": {k: str(v) for k, v in (local or {}).items()}}
+    return Results(*model_tables(name, columns, seed), {**info, "versions": environment()})
+
+
+@contextmanager
+def _asking(lm: LM) -> Iterator[None]:
+    """Within the block lm-eval prints nothing and NaN stops the model; what goes wrong is said in one line."""
     guard = lm.model.register_forward_hook(_not_nan)
     try:
         with redirect_stdout(StringIO()):
-            found = lm_eval.simple_evaluate(
-                wrapped, tasks=[*tasks, *made], limit=limit, bootstrap_iters=0, log_samples=True, random_seed=seed,
-                numpy_random_seed=seed, torch_random_seed=seed, fewshot_random_seed=seed, use_cache=cache,
-                verbosity="ERROR",
-                # its own tasks are some ten thousand files: they are looked through where one of them is asked alone
-                task_manager=TaskManager(include_defaults=bool(tasks)),
-            )  # fmt: skip
+            yield
     except InputError:
         raise
     except (KeyError, ValueError, FileNotFoundError, ConnectionError) as error:
         raise InputError(f"lm-eval: {' '.join(str(error).split())[:200]}") from error
     finally:
         guard.remove()
-    rows: list[dict[str, Any]] = []
-    examples: list[dict[str, Any]] = []
-    for task, samples in dict(found["samples"] if found else {}).items():
-        samples = sorted(samples, key=lambda sample: sample["doc_id"])
-        for metric in samples[0]["metrics"]:
-            values = np.array([float(sample[metric]) for sample in samples])
-            names = {"edit": name, "point": "full", "corpus": str(task).removesuffix("_local"), "metric": metric}
-            rows.append(
-                tidy_row({**names, "scope": "reference", "strength": 0.0}, values, np.arange(len(values)), seed)
-            )
-            examples += example_rows(names, values, np.arange(len(values)))
-    info = {"suite": "utility", "model": lm.name, "digest": lm.digest(), "device": str(lm.device), "seed": seed}
-    info |= {"dtype": str(lm.model.dtype), "limit": limit, "local": {k: str(v) for k, v in (local or {}).items()}}
-    return Results(tuple(rows), tuple(examples), {**info, "versions": environment()})
+
+
+def _columns(samples: Mapping[Any, Sequence[Mapping[str, Any]]]) -> Iterator[Column]:
+    """Each task's metrics by document, in the documents' order."""
+    for task, documents in samples.items():
+        documents = sorted(documents, key=lambda document: document["doc_id"])
+        for metric in documents[0]["metrics"]:
+            values = np.array([float(document[metric]) for document in documents])
+            yield str(task).removesuffix("_local"), metric, values, np.arange(len(values))
 
 
 def _not_nan(_model: Any, _given: Any, out: Any) -> None:

@@ -67,11 +67,8 @@ def o3(
     lora = lora if isinstance(lora, LoRA) else LoRA(lora)
     (block,) = check_layers(lm, None if layer is None else [layer])
     earlier = _earlier(lm, after, lora, block)
-    features, others = (
-        None if corpus is None else corpus_means(lm, corpus, [block], batch_size)[:, 0].double()
-        for corpus in (forget, retain)
-    )
-    assert features is not None
+    features = corpus_means(lm, forget, [block], batch_size)[:, 0].double()
+    others = None if retain is None else corpus_means(lm, retain, [block], batch_size)[:, 0].double()
     gate = opened_by(features, kept=kept, seed=seed) if others is None else fitted(features, others, RIDGE)
     before = {name: torch.cat([e[f"A.{name}"] for e in earlier]) for name in lora.names(lm)} if earlier else {}
     adapter = learn_adapter(
