@@ -56,6 +56,24 @@ def test_without_lambda_every_fact_is_met_exactly_and_by_the_smallest_change() -
         assert size(found + 1e-3 * step, second) > size(found, second)
 
 
+def test_the_same_facts_give_the_same_bits_whatever_memory_held_before() -> None:
+    """The least-squares driver that torch takes by default reads memory that it has not set."""
+    keys, wanted, second = draws(10, 64, 16)
+    twice = (
+        torch.cat([keys, keys[:3]]),
+        torch.cat([wanted, wanted[:3]]),
+    )  # three facts asked for twice: lambda 0 is singular
+    found: dict[str, list[Tensor]] = {"lambda": [], "twice": []}
+    for i in range(30):
+        dirt = [torch.full((size,), i, dtype=torch.int32) for size in (10, 13)]
+        del dirt
+        found["lambda"].append(least_change(keys, wanted, second))
+        found["twice"].append(least_change(*twice, second, 0.0))
+    for name, values in found.items():
+        assert all(torch.equal(values[0], other) for other in values[1:]), name
+    torch.testing.assert_close(found["twice"][0], least_change(keys, wanted, second, 0.0))
+
+
 @pytest.mark.parametrize("strength", [0.1, 4.0])
 def test_with_lambda_it_is_memits_normal_equation_and_the_minimum_of_its_objective(strength: float) -> None:
     keys, wanted, second = draws(4, 9, 5)
