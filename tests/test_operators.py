@@ -98,6 +98,20 @@ def test_an_edit_touches_its_neurons_alone_and_is_undone_bit_for_bit(
         assert edit.info["units"] == count_units(states.values())
 
 
+@pytest.mark.parametrize("name", OF_NEURONS)
+def test_made_again_an_edit_is_the_same_to_the_bit_whatever_memory_held(
+    name: str, tokenizer: Any, halves: tuple[Corpus, Corpus]
+) -> None:
+    lm = LM(build("llama", vocab_size=len(tokenizer)), tokenizer)
+    first = made(name, lm, halves)
+    for value in (1, 7):
+        dirt = [torch.full((size,), value, dtype=torch.int32) for size in (2, 3, 24, 40, 48, 96, 640, 1920) * 3]
+        del dirt
+        again = made(name, lm, halves)
+        for one, other in zip(first.changes, again.changes, strict=True):
+            assert one.name == other.name and torch.equal(one.after, other.after), one.name
+
+
 def test_an_edit_of_all_layers_on_a_model_in_bf16_stays_exact(tokenizer: Any, halves: tuple[Corpus, Corpus]) -> None:
     lm = LM(build("llama", vocab_size=len(tokenizer)).bfloat16(), tokenizer)
     for name in ("dampen", "noise", "memit", "leace", "revs", "concept_vector"):
