@@ -254,8 +254,10 @@ def test_controls_are_drawn_beside_every_won_cell_hollow_where_they_are_not_told
     figure = import_module("controls_figure")
     cell = {"operator": "ablate", "size": "0.02", "selection": "fisher"}
     told, unsure = [-1.0, -1.1, -0.9], [-1.0, 1.0, 0.3]
-    rows = [{"request": "people", **cell, "random": told, "norm": told, "activation": unsure},
-            {"request": "a relation", **cell, "random": told, "norm": unsure, "activation": [float("nan")] * 3}]  # fmt: skip
+    rows = [
+        {"request": "people", **cell, "random": told, "norm": told, "activation": unsure},
+        {"request": "a relation", **cell, "random": told, "norm": unsure, "activation": [float("nan")] * 3},
+    ]
     drawn = Drawn(figure.picture(rows, "KL unseen", 3))
     assert [word for word in drawn.words if word in ("people", "a relation")] == ["people", "a relation"]
     assert drawn.words.count("ablate, 2.00% by fisher") == 2
