@@ -155,6 +155,21 @@ def test_the_table_of_losses_gives_the_rise_that_is_drawn(results: Results) -> N
     assert {row[-1] for row in rows if row[0] == "npo"} == {"NaN (9 of 9)"}
 
 
+def test_pictures_are_drawn_in_the_measure_of_the_findings(results: Results) -> None:
+    """Of a model that writes no long answer exactly, lines of accuracy would lie on zero."""
+    known = [
+        r | {"value": 0.5} if (r["edit"], r["metric"]) == ("untouched", "exact_match") else r for r in results.rows
+    ]
+    other = [r | {"metric": "probability"} for r in results.rows if r["metric"] == "exact_match"]
+    for rows, words in ((known, "accuracy (exact match)"), (list(results.rows), "probability of the answer")):
+        made = comparison_pictures(Results((*rows, *other), (), results.info))
+        titles = [picture.title for picture in made]
+        assert titles[1] == f"Frontier in {words.split()[0]}" and len(titles) == 3
+        assert made[0].figure.layout.yaxis.title.text == made[0].table.columns[2] == f"forget: {words}"
+        assert made[2].figure.layout.xaxis.title.text == words or words in str(made[2].figure.layout)
+        assert made[2].caption.lower().startswith(words.split()[0])
+
+
 def test_dots_of_what_was_not_measured_are_refused(results: Results) -> None:
     with pytest.raises(InputError, match="'exact_match' was not measured at 'full'"):
         figures.dots(results.only(metrics="nll"))
