@@ -18,6 +18,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.pictures import comparison_pictures
 from neuronforget.results import Results
 from neuronforget.scores import Scores
+from neuronforget.tables import results_table
 
 
 @pytest.fixture
@@ -162,11 +163,18 @@ def test_pictures_are_drawn_in_the_measure_of_the_findings(results: Results) -> 
     ]
     other = [r | {"metric": "probability"} for r in results.rows if r["metric"] == "exact_match"]
     for rows, words in ((known, "accuracy (exact match)"), (list(results.rows), "probability of the answer")):
-        made = comparison_pictures(Results((*rows, *other), (), results.info))
+        unseen = [r | {"corpus": "forget unseen"} for r in (*rows, *other) if r["corpus"] == "forget"]
+        found = Results((*rows, *unseen, *other), (), results.info)
+        made = comparison_pictures(found)
+        assert results_table(found, "full").columns[1] == f"forget: {words}"
         titles = [picture.title for picture in made]
         assert titles[1] == f"Frontier in {words.split()[0]}" and len(titles) == 3
         assert made[0].figure.layout.yaxis.title.text == made[0].table.columns[2] == f"forget: {words}"
         assert made[2].figure.layout.xaxis.title.text == words or words in str(made[2].figure.layout)
+        assert made[2].table.columns == (
+            "edit",
+            *(f"{corpus}: {words}" for corpus in ("forget", "retain", "forget unseen")),
+        )
         assert made[2].caption.lower().startswith(words.split()[0])
 
 
