@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,24 @@ from tqdm.auto import tqdm
 from neuronforget import erase, losses
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
+from neuronforget.erase.catalogue import Operator, further
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.runs import content_key, whole_file
 
+#: The controls that are matched neuron by neuron, which take a selection of at most half of a layer.
+MATCHED = ("norm-matched 0", "activation-matched 0")
+
 
 def random_controls(lm: LM, neurons: Neurons, retain: Moments, count: int, seed: int) -> dict[str, Neurons]:
     """Return `count` random sets of equal size per layer, and one each matched in write norm and activation."""
     found = {f"random {i}": neurons.random_like(1000 * seed + i) for i in range(count)}
     with suppress(InputError):  # more than half of a layer is selected
-        found["norm-matched 0"] = neurons.norm_matched(lm, seed)
-        found["activation-matched 0"] = neurons.activation_matched(retain, seed)
+        norm, activation = MATCHED
+        found[norm] = neurons.norm_matched(lm, seed)
+        found[activation] = neurons.activation_matched(retain, seed)
     return found
 
 
@@ -66,6 +71,31 @@ def methods(
     if preferred or all(example.wrong for example in forget):
         plan |= {"dpo": train(losses.dpo)}
     return plan
+
+
+def check_audited(
+    audited: Sequence[str],
+    lm: LM,
+    forget: Corpus,
+    retain: Corpus,
+    preferred: Corpus | tuple[str, ...] | None,
+    operators: Iterable[Operator],
+    controls: int,
+    selected: int,
+) -> None:
+    """Raise InputError for an edit to audit that a comparison does not make; which neurons are selected is not known.
+
+    `selected` is how many there will be of each layer.
+    """
+    stand_in = Neurons(frozenset(), tuple(site.layer for site in lm.sites), lm.shape[1])
+    names = [f"random {i}" for i in range(controls)]
+    names += MATCHED if 2 * selected <= lm.shape[1] else ()
+    others = dict.fromkeys(names, stand_in)
+    plan = methods(lm, forget, retain, stand_in, others, preferred, steps=1, batch_size=1, seed=0)
+    places = {"@neurons": stand_in, "@random 0": others.get("random 0")}
+    plan |= further(operators, lm, forget, retain, places, {})
+    if unknown := [name for name in audited if name not in plan]:
+        raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")
 
 
 def made(

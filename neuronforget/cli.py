@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from pathlib import Path
 
 import tyro
 
@@ -23,6 +25,7 @@ COMMANDS = (demo, testbed, attribute, erase, ledger, evaluate, audit, compare, r
 def main() -> None:
     """Run the command line."""
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # the hub's retries are no news; its last word is
+    usual, warnings.formatwarning = warnings.formatwarning, _one_line
     try:
         _run(sys.argv[1:])
     except InputError as error:
@@ -34,6 +37,15 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(130)
+    finally:
+        warnings.formatwarning = usual
+
+
+def _one_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Write a warning without the line of code that it came from: on the command line nobody called it."""
+    return f"{'warning' if category is UserWarning else category.__name__}: {message}\n"
 
 
 def _run(words: list[str]) -> None:
@@ -41,6 +53,7 @@ def _run(words: list[str]) -> None:
     names = [word.partition("=")[0] for word in words if word.startswith("--") and len(word) > 2]
     if again := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise InputError(f"{again} is given twice: the first would be dropped; put all its values after one")
+    _check_named(words)
     suite = words[1].removeprefix("--") if words[:1] == ["evaluate"] and words[1:2] else ""
     if suite in SUITES:
         tyro.cli(SUITES[suite], prog=f"neuronforget evaluate {suite}", args=words[2:])
@@ -50,3 +63,10 @@ def _run(words: list[str]) -> None:
         app.command(command)
     about = "Find the neurons that carry knowledge, erase it, measure what that did."
     app.cli(prog="neuronforget", description=about, args=words)
+
+
+def _check_named(words: list[str]) -> None:
+    """Raise InputError where `evaluate` is given neither a benchmark nor a file, before it says what else it lacks."""
+    name = words[1] if words[:1] == ["evaluate"] and words[1:2] else "-"
+    if not (name.startswith("-") or name in SUITES or Path(name).suffix or Path(name).exists()):
+        raise InputError(f"no benchmark is called {name!r}, and no file; benchmarks are {', '.join(SUITES)}")

@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from neuronforget import select
 from neuronforget.arguments import checks_kinds
-from neuronforget.arms import made, methods, random_controls
+from neuronforget.arms import check_audited, made, methods, random_controls
 from neuronforget.attribution import attribute
 from neuronforget.auditing import Audit, audit
 from neuronforget.closeups import closeups
@@ -83,9 +83,10 @@ def compare(
         raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0, seed >= 0; found {found}")
     check_disjoint(forget, retain)
     check_references(lm, gold, damage, divergence)
-    select.how_many(share, lm.shape[1])
+    selected = select.how_many(share, lm.shape[1])
     for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
         lm.encode(corpus)
+    check_audited(audited, lm, forget, retain, preferred, operators, controls, selected)
     table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
     settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     recorded = {
@@ -105,8 +106,6 @@ def compare(
     own = [identity(operator) for operator in operators]
     sets = {name: sorted(where.members) for name, where in {"chosen": neurons, **others}.items()}
     work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sets, own)
-    if unknown := [name for name in audited if name not in plan]:
-        raise InputError(f"no edit to audit is called {unknown[0]!r}; there are {', '.join(plan)}")
     edits, failed = made(lm, plan, resume, work, progress)
     sample = retain.sample(measured, seed)
     results = evaluate(

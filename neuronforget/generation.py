@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.corpora import Corpus
-from neuronforget.corpora.tokens import check_batch_size, check_known, templated
+from neuronforget.corpora.tokens import check_batch_size, check_known, in_chat, templated
 from neuronforget.errors import InputError
 from neuronforget.kept import Kept
 from neuronforget.models import LM, frozen
@@ -72,8 +72,9 @@ def prompt_tokens(lm: LM, corpus: Corpus, decoding: Decoding) -> list[list[int]]
 
     Raises InputError for a prompt without a token, and one that leaves no room for the answer.
     """
-    chat, rows = corpus.template == "chat", []
+    rows = []
     for i, example in enumerate(corpus):
+        chat = in_chat(corpus, example)
         text = templated(corpus.template, example.prompt, lm.tokenizer)
         found = list(lm.tokenizer(text, add_special_tokens=not chat)["input_ids"])
         while not chat and found and found[-1] == lm.tokenizer.eos_token_id:

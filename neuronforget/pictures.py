@@ -14,6 +14,7 @@ from neuronforget.closeups import Closeups
 from neuronforget.figures.comparison import DAMAGES
 from neuronforget.figures.style import label, scopes_of
 from neuronforget.neurons import Neurons
+from neuronforget.readings import drawn_in, told_in
 from neuronforget.results import Results
 from neuronforget.scores import Scores
 from neuronforget.tables import Table, interval, results_table
@@ -30,6 +31,7 @@ FRONTIERS = {
         "Lower and further left is better: less is answered, for a smaller KL from the untouched model on retain.",
     ),
     "exact_match": ("Frontier in accuracy", "Lower and further right is better."),
+    "probability": ("Frontier in probability", "Lower and further right is better."),
 }
 LAST = 24  # tokens of a text that are drawn
 
@@ -62,8 +64,8 @@ def measured(results: Results) -> set[str]:
 
 def comparison_pictures(results: Results) -> list[Picture]:
     """Return the frontiers, and every edit at full strength: those whose numbers are all there."""
-    told = {(r["edit"], r["corpus"], r["metric"]) for r in results.rows if r["point"] == "full"}
-    if ("untouched", "forget", "exact_match") not in told:
+    told, drawn = told_in(results), drawn_in(results)
+    if drawn is None:
         return []
     about = (
         "Each line leads from the untouched model to an edit's full strength (large marker, 95% interval). "
@@ -72,23 +74,24 @@ def comparison_pictures(results: Results) -> list[Picture]:
     )
     return [
         *(
-            Picture(title, about + words, figures.frontier(results, retain_metric=metric), _sweep(results, metric))
+            Picture(title, about + words, figures.frontier(results, drawn, metric), _sweep(results, drawn, metric))
             for metric, (title, words) in FRONTIERS.items()
-            if ("untouched", "retain", metric) in told
+            if ("untouched", "retain", metric) in told and metric in (drawn, "nll", "kl_untouched")
         ),
         Picture(
             "Every edit at full strength",
-            "Accuracy with 95% bootstrap intervals over examples; unseen: phrasings that the erasure did not see. "
+            f"{'Accuracy' if drawn == 'exact_match' else 'Probability of the answer'} with 95% bootstrap intervals "
+            "over examples; unseen: phrasings that the erasure did not see. "
             "Dotted line: the gold twin.",
-            figures.dots(results),
-            results_table(results, "full", ("exact_match",)),
+            figures.dots(results, drawn),
+            results_table(results, "full", (drawn,)),
             wide=True,
         ),
     ]
 
 
-def _sweep(results: Results, metric: str) -> Table:
-    """A frontier's points: accuracy on forget, and what is drawn of retain, of every edit at every strength."""
+def _sweep(results: Results, drawn: str, metric: str) -> Table:
+    """A frontier's points: what is left of forget, and what is drawn of retain, of every edit at every strength."""
     start = results.value("untouched", "retain", metric) if metric == "nll" else None
     cells = {
         (r["edit"], r["strength"], r["corpus"], r["metric"]): interval(r)
@@ -100,11 +103,11 @@ def _sweep(results: Results, metric: str) -> Table:
     places = sorted({(edit, strength) for edit, strength, *_ in cells}, key=lambda place: (order[place[0]], place[1]))
     rows = []
     for edit, strength in places:
-        pair = (edit, strength, "forget", "exact_match"), (edit, strength, "retain", metric)
+        pair = (edit, strength, "forget", drawn), (edit, strength, "retain", metric)
         if all(key in cells for key in pair):
             rows.append((edit, f"{strength:.2f}", *(cells[key] for key in pair)))
     retain = DAMAGES["nll"] if start is not None else f"retain: {label(metric)}"
-    columns = ("edit", "strength", f"forget: {label('exact_match')}", retain)
+    columns = ("edit", "strength", f"forget: {label(drawn)}", retain)
     return Table("The points of the lines", columns, tuple(rows))
 
 

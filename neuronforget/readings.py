@@ -85,3 +85,18 @@ class Readings:
         else:
             low, high = paired[1:]
         return lower if high < 0 else higher if low > 0 else "no clear difference"
+
+
+def told_in(results: Results) -> set[tuple[str, str, str]]:
+    """Return (edit, corpus, metric) of all that was measured at full strength."""
+    return {(r["edit"], r["corpus"], r["metric"]) for r in results.rows if r["point"] == "full"}
+
+
+def drawn_in(results: Results) -> str | None:
+    """Return the measure of pictures, which is that of the sentences; None where the untouched model was not asked.
+
+    A line of zeros would show nothing: a model seldom writes a long answer exactly, whatever was erased.
+    """
+    told = told_in(results)
+    metric = Readings(results).metric if ("untouched", "forget", "exact_match") in told else "probability"
+    return metric if ("untouched", "forget", metric) in told else None

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
+from textwrap import shorten
 from urllib.parse import quote
 
 from neuronforget.arguments import checks_kinds
@@ -22,6 +23,7 @@ from neuronforget.pictures import (
     moved_pictures,
     shift_picture,
 )
+from neuronforget.readings import drawn_in
 from neuronforget.residues import residue_pictures
 from neuronforget.results import BY_EDIT, MATCHED, Results
 from neuronforget.scores import Scores
@@ -110,7 +112,7 @@ def _cards(closeups: Closeups | None) -> Section:
 
 def _checked(results: Results, metrics: set[str]) -> list[Section]:
     """What speaks for the edits beside their numbers: controls and certificates."""
-    metric = next((m for m in ("exact_match", "probability") if m in metrics), None)
+    metric = drawn_in(results) or next((m for m in ("exact_match", "probability") if m in metrics), None)
     matched = any(row["point"] == "matched" for row in results.rows)
     beside = controls_table(results, metric, "matched" if matched else "full") if metric else None
     certified = certificates_table(results.info.get("certificates", {}))
@@ -131,7 +133,8 @@ def _asked(
     """The request, in words: from which model what was to go, what to stay, and by which edits."""
     info, start = results.info, {r["corpus"]: r["n"] for r in results.rows if r["edit"] == "untouched"}
     names = {role: corpus["name"] for role, corpus in info.get("corpora", {}).items()}
-    example = f', such as: "{"".join(closeups.texts[0].tokens).strip()}"' if closeups and closeups.texts else ""
+    text = "".join(closeups.texts[0].tokens) if closeups and closeups.texts else ""
+    example = f', such as: "{shorten(text, 300, placeholder=" ...")}"' if text else ""
     scopes = {row["edit"]: row["scope"] for row in results.rows}
     kinds = Counter(scopes.values())
     target = [

@@ -72,6 +72,7 @@ def whole_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]
             yield scratch
             for path in (scratch, *scratch.rglob("*")):
                 path.chmod(0o755 if path.is_dir() else 0o644)
+            check_new(folder, replace=replace)  # another run may have written it meanwhile
             _put_in_place(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

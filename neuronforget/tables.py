@@ -9,6 +9,7 @@ from typing import Any
 
 from neuronforget.errors import InputError
 from neuronforget.figures.style import METRIC_LABELS, scopes_of, shown
+from neuronforget.readings import drawn_in
 from neuronforget.results import MATCHED, Results
 
 
@@ -24,18 +25,19 @@ class Table:
 def results_table(results: Results, point: str, metrics: Sequence[str] | None = None) -> Table:
     """Return every edit's values with intervals at one point of its frontier, references first.
 
-    Without `metrics`: exact match, probability, KL from gold and from the untouched model, and any that is not of
-    this package.
+    Without `metrics`: exact match, probability (this first where it is the measure of the findings), KL from gold and
+    from the untouched model, and any that is not of this package. Only the first is told of unseen phrasings too.
     """
     rows = results.at(point)
     measured = list(dict.fromkeys(r["metric"] for r in rows))
     own = [m for m in measured if m not in METRIC_LABELS]
     if metrics is None:
-        metrics = ("exact_match", "probability", *own, "kl_gold", "kl_untouched")
+        first = drawn_in(results) or "exact_match"
+        metrics = tuple(dict.fromkeys((first, "exact_match", "probability", *own, "kl_gold", "kl_untouched")))
     names = [m for m in metrics if m in measured] or measured
     corpora = list(dict.fromkeys(r["corpus"] for r in rows))
     found = {(r["corpus"], r["metric"]) for r in rows}
-    columns = [(c, m) for m in names for c in corpora if (c, m) in found and (m == "exact_match" or "unseen" not in c)]
+    columns = [(c, m) for m in names for c in corpora if (c, m) in found and (m == names[0] or "unseen" not in c)]
     cells = {(r["edit"], r["corpus"], r["metric"]): r for r in rows}
     strengths = {r["edit"]: r["strength"] for r in rows}
     body = []

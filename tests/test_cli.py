@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -456,6 +457,32 @@ def test_a_metric_of_ones_own_is_measured_beside_the_built_in_ones(
         words = ["--out", tmp_path / "none", "--metrics", name]
         assert run(monkeypatch, "evaluate", edit, *data(bed), *words) == 2
         assert f"no function {name!r}" in capfd.readouterr().err and not (tmp_path / "none").exists()
+
+
+def test_a_warning_is_one_line_without_code(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def says(_words: list[str]) -> None:
+        print(warnings.formatwarning("9 values round away", UserWarning, "_calling.py", 255), end="")
+
+    usual = warnings.formatwarning
+    monkeypatch.setattr("neuronforget.cli._run", says)
+    assert run(monkeypatch, "erase") == 0 and capfd.readouterr().out == "warning: 9 values round away\n"
+    assert warnings.formatwarning is usual
+
+
+def test_what_is_neither_a_benchmark_nor_a_file_is_named_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "evaluate", "toffu", "--model", "m", "--out", tmp_path / "out") == 2
+    assert "no benchmark is called 'toffu', and no file; benchmarks are tofu, " in capfd.readouterr().err
+
+
+def test_a_comparison_looks_at_its_folder_before_it_reads_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").touch()
+    words = ["--model", tmp_path / "none", "--forget", "none", "--retain", "none", "--out", tmp_path]
+    assert run(monkeypatch, "compare", *words) == 2
+    assert "exists and is not empty" in capfd.readouterr().err
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones(

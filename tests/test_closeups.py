@@ -15,7 +15,7 @@ from beds import bed
 
 import neuronforget as nf
 from neuronforget import figures
-from neuronforget.closeups import CARDS, Closeups, closeups, highlights, neuron_cards
+from neuronforget.closeups import CARDS, Closeups, _piece, _up_to, closeups, highlights, neuron_cards
 from neuronforget.corpora import encode
 from neuronforget.errors import InputError
 from neuronforget.metrics import neuron_shift
@@ -72,6 +72,24 @@ def test_a_highlight_is_the_slope_of_the_loss_as_the_neurons_fade(found: Any) ->
             slope = (loss(place, 1e-2) - loss(place, -1e-2)) / 2e-2
             assert light.values[place] == pytest.approx(slope, rel=3e-3, abs=1e-4)
         assert light.values[-1] == 0  # nothing comes after the last token
+
+
+def test_the_tokens_of_a_highlight_are_the_text() -> None:
+    """Llama's tokenizer takes the blank off a word that is decoded alone: joined, such words would run together."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<s>", "\u2581One", "\u2581day", ",", "\u2581she", "\u2581sa", "w", "<0xC3>", "<0xA9>", "\u2581", "."]
+    base = Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [], byte_fallback=True))
+    base.pre_tokenizer = pre_tokenizers.Metaspace()
+    base.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    own = nf.LM(bed().lm.model, PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>"))
+    ids = [1, 2, 3, 4, 5, 6, 9, 7, 8, 10]
+    assert [_piece(own, ids, at) for at in range(6)] == ["One", " day", ",", " she", " sa", "w"]
+    assert _up_to(own, ids, 3) == ("One day,", " she")
+    assert own.tokenizer.decode(ids[:6]) == "".join(_piece(own, ids, at) for at in range(6))
 
 
 def test_a_card_says_what_its_neuron_does_and_what_was_done_to_it(found: Any) -> None:

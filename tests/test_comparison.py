@@ -20,8 +20,8 @@ from neuronforget.results import Results
 def compare(**settings: Any) -> Comparison:
     made = bed()
     return nf.compare(
-        made.lm, made.forget, made.retain, gold=made.gold, truth=made.truth, share=0.1, progress=False,
-        **{"preferred": made.refusals, "steps": 3, "measured": 16, "audited": (), **settings},
+        made.lm, made.forget, made.retain, gold=made.gold, truth=made.truth, progress=False,
+        **{"share": 0.1, "preferred": made.refusals, "steps": 3, "measured": 16, "audited": (), **settings},
     )  # fmt: skip
 
 
@@ -116,8 +116,26 @@ def test_an_edit_that_cannot_be_audited_is_named(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr("neuronforget.comparing.audit", fails)
     assert "Not audited: ablate (no luck)." in compare(audited=("ablate",), **BRIEF).findings
-    with pytest.raises(InputError, match="no edit to audit is called 'nonesuch'; there are ablate, "):
-        compare(audited=("nonesuch",), **BRIEF)
+
+
+def test_a_name_that_no_edit_has_is_refused_before_anything_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neuronforget.comparing.record", lambda *_, **__: pytest.fail("it was recorded"))
+    unknown = "no edit to audit is called '{}'; there are ablate, "
+    for name, settings in (
+        ("nonesuch", {}), ("memit", {}), ("ablate@random 1", {"controls": 1}), ("dpo", {"preferred": None}),
+        ("ablate@norm-matched 0", {"share": 0.6}),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=unknown.format(name)):
+            compare(audited=(name,), **{**BRIEF, **settings})
+    monkeypatch.setattr("neuronforget.comparing.record", lambda *_, **__: (_ for _ in ()).throw(KeyError("recorded")))
+    for name, settings in (
+        ("memit", {"operators": (nf.erase.memit,)}),
+        ("dampen@random 0", {"operators": (nf.erase.dampen,), "controls": 1}),
+        ("dpo", {"preferred": bed().refusals}),
+        ("ablate@norm-matched 0", {"share": 0.5}),
+    ):
+        with pytest.raises(KeyError, match="recorded"):
+            compare(audited=(name,), **{**BRIEF, **settings})
 
 
 def test_the_comparison_is_written_whole(found: Comparison, tmp_path: Path) -> None:

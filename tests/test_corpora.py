@@ -222,11 +222,17 @@ def test_a_template_wraps_the_prompt_and_not_plain_text(tokenizer: Any) -> None:
 def test_the_chat_template_comes_from_the_tokenizer(tokenizer: Any) -> None:
     with pytest.raises(InputError, match="no chat template"):
         encode(Corpus((Example("Who?", "Ida"),), template="chat"), tokenizer)
-    import copy
-
     chat = copy.deepcopy(tokenizer)
     chat.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
     assert pieces(Corpus((Example("Who?", "Ida"),), template="chat"), chat) == [("<user>Who?<reply>", "Ida")]
+
+
+def test_plain_text_in_a_chat_corpus_keeps_the_tokenizers_own_bos(bos_tokenizer: Any) -> None:
+    chat = copy.deepcopy(bos_tokenizer)
+    chat.chat_template = "{% for m in messages %}<s> {{ m.content }} is{% endfor %}"
+    prompted, plain = encode(Corpus((Example("Ida", " Falk"), Example("", "Ida Falk")), template="chat"), chat)
+    assert prompted.ids == (0, 2, 4, 3)  # the template has its own
+    assert (plain.ids, plain.answer_start) == ((0, 2, 3), 1)
 
 
 def test_the_last_token_of_the_subject_is_found(bos_tokenizer: Any) -> None:

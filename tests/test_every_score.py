@@ -56,6 +56,25 @@ def test_every_score_measures_every_family(family: str, pair: tuple[Corpus, Corp
         assert bool((found.values.std(1) > 1e-9).all()), f"{name} is the same for all neurons of a layer"
 
 
+def test_a_contrast_is_known_for_one_however_it_was_made(lm: LM, pair: tuple[Corpus, Corpus]) -> None:
+    recorded = [nf.record(lm, corpus, per_example=True, progress=False) for corpus in pair]
+    for name in SCORES:
+        score = partial(getattr(scores, name), **FEW.get(name, {}))
+        if name in MOMENTS:
+            found = score(*recorded)
+            assert found.info["retain"]["corpus"] == "retain", name
+        else:
+            found = score(lm, *pair, batch_size=2, progress=False)
+            assert found.info["retain"] is not None, name
+    fisher, effect = scores.fisher, scores.grad_x_act
+    assert fisher(recorded[0]).info["retain"] is None
+    with pytest.raises(InputError, match="of one corpus"):
+        nf.select.ratio(fisher(*recorded), fisher(recorded[1]))
+    for contrast in (effect(*recorded), scores.exact(lm, *pair, batch_size=2, position=-1, progress=False)):
+        with pytest.raises(InputError, match="is a contrast of two corpora"):
+            nf.select.retain_budget(contrast, effect(recorded[1]), 0.1)
+
+
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("what", ["weight", "activation"])
 def test_a_model_that_overflows_is_named_as_the_cause(

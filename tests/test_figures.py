@@ -18,6 +18,7 @@ from neuronforget.neurons import Neurons
 from neuronforget.pictures import comparison_pictures
 from neuronforget.results import Results
 from neuronforget.scores import Scores
+from neuronforget.tables import results_table
 
 
 @pytest.fixture
@@ -153,6 +154,28 @@ def test_the_table_of_losses_gives_the_rise_that_is_drawn(results: Results) -> N
     broken = [r | {"value": float("nan"), "nan": 9} if r["edit"] == "npo" else r for r in results.rows]
     rows = comparison_pictures(Results(tuple(broken), (), results.info))[0].table.rows
     assert {row[-1] for row in rows if row[0] == "npo"} == {"NaN (9 of 9)"}
+
+
+def test_pictures_are_drawn_in_the_measure_of_the_findings(results: Results) -> None:
+    """Of a model that writes no long answer exactly, lines of accuracy would lie on zero."""
+    known = [
+        r | {"value": 0.5} if (r["edit"], r["metric"]) == ("untouched", "exact_match") else r for r in results.rows
+    ]
+    other = [r | {"metric": "probability"} for r in results.rows if r["metric"] == "exact_match"]
+    for rows, words in ((known, "accuracy (exact match)"), (list(results.rows), "probability of the answer")):
+        unseen = [r | {"corpus": "forget unseen"} for r in (*rows, *other) if r["corpus"] == "forget"]
+        found = Results((*rows, *unseen, *other), (), results.info)
+        made = comparison_pictures(found)
+        assert results_table(found, "full").columns[1] == f"forget: {words}"
+        titles = [picture.title for picture in made]
+        assert titles[1] == f"Frontier in {words.split()[0]}" and len(titles) == 3
+        assert made[0].figure.layout.yaxis.title.text == made[0].table.columns[2] == f"forget: {words}"
+        assert made[2].figure.layout.xaxis.title.text == words or words in str(made[2].figure.layout)
+        assert made[2].table.columns == (
+            "edit",
+            *(f"{corpus}: {words}" for corpus in ("forget", "retain", "forget unseen")),
+        )
+        assert made[2].caption.lower().startswith(words.split()[0])
 
 
 def test_dots_of_what_was_not_measured_are_refused(results: Results) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from neuronforget.errors import InputError
 from neuronforget.runs import whole_folder
 
 
@@ -41,3 +42,12 @@ def test_an_interruption_while_a_folder_is_replaced_loses_neither(
     assert [path.name for path in folder.iterdir()] == [left]
     if left == "old":
         assert [path.name for path in tmp_path.iterdir()] == ["ledger"], "nothing half-written lies about"
+
+
+def test_a_folder_that_another_run_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    with pytest.raises(InputError, match="exists and is not empty"), whole_folder(folder) as scratch:
+        (scratch / "second").touch()
+        folder.mkdir()
+        (folder / "first").touch()
+    assert [path.name for path in folder.iterdir()] == ["first"] and [*tmp_path.iterdir()] == [folder]

@@ -75,6 +75,7 @@ def test_a_ratio_takes_what_forget_needs_ten_times_as_much() -> None:
         ((contrast, retain), 1.0, "of one corpus"),
         ((scored([[-1, 0, 0, 0, 0, 0]]), retain), 1.0, "unsigned"),
         ((scored([[1] * 6]), scored([[1] * 6])), 1.0, "lower alpha"),
+        ((replace(forget, name="fisher"), retain), 1.0, "one score on two corpora; found 'fisher' and 'test'"),
         ((forget, scored([[1] * 6, [1] * 6])), 1.0, "different models"),
     ):
         with pytest.raises(InputError, match=message):

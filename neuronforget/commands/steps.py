@@ -145,7 +145,7 @@ def evaluate(
     *,
     out: Folder,
     gold: str | None = None,
-    damage: float = 0.05,
+    damage: float | None = 0.05,
     divergence: float | None = 0.05,
     metrics: tuple[str, ...] = (),
     batch_size: int = 64,
@@ -160,7 +160,7 @@ def evaluate(
         edits: Files written by `erase`.
         out: New folder for the results.
         gold: Checkpoint of a model that never knew, where there is one.
-        damage: Rise of the retain loss (nats a token) at which methods are matched.
+        damage: Rise of the retain loss (nats a token) at which methods are matched, or None.
         divergence: KL from the untouched model on retain (nats a token) at which they are matched too, or None.
         metrics: Further metrics of each example: names in neuronforget.metrics, or module:function.
         batch_size: Examples in a forward pass.

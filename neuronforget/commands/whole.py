@@ -129,8 +129,10 @@ def compare(
     from neuronforget import scores as table
     from neuronforget.erase import OPERATORS
     from neuronforget.models import load
+    from neuronforget.runs import check_new
     from neuronforget.testbed import Testbed
 
+    check_new(out)
     settings: dict[str, Any] = {"score": named(score, table), "audited": audited, "share": share, "steps": steps}
     settings |= {"operators": tuple(named(operator, OPERATORS) for operator in operators)}
     settings |= {"tap": tap, "batch_size": batch_size, "seed": seed}

@@ -95,7 +95,7 @@ def check_known(ids: Sequence[int], where: str, tokenizer: Any, known: int | Non
 
 
 def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, where: str) -> Encoded:
-    chat = corpus.template == "chat"
+    chat = in_chat(corpus, example)
     prompt = templated(corpus.template, example.prompt, tokenizer)
     if chat:
         answer = example.answer
@@ -122,6 +122,11 @@ def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, wh
         )
     last = min(ends[-1] if ends else start - 1, start - 1)
     return Encoded(index, tuple(ids), start, max(last, 0))
+
+
+def in_chat(corpus: Corpus, example: Example) -> bool:
+    """Is the example put in the tokenizer's chat template, which has a BOS of its own? Plain text is in none."""
+    return corpus.template == "chat" and bool(example.prompt)
 
 
 def templated(template: str | None, prompt: str, tokenizer: Any) -> str:

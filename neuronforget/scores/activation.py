@@ -11,7 +11,7 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Contrast, Scores, both, contrasted, floor
+from neuronforget.scores.scores import Contrast, Scores, both, contrasted, floor, sources
 
 Importance = Literal["freq", "abs", "rms", "std"]
 
@@ -27,7 +27,9 @@ def activation_gap(
     """
     if scale == "mean":
         values, _ = contrasted(both(lambda m: m["mean"], forget, retain), "difference")
-        return Scores(values, "activation_gap", "positive: more active on forget", forget.layers)
+        return Scores(
+            values, "activation_gap", "positive: more active on forget", forget.layers, info=sources(forget, retain)
+        )
     if scale not in ("cohen", "welch"):
         raise InputError(f"unknown scale {scale!r}: use 'mean', 'cohen' or 'welch'")
     if retain is None:
@@ -46,6 +48,7 @@ def activation_gap(
         f"activation_gap:{scale}",
         "positive: more active on forget",
         forget.layers,
+        info=sources(forget, retain),
     )
 
 
@@ -59,7 +62,8 @@ def activation_ratio(forget: Moments, retain: Moments | None = None, *, importan
     if retain is None:
         raise InputError("activation_ratio compares two corpora: give retain moments too")
     values, _ = contrasted(both(lambda m: _importance(m, importance), forget, retain), "ratio")
-    return Scores(values, f"activation_ratio:{importance}", "large: more active on forget", forget.layers)
+    name, sign = f"activation_ratio:{importance}", "large: more active on forget"
+    return Scores(values, name, sign, forget.layers, info=sources(forget, retain))
 
 
 @checks_kinds
@@ -79,7 +83,8 @@ def activation_entropy(forget: Moments, retain: Moments | None = None, *, least:
     specific = (math.log(2) + torch.special.xlogy(shares, shares).sum(0)).clamp_min(0)
     counted = rates.amax(0) >= max(least, torch.finfo(rates.dtype).tiny)
     values = torch.where(counted, specific * (rates[0] - rates[1]).sign(), 0.0)
-    return Scores(values, "activation_entropy", "positive: fires on forget only, negative: on retain", forget.layers)
+    sign = "positive: fires on forget only, negative: on retain"
+    return Scores(values, "activation_entropy", sign, forget.layers, info=sources(forget, retain))
 
 
 @checks_kinds
@@ -89,14 +94,15 @@ def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast:
     The difference is the default contrast: in a ratio the norm cancels, which is `activation_ratio`.
     """
     score, _ = contrasted(both(lambda m: _importance(m, "abs") * m.norms["l2"], forget, retain), contrast)
-    return Scores(score, "activation_norm", "positive: writes more on forget", forget.layers)
+    sign = "positive: writes more on forget"
+    return Scores(score, "activation_norm", sign, forget.layers, info=sources(forget, retain))
 
 
 @checks_kinds
 def wanda(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
     """Score `||w_j||_1 sqrt(mean a^2)` (Wanda, Sun et al. 2024, arXiv:2306.11695, by neuron)."""
     score, _ = contrasted(both(lambda m: m.rms * m.norms["l1"], forget, retain), contrast)
-    return Scores(score, "wanda", "large: writes more on forget", forget.layers)
+    return Scores(score, "wanda", "large: writes more on forget", forget.layers, info=sources(forget, retain))
 
 
 def _importance(moments: Moments, kind: Importance) -> Tensor:

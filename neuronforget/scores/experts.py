@@ -20,7 +20,7 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError, not_finite
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Scores, both, check_same, reads_examples
+from neuronforget.scores.scores import Scores, both, check_same, reads_examples, sources
 
 Measure = Literal["auroc", "ap"]
 Response = Literal["signed", "magnitude"]
@@ -89,7 +89,7 @@ def expert(
         raise InputError(f"measure is 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}")
     name, error = f"expert:{measure}" + (":magnitude" if response == "magnitude" else ""), None
     if isinstance(forget, Moments) and isinstance(retain, Moments):
-        found = both(peaks_of, forget, retain)
+        found, about = both(peaks_of, forget, retain), sources(forget, retain)
         pair = [x if response == "signed" else x.abs() for x in found if x is not None]
         _check_examples(*(len(x) for x in pair))
         by_layer = list(zip(*(x.unbind(1) for x in pair), strict=True))  # one layer at a time: memory
@@ -99,10 +99,10 @@ def expert(
             values = torch.stack([average_precision(*x) for x in by_layer])
     elif isinstance(forget, PeakCounts) and isinstance(retain, PeakCounts):
         check_same((forget.layers, forget.counts), (retain.layers, retain.counts))
-        values = _from_counts(forget, retain, measure, response)
+        values, about = _from_counts(forget, retain, measure, response), {"forget": {}, "retain": {}}
     else:
         raise InputError("give moments of both corpora, or peak counts of both")
-    return Scores(values, name, SIGNS[measure], forget.layers, error)
+    return Scores(values, name, SIGNS[measure], forget.layers, error, about)
 
 
 def peaks_of(moments: Moments) -> Float[Tensor, "example layer neuron"]:

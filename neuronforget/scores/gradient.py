@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Contrast, Scores, both, contrasted
+from neuronforget.scores.scores import Contrast, Scores, both, contrasted, sources
 
 SIGN = "positive: ablating it is predicted to raise the forget loss"
 
@@ -19,7 +19,7 @@ SIGN = "positive: ablating it is predicted to raise the forget loss"
 def grad_x_act(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
     """Score `-sum_t a g`: the first-order loss change of zero ablation (attribution patching, Nanda 2023)."""
     values, error = contrasted(both(lambda m: -_mean(m, "s"), forget, retain), contrast, _errors(forget, retain))
-    return Scores(values, "grad_x_act", SIGN, forget.layers, error)
+    return Scores(values, "grad_x_act", SIGN, forget.layers, error, sources(forget, retain))
 
 
 @checks_kinds
@@ -29,7 +29,7 @@ def mean_patch(forget: Moments, retain: Moments | None = None, *, contrast: Cont
     values, error = contrasted(
         both(lambda m: mu * _mean(m, "u") - _mean(m, "s"), forget, retain), contrast, _errors(forget, retain, mu)
     )
-    return Scores(values, "mean_patch", SIGN, forget.layers, error)
+    return Scores(values, "mean_patch", SIGN, forget.layers, error, sources(forget, retain))
 
 
 @checks_kinds
@@ -39,7 +39,8 @@ def fisher(forget: Moments, retain: Moments | None = None, *, contrast: Contrast
     Unsigned: a large value says that the loss depends on the neuron, not in which direction.
     """
     values, _ = contrasted(both(lambda m: _mean(m, "s2"), forget, retain), contrast)
-    return Scores(values, "fisher", "large: the forget loss depends on it", forget.layers)
+    sign = "large: the forget loss depends on it"
+    return Scores(values, "fisher", sign, forget.layers, info=sources(forget, retain))
 
 
 @checks_kinds
@@ -50,7 +51,7 @@ def snip(forget: Moments, retain: Moments | None = None, *, contrast: Contrast =
     """
     values, error = contrasted(both(lambda m: _mean(m, "s"), forget, retain), contrast, _errors(forget, retain))
     sign = "negative: ablating it is predicted to raise the forget loss"
-    return Scores(values, "snip", sign, forget.layers, error, end="low")
+    return Scores(values, "snip", sign, forget.layers, error, sources(forget, retain), end="low")
 
 
 def _mean(moments: Moments, name: str) -> Tensor:

@@ -154,9 +154,11 @@ class _Gating:
             fits = [self.fit(name, start, gates, rows)] if self.objective == "erase" else []
             fits = fits or [self.fit(name, start, gates, [row]) for row in rows]
         values = -fits[0] if self.objective == "erase" else fits[0] - sum(fits[1:])
-        info = {"objective": self.objective, "sparsity": self.sparsity, "steps": self.plan.steps, "lr": self.plan.lr}
+        info: dict[str, Any] = {"objective": self.objective, "sparsity": self.sparsity}
+        info |= {"steps": self.plan.steps, "lr": self.plan.lr}
         info |= {"alpha": self.alpha} if self.objective == "erase" else {}
         info |= {"seed": self.plan.seed, "batch_size": self.batch_size}
+        info |= {"forget": {}, "retain": None if retain is None else {}}
         return Scores(
             values, f"{name}:{self.objective}", SIGNS[self.objective].format(start=-start), layers, None, info
         )

@@ -54,7 +54,8 @@ def over_examples(
     (forget, error), (retain, error_r) = (*found, (None, None))[:2]
     assert forget is not None  # a corpus is never empty
     values, error = contrasted((forget, retain), contrast, (error, error_r))
-    return Scores(values, name, sign, tuple(site.layer for site in lm.sites), error, info or {})
+    about = {"forget": {}, "retain": {} if len(parts) > 1 else None, **(info or {})}
+    return Scores(values, name, sign, tuple(site.layer for site in lm.sites), error, about)
 
 
 def _mean_and_error(

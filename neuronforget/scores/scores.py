@@ -123,6 +123,11 @@ def both(measure: Callable[[Moments], Tensor], forget: Moments, retain: Moments 
     return measure(forget), measure(retain)
 
 
+def sources(forget: Moments, retain: Moments | None) -> dict[str, Any]:
+    """Return what a score of moments carries in `info`: its recordings, so that a contrast is known for one."""
+    return {"forget": forget.info, "retain": None if retain is None else retain.info}
+
+
 def contrasted(
     pair: tuple[Tensor, Tensor | None],
     contrast: Contrast,

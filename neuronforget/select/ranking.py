@@ -62,8 +62,8 @@ def percentile(scores: Scores, q: float, *, by: By = "value") -> Neurons:
 def ratio(forget: Scores, retain: Scores, alpha: float = 10.0) -> Neurons:
     """Select where forget depends on a neuron more than `alpha` times as much as retain does (SSD, Foster et al. 2024).
 
-    Both are unsigned scores of one corpus each, not contrasts: `fisher(moments)` of forget, and of retain. Raises
-    InputError for others, and where no neuron is so specific.
+    Both are the same unsigned score of one corpus each, not contrasts: `fisher(moments)` of forget, and of retain.
+    Raises InputError for others, for two that do not measure the same, and where no neuron is so specific.
     """
     check_same((forget.layers, forget.values), (retain.layers, retain.values))
     if not 0 < alpha < math.inf:
@@ -71,6 +71,8 @@ def ratio(forget: Scores, retain: Scores, alpha: float = 10.0) -> Neurons:
     for scores in (forget, retain):
         if scores.info.get("retain") is not None or scores.values.min() < 0:
             raise InputError(f"ratio needs an unsigned score of one corpus, such as fisher(moments); found {scores!r}")
+    if forget.name != retain.name:
+        raise InputError(f"ratio compares one score on two corpora; found {forget.name!r} and {retain.name!r}")
     mask = forget.values > alpha * retain.values
     if not mask.any():
         raise InputError(f"no neuron has a {forget.name} over {alpha:g} times that on retain: lower alpha")
