@@ -41,6 +41,9 @@ def attribute(
     stream where a score runs the model.
     """
     pair = disjoint(forget, retain) if retain is not None else (forget,)
+    for source in pair:  # what does not fit the model is said before the work, not after half of it
+        if isinstance(source, Corpus):
+            lm.encode(source)
     if needs(score) == "model":
         whole = [_whole(source, score) for source in pair]
         if resume is not None:

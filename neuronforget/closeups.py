@@ -16,6 +16,7 @@ from torch import Tensor
 from neuronforget.auditing.cases import Subject
 from neuronforget.auditing.neurons import written
 from neuronforget.corpora import Batch, Corpus
+from neuronforget.corpora.tokens import piece
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError, reading
 from neuronforget.likelihood import answer_nll
@@ -139,7 +140,7 @@ def highlights(lm: LM, corpus: Corpus, neurons: Neurons, *, batch_size: int = 64
                 total -= (a.double() * g.double()).sum(-1).cpu()
             for place, i in enumerate(batch.index):
                 ids = rows[i].ids
-                said = tuple(_piece(lm, ids, at) for at in range(len(ids)))
+                said = tuple(piece(lm.tokenizer, ids, at) for at in range(len(ids)))
                 found[i] = Highlight(said, tuple(total[place, : len(ids)].tolist()))
     return tuple(found[i] for i in range(len(rows)))
 
@@ -215,15 +216,7 @@ def _peaks(act: Float[Tensor, "example token"], batch: Batch) -> list[tuple[floa
 
 def _up_to(lm: LM, ids: Sequence[int], place: int) -> tuple[str, str]:
     """The text before a token, and the token."""
-    return lm.tokenizer.decode(list(ids[max(0, place - AROUND) : place])), _piece(lm, ids, place)
-
-
-def _piece(lm: LM, ids: Sequence[int], place: int) -> str:
-    """What a token adds to the text: alone, Llama's tokenizer would take off the blank before a word."""
-    before, both = (lm.tokenizer.decode(list(ids[max(0, place - 1) : end])) for end in (place, place + 1))
-    if place and both.startswith(before):  # else bytes of one letter
-        return both[len(before) :]
-    return lm.tokenizer.decode([ids[place]])
+    return lm.tokenizer.decode(list(ids[max(0, place - AROUND) : place])), piece(lm.tokenizer, ids, place)
 
 
 def _frozen(values: Any) -> Any:

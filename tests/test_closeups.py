@@ -15,8 +15,9 @@ from beds import bed
 
 import neuronforget as nf
 from neuronforget import figures
-from neuronforget.closeups import CARDS, Closeups, _piece, _up_to, closeups, highlights, neuron_cards
+from neuronforget.closeups import CARDS, Closeups, _up_to, closeups, highlights, neuron_cards
 from neuronforget.corpora import encode
+from neuronforget.corpora.tokens import piece
 from neuronforget.errors import InputError
 from neuronforget.metrics import neuron_shift
 from neuronforget.pictures import closeup_pictures, moved_pictures
@@ -87,9 +88,10 @@ def test_the_tokens_of_a_highlight_are_the_text() -> None:
     )
     own = nf.LM(bed().lm.model, PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>"))
     ids = [1, 2, 3, 4, 5, 6, 9, 7, 8, 10]
-    assert [_piece(own, ids, at) for at in range(6)] == ["One", " day", ",", " she", " sa", "w"]
+    assert [piece(own.tokenizer, ids, at) for at in range(6)] == ["One", " day", ",", " she", " sa", "w"]
     assert _up_to(own, ids, 3) == ("One day,", " she")
-    assert own.tokenizer.decode(ids[:6]) == "".join(_piece(own, ids, at) for at in range(6))
+    assert [piece(own.tokenizer, [1, token], 1) for token in (2, 3, 6)] == [" day", ",", "w"]
+    assert own.tokenizer.decode(ids[:6]) == "".join(piece(own.tokenizer, ids, at) for at in range(6))
 
 
 def test_a_card_says_what_its_neuron_does_and_what_was_done_to_it(found: Any) -> None:

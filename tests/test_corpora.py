@@ -6,6 +6,8 @@ import copy
 import gzip
 import json
 import os
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +213,19 @@ def test_the_tokenizers_own_bos_is_kept_and_its_eos_dropped(bos_tokenizer: Any) 
     assert plain.ids == (0, 2, 3) and plain.answer_start == 1
     (ended,) = encode(Corpus((Example("Ida", "Falk"),), eos=True), bos_tokenizer)
     assert ended.ids == (0, 2, 3, 1)
+
+
+def test_two_blanks_and_two_bos_are_warned_of(bos_tokenizer: Any) -> None:
+    rows = [("The sun was", "shining"), ("The sun was ", "shining"), ("The sun was", " shining")]
+    corpus = Corpus(tuple(Example(*row) for row in rows), "mine")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(corpus, bos_tokenizer)
+    twice = replace(corpus, examples=(*corpus.examples, Example("The sun was ", " shining")))
+    with pytest.warns(match="'mine': 1 prompts end and their answers begin with a blank"):
+        encode(twice, bos_tokenizer)
+    with pytest.warns(match="'mine': 3 examples begin with two BOS"):
+        encode(replace(corpus, template=f"{bos_tokenizer.bos_token}{{prompt}}"), bos_tokenizer)
 
 
 def test_a_template_wraps_the_prompt_and_not_plain_text(tokenizer: Any) -> None:

@@ -113,3 +113,14 @@ def test_a_score_of_ones_own_must_score_the_models_neurons(lm: LM, pair: tuple[C
     for message, score in wrong.items():
         with pytest.raises(InputError, match=message):
             nf.attribute(lm, *pair, score=score, tap="torch_hooks", progress=False)
+
+
+def test_a_row_that_does_not_fit_is_found_before_the_other_corpus_is_recorded(
+    pair: tuple[Corpus, Corpus], tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = LM(build("llama", vocab_size=len(tokenizer)), tokenizer)
+    long = Corpus.from_rows([{"prompt": "Ida Falk " * 80, "answer": "baker"}], name="long")
+    monkeypatch.setattr(type(lm.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    for score in (scores.grad_x_act, scores.exact):
+        with pytest.raises(InputError, match=r"corpus 'long', example 0 .* the model holds 64"):
+            nf.attribute(lm, pair[0], long, score=score, progress=False)

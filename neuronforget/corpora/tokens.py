@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from neuronforget.corpora.corpus import Corpus, Example
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, warn
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def encode(
     """Tokenise every example, counted from `first`.
 
     Raises InputError for an empty answer, a sequence over `max_length` tokens, and a token that is none of the `known`
-    first ones.
+    first ones. Warns of two blanks between prompt and answer, and of two BOS: no model was trained on these.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("this tokenizer has no character offsets: load the model with its fast tokenizer")
@@ -81,7 +81,16 @@ def encode(
             raise InputError(f"{where}: {size} tokens, the model holds {max_length}; shorten it or set max_tokens")
         check_known(row.ids, where, tokenizer, known)
         rows.append(row)
+    _warn_of_twice(corpus, rows, tokenizer.bos_token_id)
     return rows
+
+
+def _warn_of_twice(corpus: Corpus, rows: Sequence[Encoded], bos: int | None) -> None:
+    blanks = sum(e.prompt.endswith(" ") and e.answer.startswith(" ") for e in corpus)
+    if blanks and corpus.template is None:
+        warn(f"corpus {corpus.name!r}: {blanks} prompts end and their answers begin with a blank: take one off")
+    if bos is not None and (marks := sum(row.ids[:2] == (bos, bos) for row in rows)):
+        warn(f"corpus {corpus.name!r}: {marks} examples begin with two BOS: the tokenizer adds one, leave out your own")
 
 
 def check_known(ids: Sequence[int], where: str, tokenizer: Any, known: int | None) -> None:
@@ -127,6 +136,15 @@ def _encode_one(corpus: Corpus, example: Example, index: int, tokenizer: Any, wh
 def in_chat(corpus: Corpus, example: Example) -> bool:
     """Is the example put in the tokenizer's chat template, which has a BOS of its own? Plain text is in none."""
     return corpus.template == "chat" and bool(example.prompt)
+
+
+def piece(tokenizer: Any, ids: Sequence[int], place: int) -> str:
+    """Return what the token at `place` adds to the text before it.
+
+    Decoded alone, a word of Llama's tokenizers lacks its blank. One of the bytes of a letter is decoded alone all the same.
+    """
+    before, both = (tokenizer.decode(list(ids[max(0, place - 1) : end])) for end in (place, place + 1))
+    return both[len(before) :] if place and both.startswith(before) else str(tokenizer.decode([ids[place]]))
 
 
 def templated(template: str | None, prompt: str, tokenizer: Any) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
+from neuronforget.corpora.tokens import piece
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 
@@ -42,6 +43,11 @@ def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[Top
     unembedding, sites = unembedding_of(lm), {site.layer: site for site in lm.sites}
     if not 1 <= k <= len(unembedding):
         raise InputError(f"k is the number of tokens: 1 to {len(unembedding)}, found {k}")
+    word = lm.tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+
+    def said(token: int) -> str:
+        return piece(lm.tokenizer, [*word, token], len(word))  # within a text, so that a word keeps its blank
+
     found = []
     for layer, j in neurons:
         if layer not in sites or not 0 <= j < lm.shape[1]:
@@ -50,9 +56,9 @@ def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[Top
         vector = lm.parameters[write.name].select(write.dim, j + write.offset)
         logits = unembedding.float() @ vector.to(unembedding.device).float()
         up, down = logits.topk(k), (-logits).topk(k)
-        promoted = [(lm.tokenizer.decode([i]), v) for i, v in zip(up.indices.tolist(), up.values.tolist(), strict=True)]
-        ends = zip(down.indices.tolist(), down.values.tolist(), strict=True)
-        found.append(TopTokens(layer, j, tuple(promoted), tuple((lm.tokenizer.decode([i]), -v) for i, v in ends)))
+        ends = [(top.indices.tolist(), top.values.tolist()) for top in (up, down)]
+        promoted, suppressed = [[(said(i), v) for i, v in zip(*end, strict=True)] for end in ends]
+        found.append(TopTokens(layer, j, tuple(promoted), tuple((token, -v) for token, v in suppressed)))
     return found
 
 
