@@ -141,7 +141,7 @@ def in_chat(corpus: Corpus, example: Example) -> bool:
 def piece(tokenizer: Any, ids: Sequence[int], place: int) -> str:
     """Return what the token at `place` adds to the text before it.
 
-    Decoded alone, a word of Llama's tokenizers lacks its blank. One of the bytes of a letter is decoded alone all the same.
+    Decoded alone a word of Llama's tokenizers lacks its blank; one byte of a letter is decoded alone all the same.
     """
     before, both = (tokenizer.decode(list(ids[max(0, place - 1) : end])) for end in (place, place + 1))
     return both[len(before) :] if place and both.startswith(before) else str(tokenizer.decode([ids[place]]))
