@@ -9,6 +9,7 @@ from neuronforget import figures
 from neuronforget.auditing import Audit
 from neuronforget.auditing.cases import EDITED
 from neuronforget.auditing.relearning import EVERY
+from neuronforget.figures.style import METRIC_LABELS
 from neuronforget.pictures import Picture
 from neuronforget.tables import Table
 
@@ -20,7 +21,7 @@ class Drawn:
     title: str
     words: str
     across: str
-    up: str
+    up: str = ""  # what the audit measures answers by
     step: int = 1
     top: float | None = None
 
@@ -31,17 +32,15 @@ DRAWN = {
         "The whole model is taught half of the facts again. What was only hidden comes back sooner than in a model "
         "that never knew.",
         "training steps",
-        "answered",
-        EVERY,
-        1.0,
+        step=EVERY,
+        top=1.0,
     ),
     "siblings": Drawn(
         "Relearning: their siblings, of which nothing is taught",
         "The other half of the facts, meanwhile. What never was there cannot come back.",
         "training steps",
-        "answered",
-        EVERY,
-        1.0,
+        step=EVERY,
+        top=1.0,
     ),
     "lens": Drawn(
         "Residue: the answer read off every block",
@@ -69,7 +68,9 @@ DRAWN = {
 
 def residue_pictures(audits: Mapping[str, Audit]) -> list[Picture]:
     """Return the curves of all audits, one picture a probe; each edit has its name, the references are drawn once."""
-    made = []
+    made: list[Picture] = []
+    measures = [audit.damage["metric"] for audit in audits.values() if audit.damage.get("metric")]
+    measured = METRIC_LABELS.get(measures[0], measures[0]) if measures else "answered"
     for probe, drawn in DRAWN.items():
         found: dict[str, list[float]] = {}
         for name, audit in audits.items():
@@ -78,6 +79,6 @@ def residue_pictures(audits: Mapping[str, Audit]) -> list[Picture]:
             places = [str(drawn.step * i) for i in range(max(map(len, found.values())))]
             rows = tuple((who, *(f"{value:.3f}" for value in curve)) for who, curve in found.items())
             table = Table(f"{drawn.title}, by {drawn.across}", ("model", *places), rows)
-            figure = figures.curves(found, drawn.across, drawn.up, step=drawn.step, top=drawn.top)
+            figure = figures.curves(found, drawn.across, drawn.up or measured, step=drawn.step, top=drawn.top)
             made.append(Picture(drawn.title, drawn.words, figure, table))
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import full_size
@@ -80,3 +81,11 @@ def test_in_grey_the_bars_differ_in_lightness_or_in_their_hatching() -> None:
     bars = figures.layer_share(some, [some.random_like(0)], some).data
     looks = [(lab(bar.marker.color)[0], bar.marker.pattern.shape) for bar in bars]
     assert len(bars) == 4 and all(abs(a[0] - b[0]) > 10 or a[1] != b[1] for a, b in combinations(looks, 2))
+
+
+@pytest.mark.parametrize(("metric", "words"), [("probability", "probability of the answer"), ("mine", "mine")])
+def test_relearning_is_drawn_in_the_measure_of_the_audit(metric: str, words: str) -> None:
+    audit = full_size.audit()
+    audit = replace(audit, damage={**audit.damage, "metric": metric})
+    first = next(p for p in residue_pictures({"npo": audit}) if p.title.startswith("Relearning"))
+    assert first.figure.layout.yaxis.title.text == words
