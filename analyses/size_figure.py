@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
@@ -55,7 +56,7 @@ def _panel(seeds: Seeds, kind: str, of: Callable[[Any], float], low: float, head
     sizes = list(dict.fromkeys(int(key.split(" ")[1]) for key in seeds[0]))
     curves = {place: _curve(seeds, kind, place, sizes, of) for place in LOOKS}
     reached = [mean + half for curve in curves.values() for _, mean, half in curve]
-    high = 1.0 if "exact" in head else max([low + 1.0, *reached]) if low == 0 else 0.0
+    high = 1.0 if "exact" in head else math.ceil(max([low + 1.0, *reached])) if low == 0 else 0.0
     x, y = scale(0, max(len(sizes) - 1, 1), 8, WIDE - 8), scale(low, high, HIGH, 0)
     parts = [text(0, -8, head, size=12, weight="600"), line(0, HIGH, WIDE, HIGH, INK), line(0, 0, 0, HIGH, INK)]
     parts += [text(x(i), HIGH + 15, str(size), size=11, anchor="middle") for i, size in enumerate(sizes)]
