@@ -54,7 +54,7 @@ def checkpoint(
 
 
 def outlives(changes: Sequence[Change], dtype: torch.dtype | None, request: str) -> dict[str, Any]:
-    """Count what storing an edit in `dtype` loses of it, and warn of it.
+    """Count what storing an edit in `dtype` loses of it, and warn where it matters.
 
     Raises InputError where none of its changed values differs from before any more.
     """
@@ -64,7 +64,7 @@ def outlives(changes: Sequence[Change], dtype: torch.dtype | None, request: str)
     words = f"{request}: {kept.words(dtype or own)}"
     if kept.gone:
         raise InputError(f"{words}: the edit would be gone from this checkpoint; store it in {own}")
-    if kept.lost:
+    if kept.matters:
         warn(words)
     return {"dtype": str(dtype or own).removeprefix("torch."), **kept.info}
 

@@ -41,7 +41,7 @@ class Edit:
 
     @classmethod
     def build(cls, lm: LM, wanted: Iterable[Change], **info: Any) -> Edit:
-        """Store `wanted` in the model's dtype, counting the values that this rounds away.
+        """Store `wanted` in the model's dtype, counting the values that this rounds away; warns where it matters.
 
         Raises InputError if nothing is left of the edit: an operator that changed nothing says so.
         """
@@ -57,7 +57,7 @@ class Edit:
             raise InputError(f"{method} changed nothing: no value differs from before")
         if kept.gone:
             raise InputError(f"{method} changed nothing: {kept.words(dtype)}")
-        if kept.lost:
+        if kept.matters:
             warn(f"{method}: {kept.words(dtype)}")
         return cls(tuple(changes), {**info, **kept.info, **environment()})
 

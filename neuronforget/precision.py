@@ -16,6 +16,9 @@ from torch import Tensor
 from neuronforget.changes import Change
 from neuronforget.errors import InputError
 
+#: Share of the values, and of the change's L2, that may be lost without a word.
+NOTHING = 1e-3
+
 
 @dataclass(frozen=True)
 class Rounding:
@@ -37,6 +40,11 @@ class Rounding:
     def gone(self) -> bool:
         """Is nothing left of a change that was asked for?"""
         return self.asked > 0 and self.lost == self.asked
+
+    @property
+    def matters(self) -> bool:
+        """Is more lost than the odd value whose change was next to nothing?"""
+        return self.lost > NOTHING * self.asked or self.share > NOTHING
 
     @property
     def share(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,21 @@ def test_an_edit_counts_what_its_models_dtype_loses_and_warns(dtype: torch.dtype
     assert Edit.load(tmp_path / "edit.safetensors").info == edit.info
     with pytest.raises(InputError, match="changed nothing: 2 of 2 changed values round away"):
         ones(lm, dtype, 0.5, 0.3)
+
+
+def test_the_odd_value_that_next_to_nothing_was_asked_of_is_counted_without_a_word() -> None:
+    most = Rounding(asked=10_000, lost=9, asked_squares=1.0, lost_squares=1e-9)
+    assert not most.matters and most.info["values_lost_to_dtype"] == 9
+    assert replace(most, lost=11).matters and replace(most, lost_squares=1.1e-6).matters
+    lm, changes = LM(build("llama")), []
+    for site in lm.sites:
+        before = lm.parameters[site.write.name].detach().clone()
+        changes.append(Change(site.write.name, 1.01 * before.double(), before, 1, torch.arange(site.d_mlp)))
+    changes[0].after[0, 0] = (1 + 1e-9) * lm.parameters[changes[0].name][0, 0].double()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        edit = Edit.build(lm, changes, method="nudge")
+    assert edit.info["values_lost_to_dtype"] == 1 and edit.info["values_changed"] > 1000
 
 
 def test_a_weaker_edit_counts_what_it_loses(dtype: torch.dtype) -> None:
