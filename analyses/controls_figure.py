@@ -18,7 +18,7 @@ LOOKS = {
     "norm": ("alike in write norm", "square", OKABE_ITO[1]),
     "activation": ("alike in activation", "circle", OKABE_ITO[0]),
 }
-LEFT, ABOVE, ROW, STEP, WIDE, HEAD = 300, 84, 26, 7, 440, 24
+LEFT, ABOVE, ROW, STEP, WIDE, HEAD = 344, 84, 26, 7, 440, 24
 LEAST = 0.5  # of the axis on either side of zero, nats
 Won = Sequence[Mapping[str, Any]]
 
