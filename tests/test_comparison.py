@@ -201,7 +201,8 @@ def test_a_killed_comparison_does_not_make_finished_edits_again(
 def test_an_audit_that_another_run_finished_meanwhile_is_no_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, made = nf.audit, []
+    real = nf.audit
+    made: list[Any] = []
     settings: dict[str, Any] = {**BRIEF, "audited": ("ablate",), "resume": tmp_path}
 
     def slow(*args: Any, **given: Any) -> Any:

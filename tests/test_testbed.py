@@ -101,7 +101,8 @@ def test_a_testbed_is_trained_once_and_read_back_from_the_cache(
 
 def test_two_runs_that_make_one_testbed_at_a_time_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path))
-    real, made = Builder.ordinary, []
+    real = Builder.ordinary
+    made: list[Any] = []
 
     def slow(builder: Builder) -> tuple[nf.LM, nf.LM]:
         if not made:
