@@ -115,7 +115,7 @@ def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device:
             loss = build.loss(lm, mix or [(build.retain, size, 1.0)])
             part = folder / f"{name}.part"
             fit(list(lm.parameters.values()), loss, plan, resume=part, key=name, desc=f"train {name}")
-            with whole_folder(path) as scratch:
+            with whole_folder(path, replace=True) as scratch:  # another run may have made it meanwhile
                 lm.save(scratch)
         return nf.load(path, device=device)
 

@@ -45,7 +45,7 @@ def _one_line(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Write a warning without the line of code that it came from: on the command line nobody called it."""
-    return f"{'warning' if category is UserWarning else category.__name__}: {message}\n"
+    return f"{'warning' if category is UserWarning else category.__name__}: {' '.join(str(message).split())}\n"
 
 
 def _run(words: list[str]) -> None:

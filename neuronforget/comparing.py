@@ -169,6 +169,6 @@ def _audit(
             refused[name] = str(error)
             continue
         if folder is not None:
-            with whole_folder(folder) as scratch:
+            with whole_folder(folder, replace=True) as scratch:  # another run may have written the same meanwhile
                 audits[name].save(scratch)
     return audits, refused

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from os.path import relpath
 from pathlib import Path
-from textwrap import shorten
 from urllib.parse import quote
 
 from neuronforget.arguments import checks_kinds
@@ -29,6 +28,7 @@ from neuronforget.results import BY_EDIT, MATCHED, Results
 from neuronforget.scores import Scores
 from neuronforget.tables import certificates_table, controls_table, made_table, results_table
 
+SHOWN = 300  # characters of the example that says what is to go
 SCOPES = {"neurons": "on chosen neurons", "full": "of the whole model", "guard": "guards", "control": "controls"}
 
 
@@ -133,8 +133,8 @@ def _asked(
     """The request, in words: from which model what was to go, what to stay, and by which edits."""
     info, start = results.info, {r["corpus"]: r["n"] for r in results.rows if r["edit"] == "untouched"}
     names = {role: corpus["name"] for role, corpus in info.get("corpora", {}).items()}
-    text = "".join(closeups.texts[0].tokens) if closeups and closeups.texts else ""
-    example = f', such as: "{shorten(text, 300, placeholder=" ...")}"' if text else ""
+    text = " ".join("".join(closeups.texts[0].tokens).split()) if closeups and closeups.texts else ""
+    example = f', such as: "{text[:SHOWN]}{" ..." if len(text) > SHOWN else ""}"' if text else ""
     scopes = {row["edit"]: row["scope"] for row in results.rows}
     kinds = Counter(scopes.values())
     target = [

@@ -9,7 +9,7 @@ from neuronforget import figures
 from neuronforget.auditing import Audit
 from neuronforget.auditing.cases import EDITED
 from neuronforget.auditing.relearning import EVERY
-from neuronforget.figures.style import METRIC_LABELS
+from neuronforget.figures.style import label
 from neuronforget.pictures import Picture
 from neuronforget.tables import Table
 
@@ -70,7 +70,7 @@ def residue_pictures(audits: Mapping[str, Audit]) -> list[Picture]:
     """Return the curves of all audits, one picture a probe; each edit has its name, the references are drawn once."""
     made: list[Picture] = []
     measures = [audit.damage["metric"] for audit in audits.values() if audit.damage.get("metric")]
-    measured = METRIC_LABELS.get(measures[0], measures[0]) if measures else "answered"
+    measured = label(measures[0]) if measures else "answered"
     for probe, drawn in DRAWN.items():
         found: dict[str, list[float]] = {}
         for name, audit in audits.items():

@@ -461,7 +461,7 @@ def test_a_metric_of_ones_own_is_measured_beside_the_built_in_ones(
 
 def test_a_warning_is_one_line_without_code(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     def says(_words: list[str]) -> None:
-        print(warnings.formatwarning("9 values round away", UserWarning, "_calling.py", 255), end="")
+        print(warnings.formatwarning("9 values\n  round away", UserWarning, "_calling.py", 255), end="")
 
     usual = warnings.formatwarning
     monkeypatch.setattr("neuronforget.cli._run", says)

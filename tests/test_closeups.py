@@ -94,6 +94,12 @@ def test_the_tokens_of_a_highlight_are_the_text() -> None:
     assert own.tokenizer.decode(ids[:6]) == "".join(piece(own.tokenizer, ids, at) for at in range(6))
 
 
+def test_no_token_of_a_letter_in_several_bytes_is_shown_as_nothing(tokenizer: Any) -> None:
+    ids = tokenizer("Ida \u2581 Falk")["input_ids"]
+    shown = [piece(tokenizer, ids, at) for at in range(len(ids))]
+    assert all(shown) and shown.count("\ufffd") == 3 and shown[0] in "Ida"
+
+
 def test_a_card_says_what_its_neuron_does_and_what_was_done_to_it(found: Any) -> None:
     near, scores, neurons, edits = found
     made = bed()

@@ -198,6 +198,23 @@ def test_a_killed_comparison_does_not_make_finished_edits_again(
     assert again.results.rows == found.results.rows
 
 
+def test_an_audit_that_another_run_finished_meanwhile_is_no_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = nf.audit
+    made: list[Any] = []
+    settings: dict[str, Any] = {**BRIEF, "audited": ("ablate",), "resume": tmp_path}
+
+    def slow(*args: Any, **given: Any) -> Any:
+        if not made:
+            made.append(None)  # the other run does not wait
+            made.append(compare(**settings))
+        return real(*args, **given)
+
+    monkeypatch.setattr("neuronforget.comparing.audit", slow)
+    assert compare(**settings).audits["ablate"].verdict == made[1].audits["ablate"].verdict
+
+
 def test_a_method_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     real = erase.finetune
 

@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,11 @@ from neuronforget.corpora import (
     encode,
     jsonl,
     rwku,
+    stream,
     tofu,
 )  # fmt: skip
+from neuronforget.corpora.corpus import Fingerprint
+from neuronforget.corpora.streams import encoded_batches
 from neuronforget.errors import InputError
 from neuronforget.generation import generate
 
@@ -221,11 +225,24 @@ def test_two_blanks_and_two_bos_are_warned_of(bos_tokenizer: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode(corpus, bos_tokenizer)
+        encode(replace(corpus, examples=corpus.examples[:2], template="{prompt}, "), bos_tokenizer)
+        encode(Corpus((Example("The sun was ", " shining"),), template="{prompt}:"), bos_tokenizer)
+    with pytest.warns(match="1 prompts end and their answers begin with a blank"):
+        encode(replace(corpus, template="{prompt} A: "), bos_tokenizer)
     twice = replace(corpus, examples=(*corpus.examples, Example("The sun was ", " shining")))
     with pytest.warns(match="'mine': 1 prompts end and their answers begin with a blank"):
         encode(twice, bos_tokenizer)
     with pytest.warns(match="'mine': 3 examples begin with two BOS"):
         encode(replace(corpus, template=f"{bos_tokenizer.bos_token}{{prompt}}"), bos_tokenizer)
+
+
+def test_two_blanks_in_a_stream_are_warned_of_once(bos_tokenizer: Any) -> None:
+    rows = [{"prompt": "The sun was" + " " * (i % 3 > 0), "answer": " shining"} for i in range(8)]
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        read = encoded_batches(stream(rows, window=2), partial(encode, tokenizer=bos_tokenizer), 2, Fingerprint([]))
+        assert len([*read]) == 4
+    assert ["1 prompts end" in str(one.message) for one in said] == [True]
 
 
 def test_a_template_wraps_the_prompt_and_not_plain_text(tokenizer: Any) -> None:

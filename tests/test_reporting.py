@@ -14,8 +14,10 @@ import pytest
 from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
 
 import neuronforget as nf
+from neuronforget.closeups import Closeups, Highlight
 from neuronforget.errors import InputError
 from neuronforget.findings import describe
+from neuronforget.reporting import _asked
 from neuronforget.results import Results
 from neuronforget.tables import certificates_table, controls_table, results_table
 
@@ -88,6 +90,12 @@ def test_corpora_are_named_by_role_and_not_by_their_place(results: Results, tmp_
     info = {**results.info, "data": {"people": "1e"}, "corpora": corpora}
     text = Page(nf.report(replace(results, info=info), tmp_path / "report.html")).text
     assert text.count("people (9 examples") == 2 and all(digest in text for digest in ("0f", "1e"))
+
+
+def test_what_is_to_go_is_shown_by_an_example_cut_where_it_is_long(results: Results) -> None:  # noqa: F811
+    for said, words in (("A  short\none ", 'such as: "A short one"'), ("\u4e2d" * 400, "\u4e2d" * 300 + ' ..."')):
+        near = Closeups({}, {}, (Highlight((said,), (0.0,)),), ())
+        assert dict(_asked(results, None, None, near))["Forget"].endswith(words)
 
 
 def test_results_of_a_benchmark_have_no_request(results: Results, tmp_path: Path) -> None:  # noqa: F811

@@ -20,6 +20,7 @@ from neuronforget.recording import write_norms
 from neuronforget.testbed import Shape
 from neuronforget.testbed.disguise import drawn_norms
 from neuronforget.testbed.facts import generate
+from neuronforget.testbed.training import Builder
 
 TINY = Shape(layers=2, d_model=16, d_mlp=32, heads=2, steps=3, graft_steps=3, planted=4, batch=8)
 
@@ -96,6 +97,22 @@ def test_a_testbed_is_trained_once_and_read_back_from_the_cache(
         assert getattr(again, name) == getattr(first, name)
     with pytest.raises(TypeError):
         nf.testbed.people(people=6, forget_people=2, seed=1, shape=TINY, progress=False)
+
+
+def test_two_runs_that_make_one_testbed_at_a_time_both_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path))
+    real = Builder.ordinary
+    made: list[Any] = []
+
+    def slow(builder: Builder) -> tuple[nf.LM, nf.LM]:
+        if not made:
+            made.append(None)  # the other run does not wait
+            made.append(nf.testbed.people("ordinary", people=6, forget_people=2, shape=TINY, progress=False))
+        return real(builder)
+
+    monkeypatch.setattr(Builder, "ordinary", slow)
+    found = nf.testbed.people("ordinary", people=6, forget_people=2, shape=TINY, progress=False)
+    assert found.lm.digest() == made[1].lm.digest() and found.forget == made[1].forget
 
 
 def test_a_saved_testbed_is_made_of_ordinary_checkpoint_folders(tmp_path: Path) -> None:

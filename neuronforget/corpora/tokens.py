@@ -68,7 +68,8 @@ def encode(
     """Tokenise every example, counted from `first`.
 
     Raises InputError for an empty answer, a sequence over `max_length` tokens, and a token that is none of the `known`
-    first ones. Warns of two blanks between prompt and answer, and of two BOS: no model was trained on these.
+    first ones. Warns of two blanks between prompt and answer, and of two BOS: no model was trained on these (of a
+    stream once, by its first window).
     """
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("this tokenizer has no character offsets: load the model with its fast tokenizer")
@@ -81,14 +82,16 @@ def encode(
             raise InputError(f"{where}: {size} tokens, the model holds {max_length}; shorten it or set max_tokens")
         check_known(row.ids, where, tokenizer, known)
         rows.append(row)
-    _warn_of_twice(corpus, rows, tokenizer.bos_token_id)
+    if not first:
+        _warn_of_twice(corpus, rows, tokenizer)
     return rows
 
 
-def _warn_of_twice(corpus: Corpus, rows: Sequence[Encoded], bos: int | None) -> None:
-    blanks = sum(e.prompt.endswith(" ") and e.answer.startswith(" ") for e in corpus)
-    if blanks and corpus.template is None:
+def _warn_of_twice(corpus: Corpus, rows: Sequence[Encoded], tokenizer: Any) -> None:
+    begun = [e for e in corpus if e.answer.startswith(" ") and not in_chat(corpus, e)]
+    if blanks := sum(templated(corpus.template, e.prompt, tokenizer).endswith(" ") for e in begun):
         warn(f"corpus {corpus.name!r}: {blanks} prompts end and their answers begin with a blank: take one off")
+    bos = tokenizer.bos_token_id
     if bos is not None and (marks := sum(row.ids[:2] == (bos, bos) for row in rows)):
         warn(f"corpus {corpus.name!r}: {marks} examples begin with two BOS: the tokenizer adds one, leave out your own")
 
@@ -144,7 +147,8 @@ def piece(tokenizer: Any, ids: Sequence[int], place: int) -> str:
     Decoded alone a word of Llama's tokenizers lacks its blank; one byte of a letter is decoded alone all the same.
     """
     before, both = (tokenizer.decode(list(ids[max(0, place - 1) : end])) for end in (place, place + 1))
-    return both[len(before) :] if place and both.startswith(before) else str(tokenizer.decode([ids[place]]))
+    added = both[len(before) :] if place and both.startswith(before) else ""
+    return added or str(tokenizer.decode([ids[place]]))
 
 
 def templated(template: str | None, prompt: str, tokenizer: Any) -> str:

@@ -8,6 +8,7 @@ ordinary                   One model is trained on everything, its gold twin wit
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from neuronforget.arguments import checks_kinds
@@ -94,9 +95,16 @@ def from_rows(
         truth, labels = labelled(lm, gold, forget, retain, chosen, progress=progress)
         info |= labels
     made = Testbed(lm, gold, forget, retain, truth, refusals, info, derived)
-    if not cache:
-        return made
-    made.save(folder)
+    return _kept(made, folder) if cache else made
+
+
+def _kept(made: Testbed, folder: Path) -> Testbed:
+    """Write a testbed and read it back; one that another run has made meanwhile is the same, and stays."""
+    try:
+        made.save(folder)
+    except InputError:
+        if not (folder / "testbed.json").is_file():
+            raise
     return Testbed.load(folder)
 
 
