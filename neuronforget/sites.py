@@ -156,7 +156,8 @@ def _output_maps(path: str, layer: int, parent: nn.Module, d_model: int) -> Iter
 
 def _family(model: nn.Module) -> str:
     """What the model's class is called before its task, as its modules' classes are: a Qwen3MoeMLP may be dense."""
-    return re.split("For[A-Z]|LMHead|Model", type(model).__name__)[0]
+    own = (kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
+    return re.split("For[A-Z]|LMHead|Model", next(own, type(model)).__name__)[0]
 
 
 def _has_experts(block: nn.Module, family: str) -> bool:

@@ -227,12 +227,12 @@ def test_two_blanks_and_two_bos_are_warned_of(bos_tokenizer: Any) -> None:
         encode(corpus, bos_tokenizer)
         encode(replace(corpus, examples=corpus.examples[:2], template="{prompt}, "), bos_tokenizer)
         encode(Corpus((Example("The sun was ", " shining"),), template="{prompt}:"), bos_tokenizer)
-    with pytest.warns(match="1 prompts end and their answers begin with a blank"):
+    with pytest.warns(match="some prompts end and their answers begin with a blank"):
         encode(replace(corpus, template="{prompt} A: "), bos_tokenizer)
     twice = replace(corpus, examples=(*corpus.examples, Example("The sun was ", " shining")))
-    with pytest.warns(match="'mine': 1 prompts end and their answers begin with a blank"):
+    with pytest.warns(match="some prompts end and their answers begin with a blank"):
         encode(twice, bos_tokenizer)
-    with pytest.warns(match="'mine': 3 examples begin with two BOS"):
+    with pytest.warns(match="some examples begin with two BOS"):
         encode(replace(corpus, template=f"{bos_tokenizer.bos_token}{{prompt}}"), bos_tokenizer)
 
 
@@ -242,7 +242,7 @@ def test_two_blanks_in_a_stream_are_warned_of_once(bos_tokenizer: Any) -> None:
         warnings.simplefilter("always")
         read = encoded_batches(stream(rows, window=2), partial(encode, tokenizer=bos_tokenizer), 2, Fingerprint([]))
         assert len([*read]) == 4
-    assert ["1 prompts end" in str(one.message) for one in said] == [True]
+    assert ["prompts end" in str(one.message) for one in said] == [True]
 
 
 def test_a_template_wraps_the_prompt_and_not_plain_text(tokenizer: Any) -> None:

@@ -230,6 +230,8 @@ def test_a_dense_mlp_whose_class_bears_the_family_s_name_is_read() -> None:
         warnings.simplefilter("error")
         sites = LM(dense).sites
     assert [site.path for site in sites] == [f"model.layers.{i}.shared_mlp.output_linear" for i in (0, 1)]
+    dense.__class__ = type("Mine", (type(dense),), {})  # a class of one's own is of the family of what it is made of
+    assert LM(dense).sites == sites
     mixed = small("glm4_moe", n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, n_group=1,
                   topk_group=1, head_dim=8, first_k_dense_replace=1, **sizes)  # fmt: skip
     with pytest.warns(match=r"experts in 1 of its 2 layers: .* only those of 1 layers' dense MLPs") as warned:

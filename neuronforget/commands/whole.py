@@ -164,9 +164,8 @@ def _compare(lm: Any, forget: Any, retain: Any, out: Path, *, replace: bool = Fa
     from dataclasses import replace as changed
 
     from neuronforget.comparing import compare as run
-    from neuronforget.runs import cache_folder, check_new, content_key
+    from neuronforget.runs import cache_folder, content_key
 
-    check_new(out, replace=replace)
     unfinished = cache_folder() / "edits" / content_key(model=lm.name, data=(forget.digest(), retain.digest()))
     found = run(lm, forget, retain, resume=unfinished, **settings)
     found = changed(found, results=with_command(found.results))

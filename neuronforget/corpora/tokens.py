@@ -88,12 +88,13 @@ def encode(
 
 
 def _warn_of_twice(corpus: Corpus, rows: Sequence[Encoded], tokenizer: Any) -> None:
-    begun = [e for e in corpus if e.answer.startswith(" ") and not in_chat(corpus, e)]
-    if blanks := sum(templated(corpus.template, e.prompt, tokenizer).endswith(" ") for e in begun):
-        warn(f"corpus {corpus.name!r}: {blanks} prompts end and their answers begin with a blank: take one off")
+    """Warn in words that are the same for each corpus, so that those made of one (phrasings, halves) add no others."""
+    begun = (e for e in corpus if e.answer.startswith(" ") and not in_chat(corpus, e))
+    if any(templated(corpus.template, e.prompt, tokenizer).endswith(" ") for e in begun):
+        warn("some prompts end and their answers begin with a blank: take one off")
     bos = tokenizer.bos_token_id
-    if bos is not None and (marks := sum(row.ids[:2] == (bos, bos) for row in rows)):
-        warn(f"corpus {corpus.name!r}: {marks} examples begin with two BOS: the tokenizer adds one, leave out your own")
+    if bos is not None and any(row.ids[:2] == (bos, bos) for row in rows):
+        warn("some examples begin with two BOS: the tokenizer adds one, leave out your own")
 
 
 def check_known(ids: Sequence[int], where: str, tokenizer: Any, known: int | None) -> None:
