@@ -19,7 +19,7 @@ MARKS = {
     "retain": ("any retain", "diamond", "#222222", False),
 }
 PANELS = {"one": "facts one by one, to another answer", "all": "all facts at once, to the refusal"}
-LEFT, ABOVE, ROW, STEP, WIDE, GAP = 168, 84, 44, 8, 262, 36
+LEFT, ABOVE, ROW, STEP, WIDE, GAP = 184, 84, 44, 8, 262, 36
 Seeds = Sequence[Mapping[str, Any]]
 
 
@@ -31,7 +31,7 @@ def picture(seeds: Seeds) -> str:
     width, bottom = LEFT + len(PANELS) * (WIDE + GAP), ABOVE + ROW * len(names)
     parts = [stripe(ABOVE + ROW * i, width, ROW) for i in range(1, len(names), 2)]
     parts += named(MARKS.values(), 20, 18, 40)[0]
-    note = f"exact match; {spans('bars', len(seeds))}, cut at 0 and 1; the first two of what was to be written"
+    note = f"exact match; {spans('bars', len(seeds))}, cut at 0 and 1; circles: the new answer; the rest: their own"
     parts.append(text(20, 44, note, size=11, fill=FAINT))
     for i, name in enumerate(names):
         parts.append(text(LEFT - 14, ABOVE + ROW * (i + 0.5) + 4, name, size=12, anchor="end"))
