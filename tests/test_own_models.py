@@ -141,6 +141,7 @@ def trivial(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(module.PARTS, "methods", (run, lambda _: "", {}))
     elif name == "regime_controls":
         monkeypatch.setattr(module, "won", lambda arms: [])
+        monkeypatch.setattr(module, "judged_by", lambda point: "")
         monkeypatch.setattr(sys, "argv", [*sys.argv, "--seeds", "0", "1"])
         monkeypatch.setattr(module, "kept", partial(with_map, module.kept))
         monkeypatch.setattr(module, "claim", partial(but_for_the_map, module.claim))
