@@ -104,12 +104,10 @@ def test_made_again_an_edit_is_the_same_to_the_bit_whatever_memory_held(
 ) -> None:
     lm = LM(build("llama", vocab_size=len(tokenizer)), tokenizer)
     first = made(name, lm, halves)
-    for value in (1, 7):
-        dirt = [torch.full((size,), value, dtype=torch.int32) for size in (2, 3, 24, 40, 48, 96, 640, 1920) * 3]
-        del dirt
-        again = made(name, lm, halves)
-        for one, other in zip(first.changes, again.changes, strict=True):
-            assert one.name == other.name and torch.equal(one.after, other.after), one.name
+    dirt = [torch.full((size,), 7, dtype=torch.int32) for size in (2, 3, 24, 40, 48, 96, 640, 1920) * 3]
+    del dirt
+    for one, other in zip(first.changes, made(name, lm, halves).changes, strict=True):
+        assert one.name == other.name and torch.equal(one.after, other.after), one.name
 
 
 def test_an_edit_of_all_layers_on_a_model_in_bf16_stays_exact(tokenizer: Any, halves: tuple[Corpus, Corpus]) -> None:
