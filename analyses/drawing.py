@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
 from neuronforget.colours import FONT, OKABE_ITO
@@ -91,6 +91,11 @@ def whisker(
     """Return an interval, cut at the ends of its axis; nothing where it has no width."""
     low, high = max(low, ends[0]), min(high, ends[1])
     return line(at(low), y, at(high), y, colour, width=1.4) if low < high else ""
+
+
+def ribbon(above: Sequence[tuple[float, float]], below: Sequence[tuple[float, float]], colour: str) -> str:
+    """Return the band between two lines, both from left to right."""
+    return f'<polygon points="{joined([*above, *below[::-1]])}" fill="{colour}" opacity=".13"/>'
 
 
 def joined(points: Iterable[tuple[float, float]]) -> str:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 from cells import middle, spans
-from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, text
+from drawing import FAINT, INK, PLACES, legend, line, mark, ribbon, scale, svg, text
 from erase_tables import CLAIM, Seed, arms_at, far_by, ours_at, points_of
 from judging import DAMAGE, judged
 
@@ -142,7 +142,7 @@ def _curve(seeds: Sequence[Seed], name: str) -> list[Dot]:
 def _ribbon(curve: Sequence[Dot], y: Callable[[float], float], colour: str) -> str:
     above = [(x, y(mean + half)) for x, mean, half, _ in curve]
     below = [(x, y(mean - half)) for x, mean, half, _ in curve]
-    return f'<polygon points="{joined([*above, *below[::-1]])}" fill="{colour}" opacity=".13"/>'
+    return ribbon(above, below, colour)
 
 
 def _strokes(curve: Sequence[Dot], y: Callable[[float], float], place: str) -> str:

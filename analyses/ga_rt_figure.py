@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from cells import middle, spans
-from drawing import FAINT, INK, PLACES, joined, legend, line, mark, scale, svg, text
+from drawing import FAINT, INK, PLACES, legend, line, mark, ribbon, scale, svg, text
 
 #: Row -> corpus, metric and the point that is drawn.
 ROWS = {
@@ -73,8 +73,8 @@ def _panel(seeds: Sequence[Any], weights: Sequence[float], term: str, name: str,
         _, colour, dash, marker = PLACES[place]
         points = curves[place]
         above = [(x(i), y(min(m + h, top))) for i, m, h in points]
-        below = [(x(i), y(max(m - h, 0))) for i, m, h in points][::-1]
-        parts.append(f'<polygon points="{joined([*above, *below])}" fill="{colour}" opacity=".13"/>')
+        below = [(x(i), y(max(m - h, 0))) for i, m, h in points]
+        parts.append(ribbon(above, below, colour))
         parts += [line(x(a[0]), y(a[1]), x(b[0]), y(b[1]), colour, dash, 2) for a, b in pairwise(points)]
         parts += [mark(x(i), y(m), marker, colour, 3.5) for i, m, _ in points]
     parts += [line(0, HIGH, WIDE, HIGH, INK), line(0, 0, 0, HIGH, INK)]

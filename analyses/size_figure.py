@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from cells import middle, spans
-from drawing import FAINT, INK, PLACES, joined, line, mark, named, scale, svg, text
+from drawing import FAINT, INK, PLACES, line, mark, named, ribbon, scale, svg, text
 from judging import exact, judged, judged_by
 
 #: What is drawn -> where its look is from, and its words.
@@ -81,6 +81,6 @@ def _strokes(curve: Curve, x: Callable[[float], float], y: Callable[[float], flo
     _, colour, dash, marker = PLACES[look]
     above = [(x(i), y(mean + half)) for i, mean, half in curve]
     below = [(x(i), y(mean - half)) for i, mean, half in curve]
-    parts = [f'<polygon points="{joined([*above, *below[::-1]])}" fill="{colour}" opacity=".15"/>']
+    parts = [ribbon(above, below, colour)]
     parts += [line(x(a), y(v), x(b), y(w), colour, dash, 2) for (a, v, _), (b, w, _) in pairwise(curve)]
     return parts + [mark(x(i), y(mean), marker, colour, 3.5) for i, mean, _ in curve]

@@ -69,8 +69,7 @@ DRAWN = {
 def residue_pictures(audits: Mapping[str, Audit]) -> list[Picture]:
     """Return the curves of all audits, one picture a probe; each edit has its name, the references are drawn once."""
     made: list[Picture] = []
-    measures = [audit.damage["metric"] for audit in audits.values() if audit.damage.get("metric")]
-    measured = label(measures[0]) if measures else "answered"
+    measured = next((label(audit.damage["metric"]) for audit in audits.values()), "")
     for probe, drawn in DRAWN.items():
         found: dict[str, list[float]] = {}
         for name, audit in audits.items():

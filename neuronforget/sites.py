@@ -78,17 +78,17 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     the widest is meant. Warns of layers with experts, whose neurons are none of these. Raises InputError where there
     is no such map, two fit equally well, or widths differ.
     """
-    kind, config = type(model).__name__, model.config.get_text_config()  # type: ignore[union-attr, operator]
+    kind, family, config = type(model).__name__, _family(model), model.config.get_text_config()  # type: ignore[union-attr, operator]
     depth = getattr(config, "num_hidden_layers", None)
     width = getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
     for path, blocks in _lists_of(model, depth):
-        found = [_block_site(f"{path}.{i}", i, block, width, _family(model)) for i, block in enumerate(blocks)]
+        found = [_block_site(f"{path}.{i}", i, block, width, family) for i, block in enumerate(blocks)]
         sites = tuple(site for site in found if site is not None)
         if len({site.d_mlp for site in sites}) > 1:
             raise InputError(f"{kind}: layers of different MLP widths are not supported")
         if sites:
             _check_stored(model, sites)
-            if routed := sum(_has_experts(block, _family(model)) for block in blocks):
+            if routed := sum(_has_experts(block, family) for block in blocks):
                 where = f"{kind} routes to experts in {routed} of its {len(blocks)} layers"
                 warn(f"{where}: no neuron of theirs is scored or edited, only those of {len(sites)} layers' dense MLPs")
             return sites

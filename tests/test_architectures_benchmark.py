@@ -42,7 +42,8 @@ def test_the_page_names_what_the_committed_results_name() -> None:
         o: [row["model"] for row in rows if row["outcome"] == o] for o in ("wrong", "read", "refused", "not built")
     }
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
-    tried = len(rows) - len(kinds["not built"])
+    tried, readme = len(rows) - len(kinds["not built"]), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"of {tried} architectures of transformers {len(kinds['read'])} are read" in readme
     assert f"**Read: {len(kinds['read'])} of the {tried} that could be built**, none of them wrongly" in page
     assert not kinds["wrong"] and f"before any work: {len(kinds['refused'])}.**" in page
     assert f"**Not tried: {len(kinds['not built'])}**" in page

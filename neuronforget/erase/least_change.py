@@ -36,8 +36,7 @@ def least_change(
     damped = second + ridge * second.diagonal().mean().clamp_min(1e-12) * torch.eye(width, dtype=second.dtype)
     spread = torch.linalg.solve(damped, keys.T)  # C^-1 K, [neuron, fact]
     gram = keys @ spread + strength * torch.eye(facts, dtype=keys.dtype)
-    # Not the default driver: up to torch 2.13 "gelsy" reads memory that it has not set, and is at times wrong
-    # (pytorch/pytorch issue 71222).
+    # Not the default driver: "gelsy" reads memory that it has not set (torch 2.13 too; pytorch/pytorch issue 71222).
     return spread @ torch.linalg.lstsq(gram, wanted, driver="gelsd").solution
 
 
