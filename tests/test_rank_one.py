@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuronforget import erase
 from neuronforget.corpora import Corpus, Example, batches, encode
-from neuronforget.erase.least_change import least_change
+from neuronforget.erase.least_change import least_change, null_change
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
 from neuronforget.likelihood import answer_logp
@@ -72,6 +72,31 @@ def test_the_same_facts_give_the_same_bits_whatever_memory_held_before() -> None
     for name, values in found.items():
         assert all(torch.equal(values[0], other) for other in values[1:]), name
     torch.testing.assert_close(found["twice"][0], least_change(keys, wanted, second, 0.0))
+
+
+@pytest.mark.parametrize("solve", [least_change, null_change])
+@pytest.mark.parametrize(
+    ("place", "what"), [(0, "keys of the facts"), (1, "output changes of the facts"), (2, "second moments of retain")]
+)
+def test_what_is_not_finite_is_named_where_lapack_has_an_error_of_its_own(solve: Any, place: int, what: str) -> None:
+    given = [*draws(3, 9, 5)]
+    given[place] = given[place].clone()
+    given[place][0, 0] = (np.nan, np.inf)[place % 2]
+    with pytest.raises(InputError, match=what) as error:
+        solve(*given)
+    assert "\n" not in str(error.value)
+
+
+def test_activations_that_overflow_are_refused_and_the_model_stays(lm: LM, corpus: Corpus) -> None:
+    with torch.no_grad():
+        for name, values in lm.model.named_parameters():
+            if "up_proj" in name or "gate_proj" in name:
+                values.abs_().mul_(1e38 / values.max())
+    before = lm.digest()
+    forget, retain = (Corpus(corpus.examples[part], "part") for part in (slice(0, 2), slice(2, 4)))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        erase.rank_one(lm, forget, retain, steps=1)
+    assert lm.digest() == before
 
 
 @pytest.mark.parametrize("strength", [0.1, 4.0])

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, not_finite
 
 
 def least_change(
@@ -29,8 +29,9 @@ def least_change(
     """Return dW [neuron, d_model] with `keys @ dW` close to `wanted`, least in the norm of `second` (fp64).
 
     `preserve` is lambda (None: number of neurons, or 0 for one fact); `ridge` times the mean diagonal is added
-    to `second`, which is singular where retain text is short.
+    to `second`, which is singular where retain text is short. Raises InputError for what is NaN or infinite.
     """
+    _check_finite(keys, wanted, second)
     facts, width = keys.shape
     strength = preserve if preserve is not None else (0.0 if facts == 1 else float(width))
     damped = second + ridge * second.diagonal().mean().clamp_min(1e-12) * torch.eye(width, dtype=second.dtype)
@@ -52,8 +53,9 @@ def null_change(
 
     Within them the size of dW is its plain norm: `dW^T = R K^T P (P K K^T P + lambda c I)^-1`, c the mean diagonal of
     `second` (so that lambda has the same meaning whatever the scale of activations) and lambda `preserve`. Raises
-    InputError where no direction is so free.
+    InputError where no direction is so free, and for what is NaN or infinite.
     """
+    _check_finite(keys, wanted, second)
     values, vectors = torch.linalg.eigh(second)
     values = values.clamp_min(0)
     rounding = len(values) * torch.finfo(values.dtype).eps  # what eigenvalues that are zero are found as
@@ -65,3 +67,11 @@ def null_change(
         )
     scale = second.diagonal().mean() * torch.eye(free.shape[1], dtype=second.dtype)
     return free @ least_change(keys @ free, wanted, scale, preserve, ridge=0.0)
+
+
+def _check_finite(keys: Tensor, wanted: Tensor, second: Tensor) -> None:
+    """Raise InputError for what LAPACK has no answer to, and no word."""
+    given = {"keys of the facts": keys, "output changes of the facts": wanted, "second moments of retain text": second}
+    for what, values in given.items():
+        if not torch.isfinite(values).all():
+            raise not_finite(what)
