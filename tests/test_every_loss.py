@@ -19,6 +19,7 @@ from neuronforget import losses
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
 from neuronforget.losses import Answered, Loss, Outputs
+from neuronforget.losses.parts import asked_by
 from neuronforget.models import LM
 
 #: Part -> (lengths, answer lengths) of its examples; the answers differ in length, so that weights matter.
@@ -218,6 +219,18 @@ def test_its_value_is_that_of_a_loop_over_answer_tokens(name: str) -> None:
     loss, value = CASES[name]
     world = World()
     assert loss(world.outputs()).item() == pytest.approx(value(world, world), rel=2e-5, abs=1e-5)
+
+
+@every
+def test_it_is_marked_where_it_asks_for_preferred_answers_whatever_its_settings_are(name: str) -> None:
+    world = World()
+    parts = {part: world.answered(part) for part in PARTS if part != "preferred"}
+    try:
+        CASES[name][0](outputs(parts.pop("forget"), parts.pop("retain"), **parts))
+    except InputError:
+        assert asked_by(CASES[name][0]) == "preferred"
+    else:
+        assert asked_by(CASES[name][0]) != "preferred"
 
 
 @every

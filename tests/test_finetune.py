@@ -358,6 +358,23 @@ def test_targeted_npo_forgets_grafted_facts_and_keeps_the_rest() -> None:
         assert lost > 2 and retain - mean_logp(made.lm, made.retain) < 0.1 * lost
 
 
+@pytest.mark.parametrize(
+    ("loss", "missing"),
+    [(dpo, "preferred"), (partial(losses.rt, alpha=1.0), "preferred"), (losses.ga_rt, "preferred"),
+     (losses.idk_ap, "preferred"), (losses.whp, "reinforced")],
+)  # fmt: skip
+def test_a_loss_that_lacks_what_it_asks_for_is_refused_before_the_model_runs(
+    lm: LM, forget: Corpus, retain: Corpus, loss: losses.Loss, missing: str
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the model was run")
+
+    lm.model.register_forward_pre_hook(never)
+    for train in (partial(tune, lm, forget, retain, budget=1.0), partial(erase.learn_adapter, lm, forget)):
+        with pytest.raises(InputError, match=missing):
+            train(loss=loss)
+
+
 def test_preferred_answers_come_from_a_corpus_a_list_or_the_examples(forget: Corpus, retain: Corpus) -> None:
     parallel = forget.with_answers(["a", "b", "c"], "mine")
     assert preferred_answers(forget, parallel, 0) is parallel

@@ -125,6 +125,7 @@ def learn_adapter(
         if (left := q.shape[0] - q.shape[1]) < lora.rank:
             raise InputError(f"{name} has {max(left, 0)} directions left for an adapter of rank {lora.rank}: lower it")
     work = Answering(lm, corpus, retain, preferred_answers(corpus, preferred, seed), batch_size, seed)
+    work.check_loss(loss)
     with frozen(lm), adapted(lm, lora, lora.names(lm), seed=seed) as found:
         work.start = found.off
         values = [value for name in found.layers for value in found.values(name)]

@@ -24,8 +24,9 @@ from neuronforget.edits import Edit
 from neuronforget.erase.generated import alternates
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_logp, answer_nll
-from neuronforget.losses import Answered, Outputs, Passes
+from neuronforget.losses import Answered, Loss, Outputs, Passes
 from neuronforget.losses.outputs import Who, new_memory
+from neuronforget.losses.parts import asked_by, missing
 from neuronforget.models import LM
 from neuronforget.scores.blocks import blocks_of, state_of
 from neuronforget.taps.protocol import by_example
@@ -36,8 +37,7 @@ class Answering:
     """The `Outputs` of each step, and the `Passes` they come from.
 
     Whoever trains sets `start`: within it the model computes as at the start; and `twin`, where another model than
-    this one is in training. `memory` is the number that a
-    loss keeps from step to step: checkpoints have to hold it.
+    this one is in training. `memory` is the number that a loss keeps from step to step: checkpoints have to hold it.
     """
 
     def __init__(
@@ -91,6 +91,12 @@ class Answering:
             part=count > 1,
         )
         return outputs, share
+
+    def check_loss(self, loss: Loss) -> None:
+        """Raise InputError where the loss is marked to ask for a part that was not given."""
+        given = {None, *self._corpora, *(["reinforced"] if self.reinforced is not None else [])}
+        if (part := asked_by(loss)) not in given:
+            raise missing(str(part))
 
     def check_parts(self, count: int) -> None:
         """Raise InputError unless every batch has an example for each of `count` parts."""
@@ -150,7 +156,7 @@ class Answering:
             yield self.twin or self.lm
             return
         if who == "reinforced" and self.reinforced is None:
-            raise InputError("this loss needs a reinforced model: give reinforced=finetune(lm, forget, loss=learn)")
+            raise missing("reinforced")
         with torch.no_grad(), self.start():
             changes = self.reinforced.changes if who == "reinforced" and self.reinforced is not None else ()
             try:  # put, not `on`: whether the edit fits is compared once, not at every step

@@ -99,6 +99,7 @@ def finetune(
     budget, name = _budget(budget, retain), name_of(loss)
     answers = preferred_answers(forget, preferred, seed)
     work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
+    work.check_loss(loss)
     run = _Run(work, loss, accumulate, ranks)
     trainees = Trainees.of(choice, rates, ranks.world if sharded else 1)
     need = run.footprint(trainees, budget=budget is not None, checkpointing=checkpointing)

@@ -19,6 +19,7 @@ from torch import Tensor
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
 from neuronforget.likelihood import answer_logp, answer_nll
+from neuronforget.losses.parts import missing
 
 Who = Literal["trained", "start", "reinforced"]
 #: A training has exploded where the NLL of what it is to keep is so many times that of guessing, and of the start.
@@ -145,13 +146,6 @@ class Answered:
 
 Answer = Callable[[], Answered]
 
-_MISSING = {
-    "retain": "this loss has a retain term: give a retain corpus, or set alpha=0 (not pdu, which has none)",
-    "preferred": "this loss needs preferred answers: give preferred=, or examples with `wrong` answers",
-    "refused": "this loss refuses retain prompts too: give preferred= refusals, and a retain corpus",
-    "alternates": "this loss needs answers that the model itself generates: it runs inside finetune alone",
-}
-
 
 class Outputs:
     """What a loss is given. Asking for a part that the caller did not give raises InputError.
@@ -227,7 +221,7 @@ class Outputs:
     def _part(self, kind: str) -> Answered:
         answer = self._parts[kind]
         if answer is None:
-            raise InputError(_MISSING[kind])
+            raise missing(kind)
         return answer()
 
 

@@ -8,6 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from neuronforget.errors import InputError
 from neuronforget.losses.outputs import Outputs
+from neuronforget.losses.parts import asks_for
 
 
 def npo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
@@ -29,6 +30,7 @@ def simnpo(
     return gamma * _pull(outputs.forget.nlls - delta, beta) + outputs.keep_nll(alpha)
 
 
+@asks_for("preferred")
 def dpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """Direct preference optimisation (Rafailov et al. 2023) of a preferred answer over the forget answer.
 
@@ -45,16 +47,19 @@ def altpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     return _pull(outputs.alternates.dlogp - outputs.forget.dlogp, beta) + outputs.keep_nll(alpha)
 
 
+@asks_for("preferred")
 def rt(outputs: Outputs, *, alpha: float = 0.0) -> Tensor:
     """Rejection tuning (RWKU, Jin et al. 2024, arXiv:2406.10890): `NLL_refusal + alpha NLL_r`."""
     return outputs.preferred.nll + outputs.keep_nll(alpha)
 
 
+@asks_for("preferred")
 def ga_rt(outputs: Outputs, *, weight: float = 1.0) -> Tensor:
     """Gradient ascent and rejection tuning together: `-NLL_f + weight NLL_refusal`; sweep `weight`."""
     return -outputs.forget.nll + weight * outputs.preferred.nll
 
 
+@asks_for("preferred")
 def idk_ap(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """Refuse what is to be forgotten, and prefer retain answers to refusing (Yuan et al. 2024, arXiv:2410.08109).
 

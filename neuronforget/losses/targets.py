@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.losses.outputs import Answered, Outputs
+from neuronforget.losses.parts import asks_for
 
 
 def me_gd(outputs: Outputs, *, alpha: float = 1.0) -> Tensor:
@@ -41,6 +42,7 @@ def ce_u(outputs: Outputs, *, alpha: float = 0.0) -> Tensor:
     return _cross_entropy(answered, target) + outputs.keep_nll(alpha)
 
 
+@asks_for("reinforced")
 def whp(outputs: Outputs, *, alpha: float = 5.0) -> Tensor:
     """Generic predictions for what only the knowing say (Eldan & Russinovich 2023, arXiv:2310.02238).
 
