@@ -300,7 +300,10 @@ CASES = {
     "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template is"),
     "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
     "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd is not called as those of"),
-    "tofu without a network": (lambda bed, tmp: {"--forget": "tofu:forget10"}, "give tofu:forget10@FOLDER, a folder"),
+    "tofu without a network": (
+        lambda bed, tmp: {"--forget": "tofu:forget10"},
+        "give tofu:forget10@FOLDER, where FOLDER holds full.jsonl",
+    ),
     "an output below a file": (lambda bed, tmp: {"--out": _file(tmp, "x") / "out"}, "cannot write"),
 }
 
@@ -467,6 +470,24 @@ def test_a_warning_is_one_line_without_code(monkeypatch: pytest.MonkeyPatch, cap
     monkeypatch.setattr("neuronforget.cli._run", says)
     assert run(monkeypatch, "erase") == 0 and capfd.readouterr().out == "warning: 9 values round away\n"
     assert warnings.formatwarning is usual
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [(("testbed", "tofu"), "--path FOLDER"), (("evaluate", "tofu", "--model", "MODEL"), "--data FOLDER")],
+)
+def test_without_a_network_the_option_that_names_the_folder_is_asked_for(
+    words: tuple[str, ...],
+    option: str,
+    bed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = (bed / "model" if word == "MODEL" else word for word in words)
+    assert run(monkeypatch, *given, "--out", tmp_path / "out") == 2
+    assert f"give {option}, where FOLDER holds " in capfd.readouterr().err
 
 
 def test_what_is_neither_a_benchmark_nor_a_file_is_named_first(

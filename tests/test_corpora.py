@@ -388,7 +388,7 @@ def test_rwkus_questions_and_texts_are_read_by_part_and_person(tmp_path: Path, m
         (lambda: rwku(path=tmp_path, subjects=["Ada", "Cy"]), "nothing about 'Cy'"),
         (lambda: rwku("neighbor_level1", path=tmp_path), "not RWKU"),
         (lambda: rwku("neighbor_level2", path=tmp_path), "no such file"),
-        (lambda: rwku(), "give path=, a folder with forget_level2.jsonl"),
+        (lambda: rwku(), "give path=FOLDER, where FOLDER holds forget_level2.jsonl"),
     ):
         with pytest.raises(InputError, match=message):
             call()

@@ -7,7 +7,8 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -57,13 +58,20 @@ class Data:
         """Read one corpus by its file name or its tofu: name."""
         if spec.startswith("tofu:"):
             split, _, folder = spec.removeprefix("tofu:").partition("@")
-            try:
+            with asking_for(f"tofu:{split}@FOLDER"):
                 found = tofu(split, n=self.n, path=folder or None)
-            except InputError as error:  # here the folder has a place of its own
-                raise InputError(str(error).replace("path=,", f"tofu:{split}@FOLDER,")) from None
         else:
             found = jsonl(spec, n=self.n)
         return replace(found, template=self.template or found.template, max_tokens=self.max_tokens)
+
+
+@contextmanager
+def asking_for(option: str) -> Iterator[None]:
+    """An error within the block that asks for the library's `path=FOLDER` asks for this option in its place."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace("path=FOLDER", option)) from None
 
 
 def named(name: str, table: Any) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from neuronforget.commands.asking import Asked, saved, write_figures
-from neuronforget.commands.console import Folder, output
+from neuronforget.commands.console import Folder, asking_for, output
 from neuronforget.edits import Edit
 from neuronforget.models import load
 
@@ -78,7 +78,8 @@ def tofu(
         output(log, ".json")
     protocol = Protocol(**({"template": template} if template else {}), eos=eos, decoding=Decoding(max_new_tokens, ()))
     retain_lm = load(retain_model, device=asked.device) if retain_model else None
-    asked.run(run, split, path=data, retain_lm=retain_lm, n=n, protocol=protocol, log=log)
+    with asking_for("--data FOLDER"):
+        asked.run(run, split, path=data, retain_lm=retain_lm, n=n, protocol=protocol, log=log)
 
 
 def rwku(

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, lines, named, show, with_command
+from neuronforget.commands.console import Data, Folder, Tap, asking_for, lines, named, show, with_command
 from neuronforget.errors import InputError
 
 
@@ -74,7 +74,8 @@ def testbed(
     elif linked:
         raise InputError("--linked is for generated people: TOFU's facts do not chain")
     else:
-        made = beds.tofu(path, authors, forget_authors, kind=kind, steps=steps, seed=seed)
+        with asking_for("--path FOLDER"):
+            made = beds.tofu(path, authors, forget_authors, kind=kind, steps=steps, seed=seed)
     made.save(out)
     print(f"{made}\nwritten to {out}; next: neuronforget compare --testbed {out} --out comparison")
 

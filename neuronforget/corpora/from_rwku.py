@@ -54,7 +54,8 @@ def rwku(
 def _rows(part: str, path: str | Path | None, fields: tuple[str, ...]) -> list[dict[str, Any]]:
     if path is not None:
         return rows_of(path, part, fields=fields, kind="RWKU")
-    found = [dict(row) for row in hub_rows(HUB_ID, part, split="test", instead=f"path=, a folder with {part}.jsonl")]
+    instead = f"path=FOLDER, where FOLDER holds {part}.jsonl"
+    found = [dict(row) for row in hub_rows(HUB_ID, part, split="test", instead=instead)]
     if not all(isinstance(row.get(field), str) for row in found for field in fields):
         raise InputError(f"{part}, {HUB_ID}, has no {', '.join(fields)}: that is not RWKU")
     return found

@@ -57,7 +57,7 @@ def split_rows(name: str, path: str | Path | None) -> list[dict[str, Any]]:
     """Return the rows of a TOFU file: `name`.jsonl of the folder `path`, or that configuration of the hub (None)."""
     if path is not None:
         return [row for _, row in read_rows(Path(path) / f"{name}.jsonl")]
-    return [dict(row) for row in hub_rows(HUB_ID, name, instead=f"path=, a folder with {name}.jsonl")]
+    return [dict(row) for row in hub_rows(HUB_ID, name, instead=f"path=FOLDER, where FOLDER holds {name}.jsonl")]
 
 
 def _perturbed(split: str, path: str | Path | None) -> dict[str, dict[str, Any]]:
