@@ -178,16 +178,18 @@ class _Reader(Readings):
             yield f"Of {', '.join(undone)} nothing fits into that damage: the numbers are the untouched model's."
         whole, aimed = ([n for n in order if self.edits[n] == scope] for scope in ("full", "neurons"))
         if whole and aimed:
+            pairs = self.pairs(len(whole), len(aimed))
             verdict = self.verdict(
                 known[aimed[0]],
                 known[whole[0]],
                 "the neuron-level edit forgets more",
                 "full-model training forgets more",
-                pairs=len(whole) * len(aimed),
+                pairs=pairs,
             )
+            over = f" over all {pairs} such pairs" if pairs > 1 else ""
             yield (
                 f"The best neuron-level edit there ({aimed[0]}, {known[aimed[0]]['value']:.1%}) beside the best "
-                f"full-model one ({whole[0]}, {known[whole[0]]['value']:.1%}): {verdict} (at 95% over all such pairs)."
+                f"full-model one ({whole[0]}, {known[whole[0]]['value']:.1%}): {verdict} (at 95%{over})."
             )
 
     def over_erased(self) -> Iterator[str]:

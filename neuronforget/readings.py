@@ -8,7 +8,7 @@ from typing import Any
 
 from neuronforget.errors import InputError
 from neuronforget.intervals import FEWEST
-from neuronforget.results import Results
+from neuronforget.results import COMPARED, Results
 
 KNOWN = 0.2  # exact match from which on it is the measure; below, the answer's probability
 
@@ -69,6 +69,14 @@ class Readings:
     def named(self, *scopes: str) -> list[str]:
         """Edits of the given scopes."""
         return [name for name, scope in self.edits.items() if scope in scopes]
+
+    def pairs(self, whole: int, aimed: int) -> int:
+        """Of how many pairs, a full-model and a neuron-level edit each, is one of these the best?
+
+        Of results that are a part of others (`Results.only`), of these others' pairs: there the best were looked for.
+        """
+        compared = self.results.info.get(COMPARED, {})
+        return max(compared.get("full", 0), whole) * max(compared.get("neurons", 0), aimed)
 
     def verdict(self, one: dict[str, Any], other: dict[str, Any], lower: str, higher: str, pairs: int = 1) -> str:
         """Compare two rows of one corpus and point by their paired difference (by their intervals without examples).

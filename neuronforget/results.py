@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -29,6 +30,8 @@ MATCHED = {
 Column = tuple[str, str, np.ndarray, np.ndarray]
 #: Rows and examples of `Results`.
 Tables = tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]
+#: Information that a part keeps of the whole: how many edits of each scope were compared, broken ones left out.
+COMPARED = "edits compared"
 #: Information that is told of each edit.
 BY_EDIT = ("edits", "certificates")
 #: What the tables of saved results hold.
@@ -81,7 +84,8 @@ class Results:
     ) -> Results:
         """Return the part that is named, in every respect that is given; the references stay with any edits.
 
-        A report or a figure of it leaves out what it no longer holds. Raises InputError for a name that is not there.
+        A report or a figure of it leaves out what it no longer holds; of how many edits the best were looked for stays
+        in `info`. Raises InputError for a name that is not there.
         """
         named = {"edit": edits, "corpus": corpora, "metric": metrics, "point": points}
         wanted = {key: {*texts_of(names)} for key, names in named.items() if names is not None}
@@ -91,7 +95,7 @@ class Results:
                 raise InputError(f"no {key} {min(strange)!r} in these results; there are {', '.join(there)}")
         if "edit" in wanted:
             wanted["edit"] |= {row["edit"] for row in self.rows if row["scope"] == "reference"}
-        info = self.info if edits is None else {
+        info = self.info if edits is None else {COMPARED: _sound(self.rows)} | {  # of a part of a part, the first's
             key: {name: v for name, v in about.items() if name in wanted["edit"]} if key in BY_EDIT else about
             for key, about in self.info.items()
         }  # fmt: skip
@@ -192,6 +196,13 @@ class Results:
         with reading(folder / "info.json", "information"):
             info = dict(json.loads((folder / "info.json").read_text(encoding="utf-8")))
         return cls(info=info, **tables)  # type: ignore[arg-type]
+
+
+def _sound(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """How many edits of each scope have no NaN."""
+    rows = list(rows)
+    broken = {row["edit"] for row in rows if row["nan"]}
+    return dict(Counter({row["edit"]: row["scope"] for row in rows if row["edit"] not in broken}.values()))
 
 
 def check_edit_names(edits: Mapping[str, Any]) -> None:

@@ -363,3 +363,21 @@ def test_findings_pair_examples_where_they_are_kept() -> None:
     assert "selecting them helped" in " ".join(describe(Results(results.rows, tuple(examples), results.info)))
     few = [row | {"n": 3} for row in results.rows]
     assert "too few examples to tell" in " ".join(describe(Results(tuple(few), tuple(examples), results.info)))
+
+
+def test_a_part_of_a_comparison_is_corrected_for_all_pairs_that_the_best_were_looked_for_in() -> None:
+    left = {"npo": ("full", 0.55, 1.0), **{f"ga {i}": ("full", 0.9, 1.0) for i in range(2)}}
+    left |= {"npo@neurons": ("neurons", 0.5, 1.0), **{f"ga@neurons {i}": ("neurons", 0.9, 1.0) for i in range(3)}}
+    results = fabricated(START | left)
+    examples = tuple(
+        {"edit": name, "point": "matched", "corpus": "forget", "metric": "exact_match", "example": i, "unit": i}
+        | {"value": float(i < answered)}
+        for name, answered in (("npo@neurons", 50), ("npo", 55))
+        for i in range(100)
+    )
+    whole = Results(results.rows, examples, results.info)
+    part = whole.only(edits=["npo", "npo@neurons", "ga 0"]).only(edits=["npo", "npo@neurons"])
+    for found in (whole, part):
+        assert "no clear difference (at 95% over all 12 such pairs)" in " ".join(describe(found))
+    alone = Results(part.rows, examples, results.info)  # where these two were all that was compared
+    assert "the neuron-level edit forgets more (at 95%)" in " ".join(describe(alone))
