@@ -67,17 +67,28 @@ DRAWN = {
 
 
 def residue_pictures(audits: Mapping[str, Audit]) -> list[Picture]:
-    """Return the curves of all audits, one picture a probe; each edit has its name, the references are drawn once."""
+    """Return the curves of all audits, one picture a probe; each edit has its name, the references are drawn once.
+
+    Where audits measure answers differently, what is drawn in their measure has a picture of each.
+    """
     made: list[Picture] = []
-    measured = next((label(audit.damage["metric"]) for audit in audits.values()), "")
     for probe, drawn in DRAWN.items():
-        found: dict[str, list[float]] = {}
-        for name, audit in audits.items():
-            found |= {name if who == EDITED else who: curve for who, curve in audit.curves.get(probe, {}).items()}
-        if found:
-            places = [str(drawn.step * i) for i in range(max(map(len, found.values())))]
-            rows = tuple((who, *(f"{value:.3f}" for value in curve)) for who, curve in found.items())
-            table = Table(f"{drawn.title}, by {drawn.across}", ("model", *places), rows)
-            figure = figures.curves(found, drawn.across, drawn.up or measured, step=drawn.step, top=drawn.top)
-            made.append(Picture(drawn.title, drawn.words, figure, table))
+        measures = _by_measure(audits, probe, drawn)
+        for up, curves in measures.items():
+            title = drawn.title if len(measures) == 1 else f"{drawn.title} ({up})"
+            places = [str(drawn.step * i) for i in range(max(map(len, curves.values())))]
+            rows = tuple((who, *(f"{value:.3f}" for value in curve)) for who, curve in curves.items())
+            table = Table(f"{title}, by {drawn.across}", ("model", *places), rows)
+            figure = figures.curves(curves, drawn.across, up, step=drawn.step, top=drawn.top)
+            made.append(Picture(title, drawn.words, figure, table))
     return made
+
+
+def _by_measure(audits: Mapping[str, Audit], probe: str, drawn: Drawn) -> dict[str, dict[str, list[float]]]:
+    """Words of each measure in which audits have this probe's curves -> edit or reference -> its curve."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for name, audit in audits.items():
+        for who, curve in audit.curves.get(probe, {}).items():
+            up = drawn.up or label(audit.damage["metric"])
+            found.setdefault(up, {})[name if who == EDITED else who] = curve
+    return found

@@ -89,3 +89,18 @@ def test_relearning_is_drawn_in_the_measure_of_the_audit(metric: str, words: str
     audit = replace(audit, damage={**audit.damage, "metric": metric})
     first = next(p for p in residue_pictures({"npo": audit}) if p.title.startswith("Relearning"))
     assert first.figure.layout.yaxis.title.text == words
+
+
+def test_audits_of_different_measures_are_not_drawn_on_one_axis() -> None:
+    audit, named = full_size.audit(), ("exact_match", "probability", "exact_match")
+    audits = {f"edit {i}": replace(audit, damage={**audit.damage, "metric": name}) for i, name in enumerate(named)}
+    made = residue_pictures(audits)
+    drawn = {
+        p.figure.layout.yaxis.title.text: {t.name for t in p.figure.data if t.name in audits}
+        for p in made
+        if p.title.startswith("Relearning: the facts")
+    }
+    assert drawn == {"accuracy (exact match)": {"edit 0", "edit 2"}, "probability of the answer": {"edit 1"}}
+    lens = next(p for p in made if p.title.startswith("Residue: the answer read off"))
+    assert audits.keys() < {t.name for t in lens.figure.data}, "this probe has one measure whatever the audit's is"
+    assert len({p.name for p in made}) == len(made), "each has an anchor of its own"
