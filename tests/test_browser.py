@@ -129,6 +129,27 @@ def test_the_tool_bar_shares_nothing(desk: Any) -> None:
     assert "Produced with Plotly" not in " ".join(tools)
 
 
+#: Of every picture: do buttons of its tool bar lie on its legend, or on the words above it?
+COVERED = """() => [...document.querySelectorAll('.plot')].map(box => {
+    const places = (where, of) => [...of.querySelectorAll(where)].map(one => one.getBoundingClientRect());
+    const words = [...places('.legendtoggle', box), ...places('figcaption', box.closest('figure'))];
+    return places('.modebar-btn', box).some(bar => words.some(word =>
+        bar.left < word.right && word.left < bar.right && bar.top < word.bottom && word.top < bar.bottom));
+})"""
+
+
+@pytest.mark.parametrize("width", [400, 1280])
+def test_the_tool_bar_lies_on_no_words_and_can_be_used(browser: Any, path: Path, width: int) -> None:
+    page, _ = opened(browser, path, viewport={"width": width, "height": 844})
+    scrolled(page)
+    assert page.locator(".modebar-btn").count() and not any(page.evaluate(COVERED))
+    box = page.locator(".plot").last
+    box.hover()
+    box.locator(".modebar-btn[data-val=pan]").click()
+    assert box.evaluate("box => box._fullLayout.dragmode") == "pan"
+    page.context.close()
+
+
 def test_a_screen_reader_is_told_what_each_picture_shows(desk: Any) -> None:
     page, _ = desk
     titles = page.locator("h3[id]").all_inner_texts()
