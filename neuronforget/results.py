@@ -15,7 +15,7 @@ import numpy as np
 
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.errors import InputError, reading
-from neuronforget.intervals import bootstrap, difference
+from neuronforget.intervals import RATES, bootstrap, difference
 from neuronforget.runs import whole_folder
 
 if TYPE_CHECKING:
@@ -122,7 +122,8 @@ class Results:
         if not here or [e["example"] for e in here] != [e["example"] for e in there]:
             raise InputError(f"{edit!r} and {other!r} were not measured on the same examples of {corpus!r}")
         gap = np.array([e["value"] for e in here]) - np.array([e["value"] for e in there])
-        return difference(gap, self.info["seed"], units=np.array([e["unit"] for e in here]), level=level)
+        within = (-1.0, 1.0) if metric in RATES else (-np.inf, np.inf)
+        return difference(gap, self.info["seed"], units=np.array([e["unit"] for e in here]), level=level, within=within)
 
     def at(self, point: str) -> list[dict[str, Any]]:
         """Return the rows of one point, and of full strength those of references that were not measured at the point.

@@ -16,6 +16,7 @@ from beds import SHAPE, bed
 from commanding import run
 
 import neuronforget as nf
+from neuronforget import figures
 from neuronforget.auditing import Case, Reading
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, constant
 from neuronforget.auditing.verdicts import decide, judge
@@ -233,6 +234,27 @@ def test_a_check_by_hand(
     (check,) = judge(readings(edited, untouched, gold, **about), 0)
     assert check.outcome == outcome and check.reference == pytest.approx(reference, nan_ok=True)
     assert check.nan == int(np.isnan(edited).sum())
+
+
+@pytest.mark.parametrize("edited", [[1, 1, 1, 1, 1, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0]])
+@pytest.mark.parametrize(
+    ("gold", "floor", "within"),
+    [(None, 0.0, (0, 1)), (None, 0.25, (-0.25, 0.75)), ([0, 0, 0, 0, 0, 1], 0.0, (-1, 1)), ([1] * 6, 0.25, (-1, 1))],
+)
+def test_intervals_of_rates_stay_where_rates_can_be(
+    edited: list[float], gold: list[float] | None, floor: float, within: tuple[float, float]
+) -> None:
+    given = readings(edited, [1.0] * 6, gold, probe="asked", floor=np.full(6, floor), rate=True)
+    (check,), (free,) = judge(given, 0), judge([replace(r, rate=False) for r in given], 0)
+    assert (check.low, check.high) == tuple(np.clip([free.low, free.high], *within))
+    assert (check.outcome, check.much) == (free.outcome, free.much)
+    edited_line = figures.checks([check]).data[-1]
+    for end in (check.value + edited_line.error_x.array[0], check.value - edited_line.error_x.arrayminus[0]):
+        assert -1e-9 <= end <= 1 + 1e-9
+
+
+def test_every_probe_of_rates_says_so() -> None:
+    assert {c.probe for c in audited("ablate").checks if not c.rate} <= {"patching, states", "patching, neurons"}
 
 
 def test_the_verdict_is_the_worst_that_was_found() -> None:

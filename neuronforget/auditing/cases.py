@@ -13,6 +13,7 @@ import numpy as np
 
 from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.edits import Edit
+from neuronforget.intervals import RATES
 from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, exact_match, probability
 from neuronforget.models import LM
@@ -44,7 +45,8 @@ class Reading:
     `sign` is 1 where more means that more is left of the knowledge, 0 where it is shown and not judged. `two_sided`:
     the right answer is compared with wrong ones, so that less than the gold twin singles it out too; -1: less alone is
     judged. `floor` is what a model that knows nothing would give, an example, where there is no gold twin to say so.
-    `least` is the share of what was known, above the reference, from which on something counts.
+    `least` is the share of what was known, above the reference, from which on something counts. `rate`: every value
+    lies between 0 and 1, so that no interval goes beyond.
     """
 
     probe: str
@@ -57,6 +59,7 @@ class Reading:
     floor: np.ndarray | None = None
     two_sided: bool = False
     least: float = NEAR
+    rate: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ def asked(
     name, found = metric.__name__, []
     for key, corpus in corpora.items():
         values = measure(lm, corpus, [metric], batch_size=case.batch_size, kept=case.kept)[name].astype(float)
-        given = {"sign": int(key != "retain"), **about}
+        given = {"sign": int(key != "retain"), "rate": name in RATES, **about}
         found.append(Reading(probe, who, key, name, values, subjects_of(corpus), **given))
     return found
 

@@ -46,7 +46,7 @@ def lens(case: Case, metric: Metric) -> Iterator[Reading]:
             found = np.array(store.fill(lm.batches(rows, case.batch_size), partial(_read_off, lm))).T
         case.curves.setdefault("lens", {})[subject.name] = found.mean(1).tolist()
         yield Reading("lens", subject.name, "forget", "probability at the best block", found.max(0),
-                      subjects_of(case.forget), sign=int(case.gold is not None))  # fmt: skip
+                      subjects_of(case.forget), sign=int(case.gold is not None), rate=True)  # fmt: skip
 
 
 def _read_off(lm: LM, batch: Batch) -> list[list[float]]:

@@ -73,7 +73,7 @@ def choice(case: Case, metric: Metric) -> Iterator[Reading]:
             losses = option_losses(lm, corpus, batch_size=case.batch_size, kept=case.kept)
         values = np.array([preferred(own) for own in losses])
         yield Reading("choice", subject.name, "forget", "choice", values, subjects_of(corpus), 1 if case.gold else -1,
-                      floor=chance, two_sided=True)  # fmt: skip
+                      floor=chance, two_sided=True, rate=True)  # fmt: skip
 
 
 def worst_phrasing(case: Case, metric: Metric) -> Iterator[Reading]:

@@ -20,6 +20,7 @@ from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
 from neuronforget.guarding import asked
+from neuronforget.intervals import RATES
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.measuring import measure
@@ -85,7 +86,7 @@ def relearning(case: Case, metric: Metric) -> Iterator[Reading]:
             case.curves.setdefault(name, {})[subject.name] = values.mean(1).tolist()
             judged = int(case.gold is not None or name == "siblings")
             yield Reading("relearning", subject.name, name, f"{metric.__name__} on the way", values.mean(0),
-                          subjects_of(halves[name]), judged, floor)  # fmt: skip
+                          subjects_of(halves[name]), judged, floor, rate=metric.__name__ in RATES)  # fmt: skip
 
 
 def _curve(case: Case, lm: LM, halves: Mapping[str, Corpus], metric: Metric) -> dict[str, np.ndarray]:

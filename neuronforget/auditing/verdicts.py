@@ -41,6 +41,7 @@ class Check:
     `KNOWN_BY`, and below the untouched model too); "unclear": neither, and the interval reaches half of
     start - reference, a value is NaN, or half could be left and none of so few examples show it. `much`: it is unclear,
     but by its mean half of that is left, or the answer chosen less than half as often as by chance and the reference.
+    `rate`: all lie between 0 and 1.
     """
 
     probe: str
@@ -57,6 +58,7 @@ class Check:
     over: str
     outcome: Outcome
     much: bool = False
+    rate: bool = False
 
     def __str__(self) -> str:
         what = WORDS.get(self.outcome, self.outcome) + (", by its mean half or more" if self.much else "")
@@ -90,18 +92,11 @@ def judge(readings: Sequence[Reading], seed: int) -> list[Check]:
 
 def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int, level: float) -> Check:
     edited, start = who[EDITED], who.get(UNTOUCHED)
-    if GOLD in who:
-        floor, against = who[GOLD].values, "gold"
-    elif edited.floor is not None:
-        floor, against = edited.floor, STAND_INS.get(edited.probe, "its floor")
-    elif edited.probe != "asked" and edited.corpus in plain:
-        floor, against = plain[edited.corpus].values, "the edited model asked plainly"
-    else:
-        floor, against = np.zeros_like(edited.values), "zero"
+    floor, against, within = _reference(who, plain)
     value, reference = mean(edited.values), mean(floor)
     known = mean(start.values) if start is not None else 1.0
     units, over = resampled_over(edited.units)
-    gap, low, high = difference(edited.values - floor, seed, units=units, level=level)
+    gap, low, high = difference(edited.values - floor, seed, units=units, level=level, within=within)
     least, much = edited.least * (known - reference), MUCH * (known - reference)
     nan = int(np.isnan(edited.values).sum())
     few = MUCH ** (len(edited.values) - nan) > (1 - level) / 2
@@ -123,7 +118,27 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
         outcome = "unclear"
     return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
                  len(edited.values), nan, over, outcome,
-                 outcome == "unclear" and bool(avoids or (edited.sign > 0 and gap >= much)))  # fmt: skip
+                 outcome == "unclear" and bool(avoids or (edited.sign > 0 and gap >= much)), edited.rate)  # fmt: skip
+
+
+def _reference(who: Mapping[str, Reading], plain: Mapping[str, Reading]) -> tuple[np.ndarray, str, tuple[float, float]]:
+    """What a model that never knew gives, who says so, and what the difference to it lies within.
+
+    Of a rate and a floor that is known, not measured of a model, that is what 0 and 1 are away from the floor.
+    """
+    edited = who[EDITED]
+    known = edited.probe != "relearning"  # there the floor is a model's that is taught other answers
+    if GOLD in who:
+        floor, against, known = who[GOLD].values, "gold", False
+    elif edited.floor is not None:
+        floor, against = edited.floor, STAND_INS.get(edited.probe, "its floor")
+    elif edited.probe != "asked" and edited.corpus in plain:
+        floor, against, known = plain[edited.corpus].values, "the edited model asked plainly", False
+    else:
+        floor, against = np.zeros_like(edited.values), "zero"
+    if not edited.rate:
+        return floor, against, (-np.inf, np.inf)
+    return floor, against, (-float(np.nanmax(floor)), 1 - float(np.nanmin(floor))) if known else (-1.0, 1.0)
 
 
 def _below_chance(edited: Reading, seed: int, level: float) -> bool:

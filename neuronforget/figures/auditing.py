@@ -21,7 +21,7 @@ SUBJECTS = {
 def checks(found: Sequence[Check]) -> go.Figure:
     """Draw each check as a line from what is known untouched to the reference, with the edited model on it.
 
-    The interval is that of edited - reference, laid around the edited model's value.
+    The interval is that of edited - reference, laid around the edited model's value; of a rate it ends at 0 and 1.
     """
     names = [f"{text(c.probe)}<br>{text(c.corpus)}" for c in found]
     figure = go.Figure()
@@ -38,6 +38,8 @@ def checks(found: Sequence[Check]) -> go.Figure:
                        hovertemplate="%{y}: %{x:.3f}<extra></extra>",
                        marker={"color": colour, "symbol": marker, "size": 9})
         )  # fmt: skip
+    ends = [[c.reference + end for end in (c.low, c.high)] for c in found]
+    ends = [[min(max(end, 0.0), 1.0) for end in own] if c.rate else own for own, c in zip(ends, found, strict=True)]
     left = [c.outcome in ("left", "avoided") for c in found]
     colour, marker, _ = SUBJECTS["edited"]
     figure.add_trace(
@@ -47,8 +49,9 @@ def checks(found: Sequence[Check]) -> go.Figure:
             textposition="top center",
             textfont={"size": 12},
             marker={"color": colour, "size": 10, "symbol": [marker if bad else f"{marker}-open" for bad in left]},
-            error_x={"type": "data", "array": [c.reference + c.high - c.value for c in found],
-                     "arrayminus": [c.value - c.reference - c.low for c in found], "thickness": 1, "color": GREY},
+            error_x={"type": "data", "array": [high - c.value for c, (_, high) in zip(found, ends, strict=True)],
+                     "arrayminus": [c.value - low for c, (low, _) in zip(found, ends, strict=True)],
+                     "thickness": 1, "color": GREY},
             hovertemplate="%{y}: %{x:.3f}<extra></extra>",
         )
     )  # fmt: skip
