@@ -16,22 +16,22 @@ from jaxtyping import Float
 
 from neuronforget import select
 from neuronforget.arguments import checks_kinds
-from neuronforget.arms import check_audited, made, methods, random_controls
+from neuronforget.arms import Arms
 from neuronforget.attribution import attribute
 from neuronforget.auditing import Audit, audit
 from neuronforget.closeups import closeups
 from neuronforget.comparison import Comparison
-from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
-from neuronforget.erase.catalogue import Operator, further, takes
+from neuronforget.erase.catalogue import Operator, takes
 from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references, evaluate
 from neuronforget.findings import describe
 from neuronforget.guarding import guard_on
-from neuronforget.losses.naming import identity
 from neuronforget.metrics import neuron_shift
 from neuronforget.metrics.shift import by_layer
 from neuronforget.models import LM
+from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
 from neuronforget.runs import content_key, whole_folder
@@ -78,55 +78,48 @@ def compare(
     edit is left out, and the findings say why; if none can, InputError is raised. `batch_size` is that of the forward
     passes; a training step takes half as many forget and half as many retain examples.
     """
-    if steps < 1 or measured < 1 or controls < 0 or seed < 0:
-        found = f"steps={steps}, measured={measured}, controls={controls}, seed={seed}"
-        raise InputError(f"compare needs steps >= 1, measured >= 1, controls >= 0, seed >= 0; found {found}")
-    check_disjoint(forget, retain)
+    arms = Arms(lm, forget, retain, preferred, operators, controls, steps, batch_size, seed)
+    if measured < 1:
+        raise InputError(f"compare measures retain on 1 example or more, found measured={measured}")
     check_references(lm, gold, damage, divergence)
-    selected = select.how_many(share, lm.shape[1])
-    for corpus in (forget, retain):  # what does not fit the model is said before the work, not after half of it
-        lm.encode(corpus)
-    check_audited(audited, lm, forget, retain, preferred, operators, controls, selected)
-    table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in operators)
+    arms.check(audited, share)
     settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
-    recorded = {
-        kind: record(lm, corpus, tap=tap, per_example=table, **settings)
-        for kind, corpus in (("forget", forget), ("retain", retain))
-    }
+    recorded = _recorded(arms, score, tap, **settings)
     if needs(score) == "model":
         scores = attribute(lm, forget, retain, score=score, **settings)
     else:
         scores = score(recorded["forget"], recorded["retain"])
     neurons = select.per_layer(scores, share)
-    others = random_controls(lm, neurons, recorded["retain"], controls, seed)
-    plan = methods(lm, forget, retain, neurons, others, preferred, steps=steps, batch_size=batch_size, seed=seed)
-    places = {"@neurons": neurons, "@random 0": others.get("random 0")}
-    plan |= further(operators, lm, forget, retain, places, recorded)
-    answers = preferred.digest() if isinstance(preferred, Corpus) else preferred
-    own = [identity(operator) for operator in operators]
-    sets = {name: sorted(where.members) for name, where in {"chosen": neurons, **others}.items()}
-    work = (forget.digest(), retain.digest(), answers, steps, batch_size, seed, sets, own)
-    edits, failed = made(lm, plan, resume, work, progress)
+    others = arms.others(neurons, recorded["retain"])
+    edits, failed = arms.made(neurons, others, recorded, resume=resume, progress=progress)
     sample = retain.sample(measured, seed)
     results = evaluate(
         lm, edits, forget, sample, gold=gold, damage=damage, divergence=divergence, seed=seed, kept=resume, **settings
     )
-    info = {**results.info, "tap": recorded["forget"].info["tap"], "score": scores.name}
-    info |= {"selected share per layer": share, "retain examples measured": len(sample), "steps": steps}
-    info |= {"not made": failed, "certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
     moved = _moved(lm, edits, forget, sample)
-    shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
     near = {name: edits[name] for name in CLOSE if name in edits}
-    of_near = {name: moved[name] for name in near}
-    near_by = closeups(lm, forget, recorded, scores, neurons, near, of_near, batch_size=batch_size)
-    asked = {name: edits[name] for name in audited if name in edits}
-    audits, refused = _audit(
-        lm, asked, forget, retain, resume, gold=gold, derived=derived, seed=seed, progress=progress
+    seen = closeups(
+        lm, forget, recorded, scores, neurons, near, {name: moved[name] for name in near}, batch_size=batch_size
     )
-    results = replace(results, info={**info, "not audited": refused})
+    audits, refused = _audits(
+        lm, {name: edits[name] for name in audited if name in edits}, forget, retain, resume,
+        gold=gold, derived=derived, seed=seed, progress=progress,
+    )  # fmt: skip
+    info = {"tap": recorded["forget"].info["tap"], "score": scores.name, "selected share per layer": share}
+    info |= {"retain examples measured": len(sample), "steps": steps, "not made": failed, "not audited": refused}
+    info |= {"certificates": {name: edit.certificate(lm).entry() for name, edit in edits.items()}}
+    results = replace(results, info={**results.info, **info})
     drawn = tuple(others.values())
+    shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
     findings = tuple(describe(results, neurons, truth, drawn, audits))
-    return Comparison(results, scores, neurons, truth, drawn, shifts, near_by, edits, audits, findings)
+    return Comparison(results, scores, neurons, truth, drawn, shifts, seen, edits, audits, findings)
+
+
+def _recorded(arms: Arms, score: Score, tap: str | None, **settings: Any) -> dict[str, Moments]:
+    """The moments of both corpora, with their per-example tables where the score or an operator reads those."""
+    table = needs(score) == "examples" or any(takes(operator, "forget_peaks") for operator in arms.operators)
+    corpora = {"forget": arms.forget, "retain": arms.retain}
+    return {kind: record(arms.lm, corpus, tap=tap, per_example=table, **settings) for kind, corpus in corpora.items()}
 
 
 def _moved(
@@ -140,7 +133,7 @@ def _moved(
     }
 
 
-def _audit(
+def _audits(
     lm: LM,
     edits: Mapping[str, Edit],
     forget: Corpus,
