@@ -10,7 +10,7 @@ from sources import Source
 
 import neuronforget as nf
 from neuronforget.erase.catalogue import needs_neurons, takes
-from neuronforget.erase.finetune import default_lr
+from neuronforget.erase.rates import default_lr
 from neuronforget.losses import learn
 
 #: With the defaults, but where those do next to nothing (alpha_edit) or there are too many tokens (revs).

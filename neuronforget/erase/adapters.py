@@ -29,8 +29,9 @@ from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import Curvature, Objective, adam, check_solver, twice_differentiable
-from neuronforget.erase.finetune import Preferred, default_lr, preferred_answers
+from neuronforget.erase.finetune import Preferred, preferred_answers
 from neuronforget.erase.influence import check_precision, parts_of, undone
+from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError, reading
 from neuronforget.losses import Loss, learn
 from neuronforget.losses.outputs import valued

@@ -20,11 +20,9 @@ from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
-from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
-from neuronforget.erase.sharded import check_sharded
-from neuronforget.erase.sharded import sharded as spread_out
-from neuronforget.erase.trained import Choice, Trained
-from neuronforget.erase.units import check_neurons
+from neuronforget.erase.rates import Rates
+from neuronforget.erase.trained import Trained
+from neuronforget.erase.weights import Weights
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
 from neuronforget.losses.outputs import valued
@@ -87,38 +85,31 @@ def finetune(
     """
     if retain is not None:
         check_disjoint(forget, retain)
-    if neurons is not None:
-        check_neurons(lm, neurons)
     ranks = launched(lm.device) if split else Ranks()
-    choice = Choice(lm, neurons, lora if lora is None or isinstance(lora, LoRA) else LoRA(lora))
-    if sharded:
-        check_sharded(choice, ranks)
-    lr = default_lr(lm, neurons, adapters=lora is not None) if lr is None else lr
-    rates = rates_of(lm, lr, choice.names())
-    plan = Plan(steps, max(rates.values()), weight_decay, clip, seed=seed)
-    budget, name = _budget(budget, retain), name_of(loss)
+    weights = Weights.of(lm, neurons, lora, lr, ranks, sharded)
+    plan = Plan(steps, max(weights.rates.values()), weight_decay, clip, seed=seed)
+    budget = _budget(budget, retain)
     answers = preferred_answers(forget, preferred, seed)
     work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
     work.check_loss(loss)
-    run = _Run(work, loss, accumulate, ranks)
-    trainees = Trainees.of(choice, rates, ranks.world if sharded else 1)
-    need = run.footprint(trainees, budget=budget is not None, checkpointing=checkpointing)
+    run, name = _Run(work, loss, accumulate, ranks), name_of(loss) + weights.choice.label
+    need = run.footprint(weights.trainees, budget=budget is not None, checkpointing=checkpointing)
     if progress and not ranks.rank:
-        tqdm.write(f"{name}{choice.label}: about {need}", file=sys.stderr)
-    info: dict[str, Any] = {"method": f"finetune:{name}", "loss": name}
-    info |= {"loss_settings": settings_of(loss), "steps": steps, "lr": as_info(lm, lr, rates), "seed": seed}
-    info |= {"batch_size": batch_size, "accumulate": accumulate, "weight_decay": weight_decay}
-    info |= {"processes": ranks.world, "sharded": sharded, "lora": asdict(choice.lora) if choice.lora else None}
-    info |= {"budget": asdict(budget) if budget else None}
+        tqdm.write(f"{name}: about {need}", file=sys.stderr)
+    info: dict[str, Any] = {**_called(loss), **weights.info, "steps": steps, "seed": seed, "batch_size": batch_size}
+    info |= {"accumulate": accumulate, "weight_decay": weight_decay, "budget": asdict(budget) if budget else None}
     info |= _digests(lm, forget, retain, reinforced)
     key = _work_key(neurons, answers, {**info, "loss": identity(loss)})
-    training = spread_out(lm, rates, ranks) if sharded else choice.training(rates, seed)
-    with frozen(lm), training as trained, checkpointed(trained.twin or lm) if checkpointing else nullcontext():
+    with (
+        frozen(lm),
+        weights.training(seed) as trained,
+        checkpointed(trained.twin or lm) if checkpointing else nullcontext(),
+    ):
         work.start, work.twin = trained.start, trained.twin
         stopping = Stopping(run.measure(trained, budget), budget) if budget else None
         history = fit(
             trained.values, run.of(trained), replace(plan, rates=tuple(trained.rates)), memory=work.memory,
-            stopping=stopping, ranks=ranks, resume=resume, key=key, desc=name + choice.label, progress=progress,
+            stopping=stopping, ranks=ranks, resume=resume, key=key, desc=name, progress=progress,
         )  # fmt: skip
         changes = trained.changes()
     info |= {"model_after_training": lm.digest(), "first_loss": history[0], "last_loss": history[-1]}
@@ -175,6 +166,12 @@ def _budget(budget: float | Budget | None, retain: Corpus | None) -> Budget | No
     if budget is not None and retain is None:
         raise InputError("a budget is of the retain loss: give a retain corpus, or leave out budget=")
     return budget if budget is None or isinstance(budget, Budget) else Budget(budget)
+
+
+def _called(loss: Loss) -> dict[str, Any]:
+    """What an edit's info says of its loss."""
+    name = name_of(loss)
+    return {"method": f"finetune:{name}", "loss": name, "loss_settings": settings_of(loss)}
 
 
 def _digests(lm: LM, forget: Corpus, retain: Corpus | None, reinforced: Edit | None) -> dict[str, Any]:
