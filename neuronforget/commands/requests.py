@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from neuronforget.commands.console import Folder
+from neuronforget.commands.console import Folder, output
+from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.ledger import RECORD, Ledger, check_own_folder
+from neuronforget.models import LM
 from neuronforget.runs import check_new, check_writable
 
 
@@ -69,7 +71,61 @@ def ledger(
     print(kept, *([f"written to {export}"] if export else []), sep="\n")
 
 
-def asked_of(folder: Path, request: str | None, model: str) -> Ledger:
+@dataclass(frozen=True)
+class Places:
+    """Where an erasure goes: a file, a ledger (as `kept`) under the name `request`, a new checkpoint folder."""
+
+    out: Path | None
+    ledger: Path | None
+    export: Path | None
+    request: str | None
+    kept: Ledger | None
+
+    @classmethod
+    def of(cls, model: str, out: Path | None, ledger: Path | None, export: Path | None, request: str | None) -> Places:
+        """Read the ledger. Raises InputError unless there is a place, and each can be written, apart from others."""
+        if not (out or ledger):
+            raise InputError("give --out, a file for the edit, or --ledger and --request")
+        if request and not ledger:
+            raise InputError("--request names an erasure in a ledger: give --ledger too, or leave it out")
+        places = {"--out": output(out, ".safetensors") if out else None, "--ledger": ledger, "--export": export}
+        for option, place in places.items():
+            if place:
+                check_writable(place)
+                if Path(model).is_dir() and place.resolve().is_relative_to(Path(model).resolve()):
+                    raise InputError(f"{place} lies in the model's own folder: choose another place with {option}")
+        check_apart(places)
+        kept = _asked_of(ledger, request, model) if ledger else None
+        if export:
+            check_new(export)
+        return cls(out, ledger, export, request, kept)
+
+    def replay(self, lm: LM) -> None:
+        """Put the requests on that the ledger holds: the next edit is made on top of them."""
+        if self.kept:
+            self.kept.replay(lm)
+
+    def write(self, lm: LM, edit: Edit) -> list[str]:
+        """Write the edit everywhere, and return where. A refused export does not take it with it: the error says so."""
+        written: list[str] = []
+        try:
+            if self.out:
+                edit.save(self.out)
+                written.append(str(self.out))
+            if self.kept and self.ledger:
+                self.kept.apply(lm, edit, request=self.request or "")
+                self.kept.save(self.ledger)
+                written.append(str(self.ledger))
+            if self.export:
+                (self.kept or edit).export(lm, self.export)
+                written.append(str(self.export))
+        except InputError as error:
+            kept = f" (the edit is kept in {' and '.join(written)})" if written else ""
+            raise InputError(f"{error}{kept}") from error
+        return written
+
+
+def _asked_of(folder: Path, request: str | None, model: str) -> Ledger:
     """Return the ledger that `request` goes into: the folder's, or that of the model's own folder, or a new one.
 
     Raises InputError for a request without a name of its own, and a folder that holds anything else.
@@ -83,36 +139,9 @@ def asked_of(folder: Path, request: str | None, model: str) -> Ledger:
     return kept
 
 
-def check_places(
-    model: str, out: Path | None, ledger: Path | None, export: Path | None, *, request: str | None = None
-) -> None:
-    """Raise InputError unless an edit has a place to go, and each can be written, apart from model and others."""
-    if not (out or ledger):
-        raise InputError("give --out, a file for the edit, or --ledger and --request")
-    if request and not ledger:
-        raise InputError("--request names an erasure in a ledger: give --ledger too, or leave it out")
-    places = {"--out": out, "--ledger": ledger, "--export": export}
-    for option, place in places.items():
-        if place:
-            check_writable(place)
-            if Path(model).is_dir() and place.resolve().is_relative_to(Path(model).resolve()):
-                raise InputError(f"{place} lies in the model's own folder: choose another place with {option}")
-    check_apart(places)
-
-
 def check_apart(places: Mapping[str, Path | None]) -> None:
     """Raise InputError where one of what several options name lies in another, or is the same."""
     given = {option: place for option, place in places.items() if place}
     for (one, inner), (other, outer) in permutations(given.items(), 2):
         if inner.resolve().is_relative_to(outer.resolve()):
             raise InputError(f"{one} {inner} lies in {other} {outer}: give each a place of its own")
-
-
-@contextmanager
-def said_of(written: Sequence[str]) -> Iterator[None]:
-    """An error within the block also says what was written before it."""
-    try:
-        yield
-    except InputError as error:
-        kept = f" (the edit is kept in {' and '.join(written)})" if written else ""
-        raise InputError(f"{error}{kept}") from error

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, output, show, with_command
-from neuronforget.commands.requests import asked_of, check_apart, check_places, said_of
+from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, show, with_command
+from neuronforget.commands.requests import Places, check_apart
 from neuronforget.errors import InputError
 
 
@@ -103,12 +103,8 @@ def erase(
     from neuronforget.erase.catalogue import OPERATORS, addressed, check_call, make
     from neuronforget.neurons import Neurons
     from neuronforget.ranks import launched
-    from neuronforget.runs import check_new
 
-    check_places(data.model, output(out, ".safetensors") if out else None, ledger, export, request=request)
-    kept = asked_of(ledger, request, data.model) if ledger else None
-    if export:
-        check_new(export)
+    places = Places.of(data.model, out, ledger, export, request)
     operator = named(method, OPERATORS)
     chosen = Neurons.load(neurons) if neurons else None
     asked = assigned(
@@ -118,24 +114,12 @@ def erase(
     given = addressed(operator, asked)
     check_call(operator, chosen, given)
     lm, forget, retain = data.open()
-    if kept:
-        kept.replay(lm)
+    places.replay(lm)
     edit = make(operator, lm, forget, retain, neurons=chosen, **given)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
     certificate = edit.certificate(lm)
-    written: list[str] = []
-    with said_of(written):  # a refused export does not take the edit with it
-        if out:
-            edit.save(out)
-            written.append(str(out))
-        if kept and ledger:
-            kept.apply(lm, edit, request=request or "")
-            kept.save(ledger)
-            written.append(str(ledger))
-        if export:
-            (kept or edit).export(lm, export)
-            written.append(str(export))
+    written = places.write(lm, edit)
     print(f"{edit}\n{certificate}\nwritten to {' and '.join(written)}")
 
 
