@@ -13,10 +13,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: Part -> what to do where it was not given.
 MISSING = {
     "retain": "this loss has a retain term: give a retain corpus, or set alpha=0 (not pdu, which has none)",
-    "preferred": "this loss needs preferred answers: give preferred=, or examples with `wrong` answers",
+    "preferred": "this loss needs preferred answers: give preferred= (--refusals), or examples with `wrong` answers",
     "refused": "this loss refuses retain prompts too: give preferred= refusals, and a retain corpus",
     "alternates": "this loss needs answers that the model itself generates: it runs inside finetune alone",
-    "reinforced": "this loss needs a reinforced model: give reinforced=finetune(lm, forget, loss=learn)",
+    "reinforced": "this loss needs a reinforced model: give reinforced=finetune(lm, forget, loss=learn) (--reinforced)",
 }
 
 
