@@ -230,3 +230,17 @@ def test_what_cannot_be_opened_is_refused_and_stays() -> None:
     normed = of_layout(True, False, False, True)
     normed.has_post_expert_norm = True
     assert not routed_layers(nn.ModuleDict({"experts": normed}))
+
+
+def test_the_benchmark_measures_one_model_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mixtures
+
+    monkeypatch.setitem(mixtures.SHAPES, "tiny", (4, 2, 8, 16, 1, (2, 6)))
+    made, tokens = mixtures.models("tiny", "cpu"), torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        found = {kind: model(tokens).logits for kind, model in made.items()}
+    torch.testing.assert_close(found["opened"], found["mixture"], rtol=1e-5, atol=1e-5)
+    assert nf.LM(made["opened"]).shape == nf.LM(made["dense"]).shape == (1, 32)
+    row = mixtures.measured("tiny", 1, "cpu")
+    for what in ("ms", "MB"):
+        assert row[f"{what}: opened/mixture"] == row[f"{what} opened"] / row[f"{what} mixture"] > 0
