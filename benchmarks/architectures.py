@@ -1,7 +1,8 @@
 """Which models can be read: every causal language model of the installed transformers, built tiny, is tried.
 
 Of each: are its neurons found, does ablating two of them give what two zeroed inputs of the output projection give, is
-it undone to the bit? `python benchmarks/architectures.py` writes results/<date>-<device>-architectures.json and .md.
+it undone to the bit? And again where it has routed experts, opened: do they compute what they did?
+`python benchmarks/architectures.py` writes results/<date>-<device>-architectures.json and .md.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: E402
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
+from neuronforget.routed import routed_layers  # noqa: E402
 
 TOKENS, LENGTH = 64, 9
 LARGEST = 20_000_000  # parameters: what its configuration does not make smaller is not built
@@ -58,7 +60,7 @@ OWN: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "kimi_linear": {"num_experts": 8},
 }  # fmt: skip
-ROW = {"model": "", "outcome": "", "layers": "", "neurons": "", "output projection": "", "why": ""}
+ROW = {"model": "", "outcome": "", "layers": "", "neurons": "", "output projection": "", "experts": "", "why": ""}
 
 
 def small(kind: str) -> Any:
@@ -119,7 +121,30 @@ def zeroed(lm: nf.LM, neurons: nf.Neurons) -> Tensor:
 
 
 def tried(model: nn.Module) -> dict[str, Any]:
-    """Return what came of one model; `outcome` is read, refused (with the reason) or wrong (with what is)."""
+    """Return what came of one model; `outcome` is read, refused (with the reason) or wrong (with what is).
+
+    `experts` is how many layers' routed experts are read once they are opened.
+    """
+    found = tried_once(model)
+    if found["outcome"] == "wrong" or not routed_layers(model):
+        return found
+    before, kept = outputs(model), {name: weight.clone() for name, weight in model.state_dict().items()}
+    nf.open_experts(model)
+    opened, state = tried_once(model), model.state_dict()
+    wrong = {
+        "opened experts compute something else": not torch.allclose(outputs(model), before, atol=CLOSE),
+        "opened experts are saved otherwise": kept.keys() != state.keys()
+        or any(not torch.equal(state[name], kept[name]) for name in kept),
+        f"experts: {opened['why']}": opened["outcome"] == "wrong",
+    }
+    if any(wrong.values()):
+        return {**found, "outcome": "wrong", "why": "; ".join(what for what, holds in wrong.items() if holds)}
+    better = found if found["outcome"] == "read" else opened
+    return {**better, "experts": opened["layers"]} if opened["outcome"] == "read" else found
+
+
+def tried_once(model: nn.Module) -> dict[str, Any]:
+    """Return what came of one model as it is."""
     try:
         lm = nf.LM(model)
         layers = tuple(site.layer for site in lm.sites)
@@ -168,7 +193,9 @@ def main() -> None:
     notes = (
         "Every kind of causal language model that this transformers has, random and tiny. " +
         ", ".join(f"{outcome}: {count}" for outcome, count in counts.items()) + ". Read: its neurons were found, "
-        f"ablating two of them is zeroing them (to {CLOSE:g}), and it is undone to the bit. Not built: transformers "
+        f"ablating two of them is zeroing them (to {CLOSE:g}), and it is undone to the bit. Experts: in so many layers "
+        "routed experts are read once they are opened; the opened model's outputs are those before (to the same), and "
+        "so is its state dict (to the bit). Where there is no dense MLP these are its neurons. Not built: transformers "
         "makes no model of so small a configuration, or the kind is of several models. Nothing is said of these."
     )  # fmt: skip
     print(table_of(found))

@@ -38,7 +38,8 @@ args.out.mkdir(parents=True, exist_ok=True)
 # %% [markdown]
 # ## The corpora, and the model in bfloat16
 #
-# Half the memory of float32 for the model; what is trained is float32 all the same.
+# Half the memory of float32 for the model; what is trained is float32 all the same. Of a mixture of experts
+# `nf.open_experts(model)` comes before `nf.LM`; `nf.load` does it by itself.
 
 # %%
 if args.model:

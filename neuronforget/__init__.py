@@ -25,6 +25,7 @@ from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
 from neuronforget.results import Results
+from neuronforget.routed import open_experts
 from neuronforget.scores import Scores
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ __all__ = [
     "LM", "Audit", "Certificate", "Change", "Comparison", "Corpus", "Edit", "Example", "InputError", "Ledger",
     "Moments", "Neurons", "Results", "Scores", "attribute", "audit", "compare", "corpora", "erase", "evaluate",
     "figures", "load", "losses",
-    "metrics", "record", "report", "scores", "select", "testbed",
+    "metrics", "open_experts", "record", "report", "scores", "select", "testbed",
 ]  # fmt: skip
 
 

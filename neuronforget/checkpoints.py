@@ -15,6 +15,7 @@ from neuronforget.changes import Change, mlp_biases
 from neuronforget.errors import InputError, reading, warn
 from neuronforget.models import LM, load_plain, swapped
 from neuronforget.precision import rounding_of
+from neuronforget.routed import has_opened, open_experts
 from neuronforget.runs import whole_folder
 
 #: The file that tells what was done, in an exported checkpoint and in a ledger's own folder.
@@ -124,6 +125,8 @@ def _check_saved(lm: LM, folder: Path, held: Sequence[Change], dtype: torch.dtyp
             f"transformers finds no {missing[0]} in a checkpoint of this model, and would draw it at random: something "
             "stores it under another name (a parametrisation); take that off before you export"
         )
+    if has_opened(lm.model):
+        open_experts(loaded)
     read = LM(loaded).parameters  # by the model's names, whatever they are called in the file
     if unknown := {change.name for change in held} - read.keys():
         raise InputError(f"the checkpoint has no weight called {min(unknown)}: whether it holds the edit is unknown")

@@ -20,7 +20,8 @@ from neuronforget.corpora import Batch, Corpus, Encoded, batches, collate, encod
 from neuronforget.errors import InputError
 from neuronforget.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.ranks import own_device
-from neuronforget.sites import Site, check_sites, find_sites
+from neuronforget.routed import open_experts
+from neuronforget.sites import Site, check_sites, find_sites, mostly_routed
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class LM:
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
-        """The layers that have dense MLP neurons, lowest first. Raises InputError where there are none."""
+        """The layers that have MLP neurons, lowest first. Raises InputError where there are none."""
         check_kind(self.model)
         found = check_sites(self.model, self.sites_override or ()) or find_sites(self.model)
         check_tokens(self.model, self.tokenizer)
@@ -125,13 +126,14 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device = "cpu",
     sites: tuple[Site, ...] | None = None,
+    experts: bool | None = None,
 ) -> LM:
     """Load a checkpoint folder or hub id in its stored dtype, onto `device`.
 
-    `sites` names the neurons where structure does not tell them (`LM(..., sites_override=)`). In a launch of several
-    processes `cuda` is each process' own card. Raises InputError for a device that is not
-    there, a missing or damaged model, one without dense MLP neurons, one whose checkpoint lacks weights
-    (transformers would draw them at random), and NaN or infinite weights.
+    `sites` names the neurons where structure does not tell them (`LM(..., sites_override=)`). `experts` reads those of
+    routed experts, not of dense MLPs (None: where more layers have them; see `open_experts`). In a launch of several
+    processes `cuda` is each process' own card. Raises InputError for a device that is not there, a missing or damaged
+    model, one without MLP neurons or weights (transformers would draw them at random), and NaN or infinite weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -149,6 +151,8 @@ def load(
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
+    if experts or (experts is None and sites is None and mostly_routed(model)):
+        open_experts(model)
     lm = LM(model.to(there).eval(), tokenizer, sites)
     check_finite(lm)
     _ = lm.sites  # a model without neurons is refused here, not after an hour

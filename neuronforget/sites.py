@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from neuronforget.errors import InputError, warn
 from neuronforget.kinds import adapted_maps, check_weights
+from neuronforget.routed import RoutedMLP, has_opened, routed_layers
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,9 @@ class Site:
 
 #: Words in a class or attribute name below the block, the family's own name apart, of what is routed to.
 _ROUTED = ("moe", "expert")
-#: And of all that is no dense MLP of the model's own.
-_NOT_MLP = (*_ROUTED, "attn", "attention", "adapter")
+#: Of what is no MLP of the model's own, and of all that is no dense one.
+_APART = ("attn", "attention", "adapter")
+_NOT_MLP = (*_ROUTED, *_APART)
 
 
 def check_sites(model: nn.Module, sites: tuple[Site, ...]) -> tuple[Site, ...]:
@@ -75,33 +77,58 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     It is the linear map into the residual width whose siblings map the residual width to its own input
     width (once or twice: gated; or to double that width: fused gate and up). Attention, routed experts and
     adapters are left out; of several such maps in a block (Gemma 4 gates its layer embeddings like an MLP)
-    the widest is meant. Warns of layers with experts, whose neurons are none of these. Raises InputError where there
-    is no such map, two fit equally well, or widths differ.
+    the widest is meant. Where experts were opened (`open_experts`), they alone are meant. Warns of layers that have
+    the other kind. Raises InputError where there is no such map, two fit equally well, or widths differ.
     """
-    kind, family, config = type(model).__name__, _family(model), model.config.get_text_config()  # type: ignore[union-attr, operator]
-    depth = getattr(config, "num_hidden_layers", None)
-    width = getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    for path, blocks in _lists_of(model, depth):
-        found = [_block_site(f"{path}.{i}", i, block, width, family) for i, block in enumerate(blocks)]
-        sites = tuple(site for site in found if site is not None)
-        if len({site.d_mlp for site in sites}) > 1:
-            raise InputError(f"{kind}: layers of different MLP widths are not supported")
-        if sites:
-            _check_stored(model, sites)
-            if routed := sum(_has_experts(block, family) for block in blocks):
-                where = f"{kind} routes to experts in {routed} of its {len(blocks)} layers"
-                warn(f"{where}: no neuron of theirs is scored or edited, only those of {len(sites)} layers' dense MLPs")
-            return sites
+    kind, opened = type(model).__name__, has_opened(model)
+    blocks, sites = _sites(model, opened)
+    if sites:
+        _check_stored(model, sites)
+        if others := sum(_has_others(block, sites[0].d_model, _family(model), opened) for block in blocks):
+            warn(_of_others(model, others, len(blocks), len(sites), opened))
+        return sites
     if adapted := adapted_maps(model):
         raise InputError(
             f"{kind} has adapters ({adapted[0]}) and no dense MLP beside them: merge them into it first "
             "(peft's merge_and_unload)"
         )
+    if routed_layers(model):
+        raise InputError(f"{kind} has routed experts and no dense MLP: nf.open_experts(model) makes them readable")
     raise InputError(
-        f"{kind} has no dense MLP that can be read (routed experts have none): "
-        "neurons are the inputs of an MLP's output projection; if you know them, name them: "
-        "load(..., sites=) or LM(..., sites_override=)"
+        f"{kind} has no MLP that can be read: neurons are the inputs of an MLP's output projection; "
+        "if you know them, name them: load(..., sites=) or LM(..., sites_override=)"
     )
+
+
+def mostly_routed(model: nn.Module) -> bool:
+    """Have more layers routed experts that can be opened than a dense MLP?"""
+    return len(routed_layers(model)) > len(_sites(model, opened=False)[1])
+
+
+def _sites(model: nn.Module, opened: bool) -> tuple[list[nn.Module], tuple[Site, ...]]:
+    """The blocks and their sites, of opened experts or of dense MLPs; none where there are none."""
+    kind, family, config = type(model).__name__, _family(model), model.config.get_text_config()  # type: ignore[union-attr, operator]
+    depth = getattr(config, "num_hidden_layers", None)
+    width = getattr(config, "hidden_size", None) or model.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    for path, blocks in _lists_of(model, depth):
+        found = [_block_site(f"{path}.{i}", i, block, width, family, opened) for i, block in enumerate(blocks)]
+        sites = tuple(site for site in found if site is not None)
+        if len({site.d_mlp for site in sites}) > 1:
+            raise InputError(f"{kind}: layers of different MLP widths are not supported")
+        if sites:
+            return list(blocks), sites
+    return [], ()
+
+
+def _of_others(model: nn.Module, others: int, depth: int, read: int, opened: bool) -> str:
+    """What is not read, and how it could be."""
+    kind = type(model).__name__
+    if opened:
+        what = f"{kind} has dense or shared MLPs in {others} of its {depth} layers"
+        return f"{what}: no neuron of theirs is scored or edited, only those of {read} layers' routed experts"
+    where = f"{kind} routes to experts in {others} of its {depth} layers"
+    instead = "; nf.open_experts(model) reads theirs instead" if routed_layers(model) else ""
+    return f"{where}: no neuron of theirs is scored or edited, only those of {read} layers' dense MLPs{instead}"
 
 
 def _lists_of(model: nn.Module, depth: int | None) -> list[tuple[str, nn.ModuleList]]:
@@ -125,10 +152,10 @@ def _stored(module: nn.Module) -> tuple[int, int]:
     return (outputs, inputs) if isinstance(module, nn.Linear) else (inputs, outputs)
 
 
-def _block_site(path: str, layer: int, block: nn.Module, d_model: int, family: str) -> Site | None:
+def _block_site(path: str, layer: int, block: nn.Module, d_model: int, family: str, opened: bool) -> Site | None:
     found: list[Site] = []
     for name, parent in block.named_modules():
-        if not _is_one_of(_NOT_MLP, block, name, family):
+        if isinstance(parent, RoutedMLP) if opened else not _is_one_of(_NOT_MLP, block, name, family):
             found += _output_maps(f"{path}.{name}".rstrip("."), layer, parent, d_model)
     widest = [site for site in found if site.d_mlp == max(other.d_mlp for other in found)]
     if len(widest) > 1:
@@ -160,8 +187,12 @@ def _family(model: nn.Module) -> str:
     return re.split("For[A-Z]|LMHead|Model", next(own, type(model)).__name__)[0]
 
 
-def _has_experts(block: nn.Module, family: str) -> bool:
-    return any(_is_one_of(_ROUTED, block, name.rpartition(".")[0], family) for name, _ in block.named_parameters())
+def _has_others(block: nn.Module, d_model: int, family: str, opened: bool) -> bool:
+    """Has a block experts beside what is read, or, if they are read, a dense MLP or experts that all tokens share?"""
+    if not opened:
+        return any(_is_one_of(_ROUTED, block, n.rpartition(".")[0], family) for n, _ in block.named_parameters())
+    parents = (m for n, m in block.named_modules() if not _is_one_of(_APART, block, n, family))
+    return any(any(_output_maps("", 0, m, d_model)) for m in parents if not isinstance(m, RoutedMLP))
 
 
 def _is_one_of(kinds: tuple[str, ...], block: nn.Module, name: str, family: str) -> bool:

@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from neuronforget.models import LM
+from neuronforget.routed import open_experts, routed_layers
 
 WIDTH, MLP, DEPTH, HEADS, VOCAB, LENGTH = 16, 40, 2, 2, 64, 64
 
@@ -61,11 +62,12 @@ _SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mpt": ("Mpt", _MPT),
     "xglm": ("XGLM", {**_XGLM, "max_position_embeddings": LENGTH}),
     "biogpt": ("BioGpt", _LLAMA),
+    "mixtral": ("Mixtral", {**_LLAMA, "intermediate_size": MLP // 4, "num_local_experts": 4}),
 }
 #: Configurations that are not called like their model.
 _CONFIGS = {"Gemma3": "Gemma3TextConfig"}
-#: The one family here that TransformerLens does not know.
-UNKNOWN_TO_LENS = "biogpt"
+#: The families here that TransformerLens does not know, or of which it does not know the neurons.
+UNKNOWN_TO_LENS = ("biogpt", "mixtral")
 
 
 def randomise(model: nn.Module, seed: int = 0) -> None:
@@ -78,12 +80,14 @@ def randomise(model: nn.Module, seed: int = 0) -> None:
 
 
 def build(family: str, *, seed: int = 0, **settings: Any) -> Any:
-    """Return the family's tiny random model in eval mode; `settings` go to its configuration."""
+    """Return the family's tiny random model in eval mode, experts opened; `settings` go to its configuration."""
     kind, own = _SETTINGS[family]
     config = getattr(transformers, _CONFIGS.get(kind, f"{kind}Config"))(**{**_COMMON, **own, **settings})
     classes = (f"{kind}ForCausalLM", f"{kind}LMHeadModel")
     model = next(getattr(transformers, c) for c in classes if hasattr(transformers, c))(config).eval()
     randomise(model, seed)
+    if routed_layers(model):
+        open_experts(model)
     return model
 
 

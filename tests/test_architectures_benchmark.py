@@ -13,7 +13,7 @@ import torch
 import neuronforget as nf
 
 ROOT = Path(__file__).resolve().parent.parent
-TRIED = {"llama": "read", "gpt2": "read", "mixtral": "refused", "fuyu": "not built"}
+TRIED = {"llama": "read", "gpt2": "read", "mixtral": "read", "mamba": "refused", "fuyu": "not built"}
 
 
 def test_a_model_is_read_refused_or_not_built() -> None:
@@ -21,7 +21,9 @@ def test_a_model_is_read_refused_or_not_built() -> None:
     assert {name: row["outcome"] for name, row in found.items()} == TRIED
     assert found["llama"]["output projection"] == "model.layers.0.mlp.down_proj"
     assert (found["gpt2"]["layers"], found["gpt2"]["neurons"]) == (2, 40)
-    assert "no dense MLP" in found["mixtral"]["why"] and "kind of its own" in found["fuyu"]["why"]
+    assert found["mixtral"]["output projection"] == "model.layers.0.mlp.experts.down"
+    assert [found[kind].get("experts", "") for kind in ("llama", "mixtral")] == ["", 2]
+    assert "no MLP that can be read" in found["mamba"]["why"] and "kind of its own" in found["fuyu"]["why"]
 
 
 def test_neurons_that_are_not_the_projection_s_inputs_are_called_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -250,17 +250,6 @@ def _nan_model(bed: Path, folder: Path) -> Path:
     return folder
 
 
-def _mixture(bed: Path, folder: Path) -> Path:
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    config = MixtralConfig(
-        vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        num_key_value_heads=2, num_local_experts=2,
-    )  # fmt: skip
-    nf.LM(MixtralForCausalLM(config), nf.load(bed / "model").tokenizer).save(folder)
-    return folder
-
-
 CASES = {
     "a missing corpus": (lambda bed, tmp: {"--forget": tmp / "nowhere.jsonl"}, "no such file"),
     "a missing model": (lambda bed, tmp: {"--model": tmp / "nowhere"}, "no model folder"),
@@ -281,7 +270,6 @@ CASES = {
         "the model holds",
     ),
     "NaN weights": (lambda bed, tmp: {"--model": _nan_model(bed, tmp / "nan")}, "NaN"),
-    "a mixture of experts": (lambda bed, tmp: {"--model": _mixture(bed, tmp / "moe")}, "no dense MLP"),
     "an unknown score": (lambda bed, tmp: {"--score": "nonesuch"}, "no function 'nonesuch'"),
     "a subject that is no text": (
         lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "a", "answer": "b", "subject": 5}')},

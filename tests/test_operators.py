@@ -39,11 +39,11 @@ def some(lm: LM) -> Neurons:
 
 
 def state(lm: LM) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in lm.model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in lm.parameters.items()}
 
 
 def same(lm: LM, before: dict[str, Tensor]) -> bool:
-    now = lm.model.state_dict()
+    now = lm.parameters
     return now.keys() == before.keys() and all(torch.equal(now[name], before[name]) for name in before)
 
 

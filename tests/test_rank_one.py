@@ -154,7 +154,7 @@ def some(lm: LM) -> Neurons:
 
 
 def state(lm: LM) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in lm.model.state_dict().items()}
+    return {name: value.detach().clone() for name, value in lm.parameters.items()}
 
 
 def rank_one(lm: LM, forget: Corpus, retain: Corpus, **settings: Any) -> Any:
@@ -166,17 +166,18 @@ def test_only_the_selected_write_weights_change(family: str, tokenizer: Any, fac
     lm = LM(build(family, vocab_size=len(tokenizer)), tokenizer)
     before = state(lm)
     edit = rank_one(lm, facts, retain, neurons=some(lm))
-    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in lm.parameters.items())
     assert {change.name for change in edit.changes} == {site.write.name for site in lm.sites}
     with edit.on(lm):
-        for name, value in lm.model.state_dict().items():
+        for name, value in lm.parameters.items():
             moved = {int(i) for i in (value != before[name]).nonzero()[:, -1].unique()}
             site = next((s for s in lm.sites if s.write.name == name), None)
             if site is None:
                 assert not moved, name
                 continue
             along = (value != before[name]).any(1 - site.write.dim).nonzero().flatten().tolist()
-            assert set(along) == {j for layer, j in some(lm).members if layer == site.layer}
+            chosen = {j for layer, j in some(lm).members if layer == site.layer}
+            assert set(along) == chosen or (family == "mixtral" and set(along) < chosen)  # no fact's token meets them
 
 
 def test_the_edit_moves_the_output_at_the_subjects_last_token_alone_by_what_was_solved(
@@ -248,7 +249,7 @@ def test_bad_input_is_refused(lm: LM, facts: Corpus, retain: Corpus) -> None:
         rank_one(lm, facts, Corpus(facts.examples[:1] + retain.examples, "retain"))
     with pytest.raises(InputError, match="empty"):
         rank_one(lm, facts, retain, neurons=Neurons(frozenset(), (0, 1), lm.shape[1]))
-    assert all(torch.equal(v, before[n]) for n, v in lm.model.state_dict().items())
+    assert all(torch.equal(v, before[n]) for n, v in lm.parameters.items())
 
 
 @pytest.mark.parametrize("bad", [{"steps": 0}, {"lr": 0.0}, {"clamp": 0.0}, {"preserve": -1.0}])

@@ -25,7 +25,7 @@ EVERY_TAP = pytest.mark.parametrize("name", NAMES)
 
 def taps_of(lm: LM, family: str) -> list[Tap]:
     """The reference first, then every other tap that knows the family."""
-    others = ("nnsight",) if family == UNKNOWN_TO_LENS else ("transformer_lens", "nnsight")
+    others = ("nnsight",) if family in UNKNOWN_TO_LENS else ("transformer_lens", "nnsight")
     return [TorchHooks(lm), *(open_tap(lm, name) for name in others)]
 
 
@@ -177,7 +177,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_model_that_transformer_lens_does_not_know_is_refused_by_name_and_hooked_by_default() -> None:
-    lm = lm_of(UNKNOWN_TO_LENS)
+    lm = lm_of(UNKNOWN_TO_LENS[0])
     with pytest.raises(InputError, match=r"does not know BioGptForCausalLM.*tap='torch_hooks'"):
         open_tap(lm, "transformer_lens")
     assert isinstance(open_tap(lm), TorchHooks)

@@ -20,7 +20,7 @@ from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import slice_of
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, warn
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
 from neuronforget.scores.blocks import state_of, with_state
@@ -148,6 +148,8 @@ def solve_layers(
         with Edit(tuple(changes)).on(lm):
             keys = torch.cat([_keys(lm, site, index, batch) for batch in work])
             asked = wanted(row).double().cpu()
+        if not keys.any():
+            warn(f"layer {site.layer}: none of {len(index)} neurons is active where a subject ends: nothing is written")
         delta = solve(keys, asked, site.layer)
         before = slice_of(lm, site.write, index)
         rows = delta.T if site.write.dim == 1 else delta

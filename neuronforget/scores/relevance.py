@@ -16,7 +16,7 @@ from neuronforget.recording import record
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.gradient import grad_x_act
 from neuronforget.scores.per_example import encoded, longest
-from neuronforget.scores.rules import FrozenAttention, frozen_norms, halved_gates, linear_activations
+from neuronforget.scores.rules import FrozenAttention, frozen_norms, frozen_routing, halved_gates, linear_activations
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 
 
@@ -56,8 +56,8 @@ def relp(
 
 @contextmanager
 def relevance_rules(lm: LM) -> Iterator[FrozenAttention]:
-    """Within the block the backward pass follows all four rules."""
+    """Within the block the backward pass follows all five rules."""
     with ExitStack() as stack:
-        for rule in (frozen_norms, linear_activations, halved_gates):
+        for rule in (frozen_norms, linear_activations, halved_gates, frozen_routing):
             stack.enter_context(rule(lm))
         yield stack.enter_context(FrozenAttention())

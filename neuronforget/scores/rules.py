@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
+from neuronforget.routed import RoutedMLP
 from neuronforget.scores.blocks import blocks_of, hidden_of, state_of, with_state
 from neuronforget.sites import Site
 
@@ -56,11 +57,21 @@ def halved_gates(lm: LM) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def frozen_routing(lm: LM) -> Iterator[None]:
+    """Within the block the weights by which tokens are routed to experts are constants backwards."""
+    with ExitStack() as stack:
+        for module in lm.model.modules():
+            if isinstance(module, RoutedMLP):
+                stack.callback(module.register_forward_pre_hook(_constant_routing).remove)
+        yield
+
+
 class FrozenAttention(TorchFunctionMode):
     """Within the block attention patterns are constants backwards: gradients reach values, not queries and keys.
 
-    Every `softmax` is detached, and every `scaled_dot_product_attention` gets detached queries and keys: in the
-    forward pass of a dense model nothing else calls them. `seen` counts them.
+    Every `softmax` over keys is detached (a router's has no such dimension), and every `scaled_dot_product_attention`
+    gets detached queries and keys: in the forward pass nothing else calls them. `seen` counts them.
     """
 
     seen = 0
@@ -72,7 +83,7 @@ class FrozenAttention(TorchFunctionMode):
             named = {k: v.detach() if k in ("query", "key") else v for k, v in kwargs.items()}
             return func(*(arg.detach() for arg in args[:2]), *args[2:], **named)
         out = func(*args, **kwargs)
-        if name == "softmax":
+        if name == "softmax" and out.ndim > 2:
             self.seen += 1
             return out.detach()
         return out
@@ -165,6 +176,11 @@ def _ratio_rule(_module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> 
 
 def _half_rule(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (inputs[0] / 2 + (inputs[0] / 2).detach(), *inputs[1:])
+
+
+def _constant_routing(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    hidden, experts, weights = inputs
+    return hidden, experts, weights.detach()
 
 
 def _cut(held: list[Tensor], _block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,246 @@
+"""Routed experts, opened: the function and the checkpoint stay, and a neuron is one input and one column."""
+
+from __future__ import annotations
+
+import copy
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from commanding import run
+from families import DEPTH, VOCAB, WIDTH, build, padded_batch, randomise
+from torch import Tensor, nn
+from transformers.integrations.moe import batched_mm_experts_forward, use_experts_implementation
+
+import neuronforget as nf
+from neuronforget.corpora import Corpus
+from neuronforget.routed import Layout, RoutedMLP, open_experts, routed_layers
+from neuronforget.taps import TorchHooks
+
+EXPERTS, OWN, TOKENS, TOP = 5, 6, 7, 2
+SHAPE = {"hidden_size": WIDTH, "num_hidden_layers": DEPTH, "num_attention_heads": 2, "num_key_value_heads": 2,
+         "vocab_size": VOCAB, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "head_dim": 8}  # fmt: skip
+#: A router by softmax, one with biases and gates and ups in turns, one by sigmoid with a shared expert.
+KINDS: dict[str, dict[str, Any]] = {
+    "mixtral": {"intermediate_size": 12, "num_local_experts": 4},
+    "gpt_oss": {"intermediate_size": 12, "num_local_experts": 4, "layer_types": ["full_attention"] * DEPTH},
+    "glm4_moe": {"intermediate_size": 40, "moe_intermediate_size": 12, "n_routed_experts": 4, "n_shared_experts": 1,
+                 "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0},
+}  # fmt: skip
+
+
+def mixture(kind: str, **settings: Any) -> Any:
+    """A tiny random mixture as transformers has it."""
+    config = transformers.CONFIG_MAPPING[kind](**{**SHAPE, **KINDS[kind], **settings})
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    randomise(model)
+    return model
+
+
+def logits(model: Any) -> Tensor:
+    with torch.no_grad():
+        found: Tensor = model(**padded_batch(), use_cache=False).logits
+    return found
+
+
+def of_layout(gated: bool, biased: bool, transposed: bool, concatenated: bool) -> Any:
+    """A module of experts in one of transformers' layouts, filled at random."""
+    feed, wide = ("gate_up_proj", 2 * OWN) if gated else ("up_proj", OWN)
+    shapes = {feed: (wide, WIDTH), "down_proj": (WIDTH, OWN)}
+
+    class Experts(nn.Module):
+        def __init__(self, config: Any) -> None:
+            super().__init__()
+            self.num_experts, self.act_fn = EXPERTS, nn.SiLU()
+            for name, (rows, columns) in shapes.items():
+                shape = (columns, rows) if transposed else (rows, columns)
+                setattr(self, name, nn.Parameter(torch.randn(EXPERTS, *shape, dtype=torch.float64)))
+                if biased:
+                    setattr(self, f"{name}_bias", nn.Parameter(torch.randn(EXPERTS, rows, dtype=torch.float64)))
+
+        def forward(self, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+            return batched_mm_experts_forward(self, hidden, index, weights)
+
+    if gated and not concatenated:  # as gpt-oss: such a layout comes with a rule of its own
+        Experts._apply_gate = lambda self, both: self.act_fn(both[..., ::2]) * both[..., 1::2]  # type: ignore[attr-defined]
+    stated = {"has_gate": gated, "has_bias": biased, "is_transposed": transposed, "is_concatenated": concatenated}
+    made = use_experts_implementation(Experts, **stated)
+    return made(SimpleNamespace(_experts_implementation="eager"))
+
+
+@pytest.mark.parametrize("layout", product((True, False), repeat=4), ids=str)
+def test_opened_experts_compute_what_transformers_computes_in_every_layout(layout: tuple[bool, ...]) -> None:
+    torch.manual_seed(0)
+    plain = of_layout(*layout)
+    hidden = torch.randn(TOKENS, WIDTH, dtype=torch.float64)
+    weights, index = torch.rand(TOKENS, EXPERTS, dtype=torch.float64).topk(TOP)
+    expected, kept = plain(hidden, index, weights), {n: w.clone() for n, w in plain.state_dict().items()}
+    opened = RoutedMLP(plain)
+    torch.testing.assert_close(opened(hidden, index, weights), expected, rtol=1e-12, atol=1e-12)
+    state = opened.state_dict()
+    assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in kept)
+    names = {name for name, _ in opened.named_parameters()}
+    assert Layout(EXPERTS, *layout).opened(kept).keys() == names
+
+
+def test_a_neuron_is_its_expert_s_output_times_the_weight_of_the_route() -> None:
+    """One token and one expert at a time, by the weights that transformers keeps."""
+    torch.manual_seed(0)
+    plain = of_layout(True, False, False, True)
+    weights, index = torch.rand(TOKENS, EXPERTS, dtype=torch.float64).topk(TOP)
+    hidden, seen = torch.randn(TOKENS, WIDTH, dtype=torch.float64), []
+    feed = plain.gate_up_proj.detach().clone()
+    opened = RoutedMLP(plain)
+    opened.down.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    opened(hidden, index, weights)
+    for token in range(TOKENS):
+        for expert in range(EXPERTS):
+            own = seen[0][token, expert * OWN : (expert + 1) * OWN]
+            if expert not in index[token]:
+                assert (own == 0).all()
+                continue
+            gate, up = (feed[expert] @ hidden[token]).split(OWN)
+            share = weights[token][(index[token] == expert).nonzero()[0, 0]]
+            torch.testing.assert_close(own, share * gate * gate.sigmoid() * up)
+
+
+@pytest.mark.filterwarnings("ignore:Glm4MoeForCausalLM has dense or shared MLPs")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_model_computes_as_before_and_is_saved_as_before(kind: str, tmp_path: Path) -> None:
+    model = mixture(kind)
+    before, kept = logits(model), {n: w.clone() for n, w in model.state_dict().items()}
+    twin = copy.deepcopy(model)
+    assert open_experts(model) == DEPTH and not routed_layers(model)
+    torch.testing.assert_close(logits(model), before, rtol=1e-5, atol=1e-5)
+    state = model.state_dict()
+    assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in kept)
+    nf.LM(model).save(tmp_path)
+    assert torch.equal(logits(transformers.AutoModelForCausalLM.from_pretrained(tmp_path)), before)
+    randomise(twin, 1)  # and read back into opened experts, in the form of transformers
+    model.load_state_dict(twin.state_dict())
+    torch.testing.assert_close(logits(model), logits(twin), rtol=1e-5, atol=1e-5)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.get_submodule(nf.LM(other).sites[0].path).weight.zero_()
+    torch.testing.assert_close(logits(model), logits(twin), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Glm4MoeForCausalLM has dense or shared MLPs")
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_ablated_neuron_is_one_column_of_its_expert_in_the_export(kind: str, tokenizer: Any, tmp_path: Path) -> None:
+    model = mixture(kind, vocab_size=len(tokenizer))
+    lm = nf.LM(copy.deepcopy(model), tokenizer)
+    open_experts(lm.model)
+    expert, neuron = 2, 7
+    edit = nf.erase.ablate(lm, nf.Neurons(frozenset({(1, 12 * expert + neuron)}), (0, 1), 48))
+    assert edit.certificate(lm).holds
+    edit.export(lm, tmp_path / "out")
+    exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    (path,) = [path for path in routed_layers(model) if ".1." in path]
+    with torch.no_grad():
+        down = model.get_submodule(path).down_proj
+        (down[expert, neuron] if kind == "gpt_oss" else down[expert, :, neuron]).zero_()
+    for (name, own), (_, wanted) in zip(exported.named_parameters(), model.named_parameters(), strict=True):
+        assert torch.equal(own, wanted), name
+    with edit.on(lm):
+        torch.testing.assert_close(logits(lm.model), logits(model), rtol=1e-5, atol=1e-5)
+
+
+def test_training_chosen_neurons_moves_their_experts_alone(tokenizer: Any, corpus: Corpus) -> None:
+    lm = nf.LM(build("mixtral", vocab_size=len(tokenizer)), tokenizer)  # 4 experts of 10 neurons
+    plain = {n: w.clone() for n, w in lm.model.state_dict().items()}
+    forget, retain = Corpus(corpus.examples[:3], "forget"), Corpus(corpus.examples[3:], "retain")
+    chosen = nf.Neurons(frozenset({(0, j) for j in range(20, 30)}), (0, 1), 40)
+    edit = nf.erase.finetune(lm, forget, retain, loss=nf.losses.npo, neurons=chosen, steps=3, lr=1e-2, progress=False)
+    assert edit.certificate(lm).holds
+    with edit.on(lm):
+        moved = {name: (weight != plain[name]) for name, weight in lm.model.state_dict().items()}
+    experts = {name: where.flatten(1).any(1).tolist() for name, where in moved.items() if where.any()}
+    stem = "model.layers.0.mlp.experts."
+    assert experts == {f"{stem}{name}": [False, False, True, False] for name in ("gate_up_proj", "down_proj")}
+
+
+def test_the_whole_way_from_a_folder_by_the_command_line(
+    tokenizer: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nf.LM(mixture("mixtral", vocab_size=len(tokenizer)), tokenizer).save(tmp_path / "model")
+    for name, rows in (("forget", corpus.examples[:3]), ("retain", corpus.examples[3:])):
+        Corpus(rows, name).save(tmp_path / f"{name}.jsonl")
+    sides = ("--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl")
+    given, at = ("--model", tmp_path / "model", *sides), tmp_path / "out"
+    assert run(monkeypatch, "attribute", *given, "--share", 0.1, "--out", at / "scores") == 0
+    assert run(monkeypatch, "erase", *given, "--neurons", at / "scores" / "neurons.json", "--out",
+               at / "edit.safetensors", "--export", at / "erased") == 0  # fmt: skip
+    assert nf.load(at / "erased").shape == nf.load(tmp_path / "model").shape == (DEPTH, 48)
+
+
+def test_what_is_read_is_what_more_layers_have(tokenizer: Any, tmp_path: Path) -> None:
+    for dense, first in ((1, "mlp.experts.down"), (2, "mlp.down_proj")):
+        model = mixture("glm4_moe", num_hidden_layers=3, first_k_dense_replace=dense, vocab_size=len(tokenizer))
+        nf.LM(model, tokenizer).save(tmp_path / str(dense))
+        with pytest.warns(match="no neuron of theirs is scored or edited"):
+            assert nf.load(tmp_path / str(dense)).sites[-1].path.endswith(first)
+        for asked, last in ((True, "mlp.experts.down"), (False, "mlp.down_proj")):
+            with pytest.warns(match="no neuron of theirs is scored or edited"):
+                assert nf.load(tmp_path / str(dense), experts=asked).sites[-1].path.endswith(last)
+
+
+def test_relevance_takes_the_routes_as_constants(tokenizer: Any, corpus: Corpus) -> None:
+    from neuronforget.scores.relevance import relevance_rules
+
+    model, batch = build("mixtral"), padded_batch()
+    with relevance_rules(nf.LM(model)):
+        TorchHooks(nf.LM(model))(batch).logits.square().mean().backward()
+    routers = [p.grad for name, p in model.named_parameters() if "mlp.gate" in name]
+    assert len(routers) == DEPTH and all(grad is None or not grad.any() for grad in routers)
+    gated = mixture("gpt_oss", vocab_size=len(tokenizer))
+    open_experts(gated)
+    with pytest.raises(nf.InputError, match="no activation module beside"):
+        nf.attribute(nf.LM(gated, tokenizer), corpus, score=nf.scores.relp, progress=False)
+
+
+def test_neurons_that_no_fact_meets_are_warned_of(tokenizer: Any, corpus: Corpus) -> None:
+    lm = nf.LM(build("mixtral", vocab_size=len(tokenizer)), tokenizer)
+    facts = Corpus((nf.Example("Anna Berg was born in", "Oslo", subject="Anna Berg"),), "facts")
+    subject = len(tokenizer("Anna Berg").input_ids) - 1
+    with torch.no_grad():
+        acts = TorchHooks(lm)(lm.collate(lm.encode(facts)).inputs).acts[0][0, subject]
+    silent = (acts == 0).nonzero().flatten().tolist()
+    assert len(silent) == 20  # of 4 experts of 10 neurons 2 are routed to
+    chosen = nf.Neurons(frozenset({(0, silent[0])}), (0, 1), 40)
+    retain, none = Corpus(corpus.examples[3:], "retain"), "layer 0: none of 1 neurons is active where a subject ends"
+    with pytest.warns(match=none), pytest.raises(nf.InputError, match="rank_one changed nothing"):
+        nf.erase.rank_one(lm, facts, retain, neurons=chosen, steps=2)
+
+
+def test_what_cannot_be_opened_is_refused_and_stays() -> None:
+    with pytest.raises(nf.InputError, match="LlamaForCausalLM has no routed experts that can be opened"):
+        open_experts(build("llama"))
+    model = mixture("mixtral")
+    with pytest.raises(nf.InputError, match=r"routed experts and no dense MLP: nf\.open_experts\(model\)"):
+        _ = nf.LM(model).sites
+    model.model.layers[1].mlp.experts.to("meta")
+    with pytest.raises(nf.InputError, match="offloaded"):
+        open_experts(model)
+    assert len(routed_layers(model)) == DEPTH
+    normed = of_layout(True, False, False, True)
+    normed.has_post_expert_norm = True
+    assert not routed_layers(nn.ModuleDict({"experts": normed}))
+
+
+def test_the_benchmark_measures_one_model_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    import mixtures
+
+    monkeypatch.setitem(mixtures.SHAPES, "tiny", (4, 2, 8, 16, 1, (2, 6)))
+    made, tokens = mixtures.models("tiny", "cpu"), torch.arange(12).view(2, 6)
+    with torch.no_grad():
+        found = {kind: model(tokens).logits for kind, model in made.items()}
+    torch.testing.assert_close(found["opened"], found["mixture"], rtol=1e-5, atol=1e-5)
+    assert nf.LM(made["opened"]).shape == nf.LM(made["dense"]).shape == (1, 32)
+    row = mixtures.measured("tiny", 1, "cpu")
+    for what in ("ms", "MB"):
+        assert row[f"{what}: opened/mixture"] == row[f"{what} opened"] / row[f"{what} mixture"] > 0
