@@ -143,12 +143,11 @@ def load(
     if local.is_dir() and not (local / "config.json").is_file():
         raise InputError(f"{path} is not a checkpoint folder: it has no config.json")
     try:
-        loaded = load_plain(AutoModelForCausalLM, path, dtype=dtype, output_loading_info=True)
+        model, report = load_plain(AutoModelForCausalLM, path, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a damaged folder raises whatever its parsers do
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot load {path}: {reason} (a local model: give the path of its folder)") from error
-    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
     if experts or (experts is None and sites is None and mostly_routed(model)):
@@ -187,15 +186,13 @@ def without_bars() -> Iterator[None]:
 def check_finite(lm: LM) -> None:
     """Raise InputError if a parameter holds NaN or infinity: every figure from it would be one too."""
     for name, parameter in lm.parameters.items():
-        if not torch.isfinite(parameter).all():
-            bad = int((~torch.isfinite(parameter)).sum())
+        if bad := int((~torch.isfinite(parameter)).sum()):
             raise InputError(f"{lm.name}: {bad} values of {name} are NaN or infinite: the checkpoint is damaged")
 
 
 def shared_twin(model: nn.Module) -> Any:
     """Return a module tree of its own whose every tensor is the model's: an edit is seen by both."""
-    memo: dict[int, Any] = {id(t): t for t in chain(model.parameters(), model.buffers())}
-    return copy.deepcopy(model, memo)
+    return copy.deepcopy(model, {id(t): t for t in chain(model.parameters(), model.buffers())})
 
 
 def check_whole(lm: LM) -> None:
