@@ -73,6 +73,19 @@ def test_a_check_that_does_not_run_costs_its_configuration_alone() -> None:
     assert job.table == {"interpreter": Config(1, 1, 1, 1)}
 
 
+@pytest.mark.parametrize(("device", "counts"), [("cpu", [1] * 5), ("cuda", [1, 1, 10, 10, 10])])
+def test_calls_on_a_gpu_are_timed_in_a_row(device: str, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the card does not wait for each call's launches; what compiles and what warms up stay out."""
+    asked = []
+
+    def once(_run: Any, _device: str, count: int = 1) -> float:
+        asked.append(count)
+        return 9.0 if len(asked) == 1 else 0.002 if len(asked) == 2 else 0.001 * len(asked)
+
+    monkeypatch.setattr(bench, "_once", once)
+    assert bench.seconds(lambda: None, device) == 0.004 and asked == counts
+
+
 def test_what_time_leaves_over_is_not_chosen_among() -> None:
     job, rows = rows_of(time.monotonic() - 1)
     assert rows == [] and sweep.chosen(job, rows, CPU, lambda: False)["config"] is None
