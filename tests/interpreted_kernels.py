@@ -53,7 +53,7 @@ def both(a: Tensor, g: Tensor, segments: list[int] | Tensor, examples: int, **se
     return found, reference(a, g, numbers, examples, **settings)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_ragged_and_empty_examples(dtype: torch.dtype) -> None:
     segments = ragged([37, 0, 1, 50, 3], 2)
     a, g = draw(len(segments), 150, 0, dtype)

@@ -118,6 +118,7 @@ def test_a_device_is_listed_by_its_name_before_its_kind(monkeypatch: pytest.Monk
     try:
         assert configs.kinds_of(card) == ("NVIDIA H200", "cuda")
         assert configs.config_for(card, 2) == configs.STREAMING["cuda"][2]
+        assert configs.config_for(card, 8) == configs.STREAMING["cuda"][4]  # a model in float64
         assert configs.gemm_config_for(card, 14336).splits == 7 and configs.gemm_config_for(card, 5504).splits == 3
         with configs.instead(configs.STREAMING, card, {2: BEST, 4: FIRST}):
             assert (configs.config_for(card, 2), configs.config_for(card, 4)) == (BEST, FIRST)
