@@ -87,10 +87,12 @@ class Study:
     def edit(self, name: str, neurons: nf.Neurons | None) -> nf.Edit:
         """Make an edit, or read the one that an earlier run made."""
         path, method = self.path.parent / f"{name.replace(' ', '-')}.safetensors", name.partition("@")[0]
-        if not path.is_file():
-            with self.costs.of(method if neurons is None else f"{method} on neurons"):
-                self.made(method, neurons).save(path)
-        return nf.Edit.load(path)
+        if path.is_file():
+            return nf.Edit.load(path)
+        with self.costs.of(method if neurons is None else f"{method} on neurons"):
+            made = self.made(method, neurons)
+            made.save(path)
+        return made  # where the model lies: read back it would lie on the CPU, and be moved each time that it is put on
 
     def made(self, method: str, neurons: nf.Neurons | None) -> nf.Edit:
         lm, forget, retain, options = self.lm, self.rows.forget, self.rows.retain, self.options

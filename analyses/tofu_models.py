@@ -108,7 +108,8 @@ def models(data: Path, setting: Setting, splits: Sequence[str] = SPLITS, device:
     def made(name: str, start: nf.LM, steps: int, questions: Sequence[Encoded] = ()) -> nf.LM:
         path = folder / name
         if not path.is_dir():
-            plan = Plan(steps, setting.shape.lr, schedule="onecycle", seed=setting.seed)
+            often = max(20, steps // 20)  # of a large model a checkpoint takes as long as tens of steps on a GPU
+            plan = Plan(steps, setting.shape.lr, schedule="onecycle", seed=setting.seed, save_every=often)
             lm = nf.LM(copy.deepcopy(start.model).to(device), tokenizer)
             size = setting.shape.batch
             mix = [(list(questions), size, 1.0), (build.retain, BESIDE, WEIGHT)] if questions else []

@@ -61,16 +61,18 @@ def plain(a: Tensor, g: Tensor, segments: Tensor, examples: int) -> list[Tensor]
 
 
 def seconds(run: Callable[[], Any], device: str, repeats: int = 3) -> float:
-    """Return the median time of a call after two that are not counted; NaN where it does not fit into memory."""
+    """Return the median time of a call, of some in a row on a GPU, after two; NaN where it does not fit into memory."""
     try:
-        times = [_once(run, device) for _ in range(repeats + 2)][2:]  # the first compiles, the second warms up
+        _, warm = (_once(run, device) for _ in range(2))  # the first compiles, the second warms up
+        count = 1 if device == "cpu" else max(1, int(0.02 / max(warm, 1e-4)))  # one alone would wait for its launches
+        times = [_once(run, device, count) for _ in range(repeats)]
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return float("nan")
     return sorted(times)[len(times) // 2]
 
 
-def _once(run: Callable[[], Any], device: str) -> float:
+def _once(run: Callable[[], Any], device: str, count: int = 1) -> float:
     if device == "cpu":
         start = time.perf_counter()
         run()
@@ -78,10 +80,11 @@ def _once(run: Callable[[], Any], device: str) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
-    run()
+    for _ in range(count):
+        run()
     end.record()
     torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3
+    return start.elapsed_time(end) / 1e3 / count
 
 
 def draw(device: str, dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:

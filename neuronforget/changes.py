@@ -60,7 +60,7 @@ class Change:
             )
         reaches = self.index is None or not len(self.index) or int(self.index.max()) < parameter.shape[self.dim]
         found = self.read(parameter.detach()) if reaches else parameter.detach()
-        if found.shape != expected.shape or not torch.equal(found.cpu(), expected.cpu()):
+        if found.shape != expected.shape or not torch.equal(found, expected.to(found.device)):
             made = "made for another model, or another edit is on" if state == "before" else "not on, or changed since"
             raise InputError(f"the edit does not fit {self.name}: it was {made}")
 

@@ -103,7 +103,7 @@ class LM:
         total = hashlib.sha256()
         for name, parameter in self.parameters.items():
             total.update(f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode())
-            total.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+            total.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return total.hexdigest()[:16]
 
     def __repr__(self) -> str:

@@ -65,7 +65,7 @@ class Checkpoint:
         if self.path is None or not self.path.is_file():
             return []
         with reading(self.path, "training to go on with: delete it to start over"), torch.no_grad():
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, weights_only=True, map_location="cpu")  # written on any card
             for tensor, saved in zip(self.tensors, state["tensors"], strict=True):
                 tensor.copy_(as_spread(saved, tensor))
             self.descent.load(state["optimizer"])

@@ -157,12 +157,14 @@ class _Descent:
         self, parameters: Sequence[Tensor], optimizer: torch.optim.Optimizer, plan: Plan, ranks: Ranks, desc: str
     ) -> None:
         from accelerate import Accelerator
+        from accelerate.state import is_initialized
         from accelerate.utils import GradientAccumulationPlugin
 
         self.parameters, self.optimizer, self.plan, self.ranks, self.desc = parameters, optimizer, plan, ranks, desc
         self.schedule = _schedule(optimizer, plan)
         once = GradientAccumulationPlugin(num_steps=1)  # else the environment may divide every loss
-        self.accelerator = Accelerator(cpu=parameters[0].device.type == "cpu", gradient_accumulation_plugin=once)
+        cpu = parameters[0].device.type == "cpu" and not is_initialized()  # it refuses to change where it once was
+        self.accelerator = Accelerator(cpu=cpu, device_placement=False, gradient_accumulation_plugin=once)
         self.prepared = self.accelerator.prepare_optimizer(optimizer)
         self.spread = any(map(spread, parameters))
 

@@ -53,7 +53,7 @@ def both(a: Tensor, g: Tensor, segments: list[int] | Tensor, examples: int, **se
     return found, reference(a, g, numbers, examples, **settings)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_ragged_and_empty_examples(dtype: torch.dtype) -> None:
     segments = ragged([37, 0, 1, 50, 3], 2)
     a, g = draw(len(segments), 150, 0, dtype)
@@ -196,6 +196,22 @@ def test_the_fused_product_is_the_product_and_its_moments(dtype: torch.dtype, fl
     got = named(found, layout, GRADIENT_FIELDS, GRADIENT_TABLE)
     assert set(got[0]) == {"s", "abs_s", "s2", "u", "u2", "us", "abs_ag", "ag2", "g2"}
     assert_same(got, exact, rel=1e-5)
+
+
+def test_tables_are_moved_to_the_device_for_a_batchs_first_layer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved, real = [], Layout.on_device
+    monkeypatch.setattr(Layout, "on_device", lambda self, **host: moved.append(host) or real(self, **host))
+    (a, g, delta, write), layout = torch.randn(4, 40, 40), Layout.of(ragged([17, 20], 1)[:40], 2)
+    found = []
+    for _ in range(2):
+        found += [
+            streaming.streamed_moments(a, g, layout, EVERYTHING),
+            gated_kernel.swiglu_backward_moments(g, a, a, layout, EVERYTHING)[2],
+            fused_kernel.fused_moments(delta, write, a, layout, wanted(GRADIENT_FIELDS, GRADIENT_TABLE)),
+        ]
+        assert len(moved) == 4  # of the layout itself, with its gaps, cut into tiles and of each tile
+    for first, second in zip(found[:3], found[3:], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
 
 
 def test_kernels_are_launched_where_their_tensors_lie(monkeypatch: pytest.MonkeyPatch) -> None:

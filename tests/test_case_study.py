@@ -148,6 +148,7 @@ def test_random_weights_of_a_shape_give_time_and_memory(
     monkeypatch.setattr(case, "WHOLE", {})
     monkeypatch.setattr(case, "has_tasks", lambda: False)  # with lm-eval: `studied`
     monkeypatch.setattr(sys.modules["qwen_measures"], "rwku", partial(rwku, max_new_tokens=4))
+    monkeypatch.setattr(nf.Edit, "load", lambda _: pytest.fail("read back: from there it goes to the GPU each time"))
     asked = ["--data", str(DATA), "--out", str(tmp_path), *FEW.split(), "--shape", "tiny", "--draws", "0"]
     monkeypatch.setattr(sys, "argv", ["x", *asked])
     case.main()

@@ -75,6 +75,14 @@ def test_an_exception_within_on_restores_the_model_too(family: LM) -> None:
     assert same(family, before)
 
 
+def test_an_edit_is_put_on_without_a_look_at_the_model_from_the_cpu(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a card that would be a copy of every changed parameter, each time."""
+    edit = nf.erase.ablate(lm, some(lm))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda _: pytest.fail("copied to the CPU"))
+    with edit.on(lm):
+        pass
+
+
 def test_an_edit_goes_onto_its_own_model_once(family: LM) -> None:
     edit = nf.erase.ablate(family, some(family), mode="mean", moments=means(family))
     with pytest.raises(InputError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 
 import neuronforget as nf
 
@@ -89,6 +91,29 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     code = f"import sys, neuronforget; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.strip() == "[]"
+
+
+def test_recording_and_training_need_no_library_that_a_bare_gpu_machine_lacks(tmp_path: Path) -> None:
+    absent = "transformer_lens nnsight tyro plotly datasets rouge_score beartype typeguard lm_eval captum"
+    code = f"""
+        import sys
+        sys.modules.update(dict.fromkeys({absent.split()}))
+        import neuronforget as nf
+        from problems import problem
+        from whole_models import record_batches
+        lm, corpus = problem({{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2,
+                              "num_attention_heads": 2, "vocab_size": 40}}, 6, 3, 2)
+        record_batches(lm, lm.collate(lm.encode(corpus)), 2)
+        forget, retain = corpus.head(3), nf.Corpus(corpus.examples[3:], "retain")
+        neurons = nf.select.per_layer(nf.attribute(lm, forget, retain, progress=False), 0.2)
+        edit = nf.erase.make(nf.erase.ablate, lm, forget, retain, neurons=neurons, mode="zero")
+        edits = {{"ablate": edit, "npo": nf.erase.finetune(lm, forget, retain, steps=2, progress=False)}}
+        print(len(nf.evaluate(lm, edits, forget, retain, progress=False).rows) > 0)
+    """
+    paths = os.pathsep.join(str(ROOT.parent / name) for name in (".", "kernels", "benchmarks"))
+    done = subprocess.run([sys.executable, "-c", dedent(code)], capture_output=True, text=True, cwd=tmp_path,
+                          env={**os.environ, "PYTHONPATH": paths})  # fmt: skip
+    assert done.stdout.strip() == "True", done.stderr[-2000:]
 
 
 def test_the_readme_names_every_command() -> None:

@@ -73,6 +73,19 @@ def test_a_check_that_does_not_run_costs_its_configuration_alone() -> None:
     assert job.table == {"interpreter": Config(1, 1, 1, 1)}
 
 
+@pytest.mark.parametrize(("device", "counts"), [("cpu", [1] * 5), ("cuda", [1, 1, 10, 10, 10])])
+def test_calls_on_a_gpu_are_timed_in_a_row(device: str, counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the card does not wait for each call's launches; what compiles and what warms up stay out."""
+    asked = []
+
+    def once(_run: Any, _device: str, count: int = 1) -> float:
+        asked.append(count)
+        return 9.0 if len(asked) == 1 else 0.002 if len(asked) == 2 else 0.001 * len(asked)
+
+    monkeypatch.setattr(bench, "_once", once)
+    assert bench.seconds(lambda: None, device) == 0.004 and asked == counts
+
+
 def test_what_time_leaves_over_is_not_chosen_among() -> None:
     job, rows = rows_of(time.monotonic() - 1)
     assert rows == [] and sweep.chosen(job, rows, CPU, lambda: False)["config"] is None
@@ -105,6 +118,7 @@ def test_a_device_is_listed_by_its_name_before_its_kind(monkeypatch: pytest.Monk
     try:
         assert configs.kinds_of(card) == ("NVIDIA H200", "cuda")
         assert configs.config_for(card, 2) == configs.STREAMING["cuda"][2]
+        assert configs.config_for(card, 8) == configs.STREAMING["cuda"][4]  # a model in float64
         assert configs.gemm_config_for(card, 14336).splits == 7 and configs.gemm_config_for(card, 5504).splits == 3
         with configs.instead(configs.STREAMING, card, {2: BEST, 4: FIRST}):
             assert (configs.config_for(card, 2), configs.config_for(card, 4)) == (BEST, FIRST)

@@ -70,6 +70,23 @@ def test_a_resumed_run_does_only_the_steps_that_are_left(tmp_path: Path) -> None
     assert steps == list(range(10, 17))
 
 
+def test_a_run_killed_on_a_card_goes_on_where_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:5")  # what a card's tensors are saved with
+        train(resume=tmp_path, dies_at=12)
+    assert equal(train(resume=tmp_path)[0], train()[0])
+
+
+def test_a_training_on_the_cpu_may_follow_one_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate` remembers where a process first trained."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    found, _ = train()
+    for state in (AcceleratorState, PartialState):
+        monkeypatch.setitem(state._shared_state, "device", torch.device("cuda", 0))
+    assert equal(train()[0], found)
+
+
 @pytest.mark.parametrize("damage", ["empty", "cut short", "garbage", "of another kind"])
 def test_a_damaged_checkpoint_is_said_in_one_line(tmp_path: Path, damage: str) -> None:
     with pytest.raises(KeyboardInterrupt):

@@ -88,8 +88,8 @@ def row_of(table: dict[str, T], device: torch.device) -> T:
 
 
 def config_for(device: torch.device, itemsize: int) -> Config:
-    """Return the shape of the streaming kernel for elements of `itemsize` bytes."""
-    return row_of(STREAMING, device)[itemsize]
+    """Return the shape of the streaming kernel for elements of `itemsize` bytes (of 8 that for 4)."""
+    return row_of(STREAMING, device)[min(itemsize, 4)]
 
 
 def swiglu_config_for(device: torch.device) -> Config:

@@ -23,11 +23,7 @@ def fused_moments(delta: Tensor, write: Tensor, a: Tensor, layout: Layout, want:
     """Return fields [group, field, neuron] and table [entry, example, neuron] that depend on the gradient."""
     rows, width = a.shape
     config, device = gemm_config_for(a.device, width), a.device
-    layout = layout.cut(config.tokens)  # a piece of one tile is an item of its own: the loop keeps no sum
-    by_row = layout.low.argsort()
-    blocks = -(-rows // config.tokens)
-    per_block = torch.bincount(layout.low // config.tokens, minlength=blocks)
-    table = layout.on_device(piece=by_row, block=torch.nn.functional.pad(per_block.cumsum(0), (1, 0)))
+    layout, table = _tiled(layout, config.tokens)
     sums, totals = (torch.empty((len(layout.low), 6, width), device=device) for _ in range(2))
     flat = write.stride(1) == 1
     if device.type == "cuda":
@@ -63,6 +59,19 @@ def fused_moments(delta: Tensor, write: Tensor, a: Tensor, layout: Layout, want:
             enable_fp_fusion=True,
         )
     return finish(sums, totals, torch.zeros(width, device=device), layout, want)
+
+
+def _tiled(layout: Layout, tokens: int) -> tuple[Layout, dict[str, Tensor]]:
+    """The rows in pieces of one tile each, and which of them a tile holds; made for a batch's first layer, and kept.
+
+    A piece of one tile is an item of its own: the loop keeps no sum.
+    """
+    if (key := ("tiled", tokens)) not in layout.kept:
+        cut, blocks = layout.cut(tokens), -(-layout.rows // tokens)
+        ends = torch.bincount(cut.low // tokens, minlength=blocks).cumsum(0)
+        table = cut.on_device(piece=cut.low.argsort(), block=torch.nn.functional.pad(ends, (1, 0)))
+        layout.kept[key] = cut, table
+    return layout.kept[key]
 
 
 @triton.jit

@@ -20,18 +20,11 @@ def swiglu_backward_moments(
     g: Tensor, gate: Tensor, up: Tensor, layout: Layout, want: int
 ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Return (dL/dgate, dL/dup, (fields, table)) for matrices whose columns lie next to each other."""
-    width, (gap_low, gap_high), device = g.shape[1], layout.gaps, g.device
-    pieces, items = len(layout.low), len(layout.items) - 1
-    # Rows left out have gradients too: their pieces and items come last, and the finish never looks at them.
-    table = layout.on_device(
-        low=torch.cat([layout.low, gap_low]),
-        high=torch.cat([layout.high, gap_high]),
-        item=torch.cat([layout.items, torch.arange(pieces + 1, pieces + 1 + len(gap_low))]),
-    )
+    width, device, table = g.shape[1], g.device, _with_gaps(layout)
     sample = [x[layout.sample].float() for x in (gate, up)]
     pivot = pivot_of(torch.nn.functional.silu(sample[0]) * sample[1])
-    sums = torch.empty((pieces + len(gap_low), 6, width), device=device)
-    totals = torch.empty((items + len(gap_low), 6, width), device=device)
+    sums = torch.empty((len(table["low"]), 6, width), device=device)
+    totals = torch.empty((len(table["item"]) - 1, 6, width), device=device)
     d_gate, d_up = torch.empty(gate.shape, dtype=gate.dtype, device=device), torch.empty_like(up).contiguous()
     config = swiglu_config_for(device)
     if len(totals):
@@ -60,6 +53,22 @@ def swiglu_backward_moments(
             enable_fp_fusion=True,
         )
     return d_gate, d_up, finish(sums, totals, pivot, layout, want)
+
+
+def _with_gaps(layout: Layout) -> dict[str, Tensor]:
+    """The tables of all rows, made for a batch's first layer, and kept.
+
+    Rows left out have gradients too: their pieces and items come last, and the finish never looks at them.
+    """
+    if "with gaps" not in layout.kept:
+        low, high = layout.gaps
+        further = torch.arange(len(low)) + len(layout.low) + 1
+        layout.kept["with gaps"] = layout.on_device(
+            low=torch.cat([layout.low, low]),
+            high=torch.cat([layout.high, high]),
+            item=torch.cat([layout.items, further]),
+        )
+    return layout.kept["with gaps"]
 
 
 @triton.jit

@@ -15,8 +15,6 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from typeguard import TypeCheckError, check_type
-
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
@@ -169,6 +167,12 @@ def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:
         if isinstance(value, bool) and "bool" not in kinds:
             return str(parameter.annotation)
     if hint is None or callable(value):
+        return None
+    try:
+        from typeguard import TypeCheckError, check_type
+    except (
+        ImportError
+    ):  # recording and training need it nowhere else: what it would have refused fails where it is used
         return None
     try:
         check_type(value, hint)
