@@ -170,9 +170,7 @@ def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:
         return None
     try:
         from typeguard import TypeCheckError, check_type
-    except (
-        ImportError
-    ):  # recording and training need it nowhere else: what it would have refused fails where it is used
+    except ImportError:  # nothing else needs it: what it would have refused fails where it is used
         return None
     try:
         check_type(value, hint)
