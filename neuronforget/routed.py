@@ -171,6 +171,15 @@ def has_opened(model: nn.Module) -> bool:
     return any(isinstance(module, RoutedMLP) for module in model.modules())
 
 
+def experts_of_a_layer(model: nn.Module) -> int:
+    """Return how many experts each layer has. Raises InputError unless they are opened, and as many in all layers."""
+    counts = {module.layout.count for module in model.modules() if isinstance(module, RoutedMLP)}
+    if len(counts) != 1:
+        found = f"layers of {sorted(counts)} experts" if counts else "none that is opened (nf.open_experts)"
+        raise InputError(f"whole experts need as many in each layer; {type(model).__name__} has {found}")
+    return counts.pop()
+
+
 def open_experts(model: nn.Module) -> int:
     """Make the neurons of routed experts readable, in place; return in how many layers.
 

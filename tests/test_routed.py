@@ -244,3 +244,18 @@ def test_the_benchmark_measures_one_model_twice(monkeypatch: pytest.MonkeyPatch)
     row = mixtures.measured("tiny", 1, "cpu")
     for what in ("ms", "MB"):
         assert row[f"{what}: opened/mixture"] == row[f"{what} opened"] / row[f"{what} mixture"] > 0
+
+
+def test_whole_experts_are_those_whose_neurons_sum_highest(corpus: Corpus) -> None:
+    lm = nf.LM(build("mixtral"))  # 4 experts of 10 neurons
+    values = torch.randn(2, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scores = nf.Scores(values, "any", "large", (0, 1))
+    sums = {(layer, e): float(values[layer, 10 * e : 10 * e + 10].sum()) for layer in (0, 1) for e in range(4)}
+    best = sorted(sums, key=lambda place: sums[place])[-3:]
+    chosen = nf.select.experts(lm, scores, 3)
+    assert chosen.members == frozenset((layer, 10 * e + j) for layer, e in best for j in range(10))
+    assert len(nf.select.experts(lm, scores, 0.5)) == 40
+    with pytest.raises(nf.InputError, match="cannot select 9 of 8 experts"):
+        nf.select.experts(lm, scores, 9)
+    with pytest.raises(nf.InputError, match="LlamaForCausalLM has none that is opened"):
+        nf.select.experts(nf.LM(build("llama")), scores)

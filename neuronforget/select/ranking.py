@@ -12,7 +12,9 @@ from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
+from neuronforget.models import LM
 from neuronforget.neurons import Neurons
+from neuronforget.routed import experts_of_a_layer
 from neuronforget.scores import Scores
 from neuronforget.scores.scores import check_same
 
@@ -35,6 +37,17 @@ def per_layer(scores: Scores, k: int | float, *, by: By = "value") -> Neurons:
     count = how_many(k, ranked.shape[1])
     mask = torch.stack([_highest(row, count) for row in ranked])
     return _named(mask, scores, "per_layer", k=k, by=by)
+
+
+@checks_kinds
+def experts(lm: LM, scores: Scores, k: int | float = 1, *, by: By = "value") -> Neurons:
+    """Select all neurons of the `k` routed experts of the whole model whose scores sum highest (`nf.open_experts`)."""
+    ranked = _ranked(scores, by)
+    check_same((tuple(site.layer for site in lm.sites), torch.empty(lm.shape)), (scores.layers, ranked))
+    sums = ranked.unflatten(1, (experts_of_a_layer(lm.model), -1)).sum(2)
+    chosen = _highest(sums.flatten(), how_many(k, sums.numel(), "experts")).view(sums.shape)
+    mask = chosen.repeat_interleave(ranked.shape[1] // sums.shape[1], 1)
+    return _named(mask, scores, "experts", k=k, by=by)
 
 
 @checks_kinds
@@ -91,7 +104,7 @@ def _ranked(scores: Scores, by: By) -> Tensor:
     return scores.values.abs() if by == "magnitude" else scores.ranked
 
 
-def how_many(k: int | float, total: int) -> int:
+def how_many(k: int | float, total: int, what: str = "neurons") -> int:
     """Return `k`, or that share of `total`. Raises InputError unless it is from 1 to `total`.
 
     1 is one neuron, 1.0 all of them: a fraction that grows does not turn into a number at its end.
@@ -99,7 +112,7 @@ def how_many(k: int | float, total: int) -> int:
     share = k < 1 or (k == 1 and not _whole(k))
     count = 0 if not k > 0 else round(float(k * total)) if share else int(min(k, total + 1))
     if not 0 < count <= total or isinstance(k, bool) or (k > 1 and k != count):
-        raise InputError(f"cannot select {k} of {total} neurons: give a number from 1 to {total}, or a share up to 1.0")
+        raise InputError(f"cannot select {k} of {total} {what}: give a number from 1 to {total}, or a share up to 1.0")
     return count
 
 
