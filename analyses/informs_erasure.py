@@ -167,18 +167,26 @@ def tables(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
     """Return both regressions in Markdown, and one sentence of each; `kind` is what is judged by."""
     coefficients, added = regressions(seeds)
     said = WORDS[_word(coefficients["mean"])].format(further=FURTHER[kind])
-    lines = [[name, cell(values, 3), "" if name == "R^2" else _word(values)] for name, values in coefficients.items()]
+    names = factors_of(seeds[0])
+    explain = f"{', '.join(names[:-1])} and {names[-1]} explain" if len(names) > 1 else f"{names[0]} explains"
+    lines = [[name, cell(values, 3), _apart(name, values)] for name, values in coefficients.items()]
     before = [last for _, last in added[:1]] + [values for _, values in added[:-1]]
     steps = [[name, cell(values), cell((np.array(values) - np.array(then)).tolist(), 3) if i else ""]
              for i, ((name, values), then) in enumerate(zip(added, before, strict=True))]  # fmt: skip
     edits = sum(len(rows) for rows in seeds)
     words = (f"Mean advantage of chosen neurons: {cell(coefficients['mean'])} nats ({said}); "
-             f"operator, count and layer explain {cell(coefficients['R^2'])} of its variance.")  # fmt: skip
+             f"{explain} {cell(coefficients['R^2'])} of its variance.")  # fmt: skip
     return "\n\n".join([
         f"## The advantage over random neurons, nats ({many(len(seeds))}, {edits} edits)", words,
-        table(["term", "coefficient", "closer" if kind == "KL" else "leaves less"], lines),
+        table(["term", "coefficient", "told apart"], lines),
         f"## {kind} itself: what each factor adds", table(["model", "R^2", "added"], steps),
     ]) + "\n"  # fmt: skip
+
+
+def _apart(name: str, values: Sequence[float]) -> str:
+    """In which direction an interval excludes zero: the mean's is the chosen neurons' or the random ones'."""
+    more, less = ("chosen", "random") if name == "mean" else ("more", "less")
+    return "" if name == "R^2" else {"chosen": more, "random": less}.get(_word(values), "")
 
 
 def _word(values: Sequence[float]) -> str:
@@ -193,8 +201,8 @@ def picture(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
     left, top, step, wide = 220, 66, 24, 460
     at, bottom = scale(-reach, reach, left, left + wide), top + step * len(found)
     ends = "are closer to the gold twin" if kind == "KL" else "leave the answers less likely"
-    words = f"advantage of chosen over random neurons (nats); right of zero the chosen {ends}"
-    note = f"{spans('whiskers', len(seeds))}; hollow: the interval includes zero"
+    words = f"advantage of chosen over random neurons (nats); mean right of zero: the chosen {ends}"
+    note = f"all but the mean: deviations from it; {spans('whiskers', len(seeds))}; hollow: the interval includes zero"
     parts = [text(14, 20, words, size=12), text(14, 38, note, size=11, fill=FAINT)]
     parts.append(line(at(0), top - 4, at(0), bottom, INK, "1 3"))
     for i, (name, values) in enumerate(found.items()):

@@ -117,12 +117,14 @@ def test_r_squared_is_that_of_a_fit_by_group_means() -> None:
 
 def test_what_being_chosen_adds_stands_last(tmp_path: Path) -> None:
     informs = import_module("informs_erasure")
-    seeds = [points(lambda o, *_, shift=shift: 1.0 + shift + (o == "ablate")) for shift in (-0.01, 0.0, 0.01)]
+    seeds = [points(lambda o, *_, by=by: by * (1 + (o == "ablate"))) for by in (0.99, 1.0, 1.01)]
     coefficients, added = informs.regressions(seeds)
     assert [name for name, _ in added] == ["+ operator", "+ count", "+ layer", "+ chosen"]
     assert max(added[2][1]) < 0.2 < min(added[3][1])
     text = informs.tables(seeds)
-    assert "| mean | 1.500 ± 0.025 | chosen |" in text and "closer to gold with chosen neurons" in text
+    assert "| mean | 1.500 ± 0.037 | chosen |" in text and "closer to gold with chosen neurons" in text
+    assert "| operator ablate | 0.500 ± 0.012 | more |\n| operator simnpo | -0.500 ± 0.012 | less |" in text
+    assert "operator, count and layer explain 1.00" in text
     svg = informs.picture(seeds)
     marks = [node for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("circle")]
     assert len(marks) == len(coefficients) - 1 and "script" not in svg
