@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from neuronforget.auditing.cases import Case, Reading, asked
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, swapped
+from neuronforget.routed import RoutedMLP
 from neuronforget.scores.blocks import blocks_of
 
 BLOCK = 64  # values that share a scale at 4 bits
@@ -63,16 +64,20 @@ TRIPS: dict[str, Callable[[Tensor], Tensor]] = {"int8": int8, "nf4": nf4}
 def quantised(lm: LM, how: str) -> Iterator[None]:
     """Within the block every weight matrix of the model's blocks has been through a round trip of `TRIPS`.
 
-    Embeddings, unembedding, norms and biases stay, as deployed models leave them.
+    Embeddings, unembedding, norms and biases stay, as deployed models leave them. Routed experts go one by one.
     """
-    found, values = {}, {}
+    found, values, experts = {}, {}, {}
     for name, module in blocks_of(lm).named_modules():
+        if isinstance(module, RoutedMLP):
+            experts[f"{name}.down"] = module.layout.count
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
             found[name] = weight
             turned = type(module).__name__ == "Conv1D"  # GPT-2 keeps its maps as [in, out]
             with torch.no_grad():
-                values[name] = TRIPS[how](weight.detach().T).T if turned else TRIPS[how](weight.detach())
+                own = (weight.detach().T if turned else weight.detach()).chunk(experts.get(name, 1), 1)
+                made = torch.cat([TRIPS[how](part) for part in own], 1)
+            values[name] = made.T if turned else made
     with swapped(found, values):
         yield
 
