@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.routed import routed_layers
 from neuronforget.sites import Site
 
 State = Literal["before", "after"]
@@ -55,9 +56,10 @@ class Change:
                 raise InputError(f"the model already has {self.name}, which this edit would add: another edit is on")
             return
         if parameter is None:
-            raise InputError(
-                f"the model has no parameter {self.name}: this edit was made for another model, or is not on"
-            )
+            why = "this edit was made for another model, or is not on"
+            if self.name.rpartition(".")[0].rpartition(".")[0] in routed_layers(model):
+                why = "its experts are not open: nf.open_experts(model)"
+            raise InputError(f"the model has no parameter {self.name}: {why}")
         reaches = self.index is None or not len(self.index) or int(self.index.max()) < parameter.shape[self.dim]
         found = self.read(parameter.detach()) if reaches else parameter.detach()
         if found.shape != expected.shape or not torch.equal(found, expected.to(found.device)):

@@ -78,7 +78,8 @@ def check_holds(lm: LM, changes: Sequence[Change]) -> None:
             "it first (peft's merge_and_unload), and make the edit of that model"
         )
     added = [c.name for c in changes if c.before is None]
-    if added and not hasattr(lm.model.config, "mlp_bias"):
+    holds = hasattr(lm.model.config, "mlp_bias") and not has_opened(lm.model)  # it is of dense MLPs
+    if added and not holds:
         raise InputError(
             f"{type(lm.model).__name__} cannot hold the bias this edit adds ({added[0]}): plain transformers would "
             "drop it; use on() or apply(), or an edit without it (ablate(mode='zero'))"
