@@ -170,7 +170,8 @@ def _output_maps(path: str, layer: int, parent: nn.Module, d_model: int) -> Iter
     """Every child of `parent` that can be an output projection, all other linear children feeding it."""
     children = dict(parent.named_children())
     linears = {n: shape for n, child in children.items() if (shape := _features(child)) is not None}
-    for name, (d_mlp, out) in linears.items():
+    for name in ("down",) if isinstance(parent, RoutedMLP) else linears:
+        d_mlp, out = linears[name]
         feeds = {n: shape for n, shape in linears.items() if n != name}
         if out != d_model or not feeds or any(inputs != d_model for inputs, _ in feeds.values()):
             continue
