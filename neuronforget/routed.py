@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from neuronforget.errors import InputError
 
 #: What transformers states of every class of experts that it can compute in several ways.
-_STATED = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm", "num_experts")
+_STATED = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
+#: What opened experts do not do, as newer versions of it state: a norm behind each, other experts elsewhere.
+_BEYOND = ("has_post_expert_norm", "_is_expert_parallel")
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class RoutedMLP(nn.Module):
         """Return what the experts make of tokens `[token, d_model]`, each of those that it is routed to."""
         routed = top_k_weights.new_zeros(len(hidden_states), self.layout.count)
         routed = routed.scatter_add(1, top_k_index, top_k_weights).to(hidden_states.dtype)
-        acts = self._acts(hidden_states) * routed.unsqueeze(-1)
+        elsewhere = (routed == 0).unsqueeze(-1)  # 0 times what overflows in an expert that never sees the token is NaN
+        acts = self._acts(hidden_states).masked_fill(elsewhere, 0) * routed.unsqueeze(-1)
         out: Tensor = self.down(acts.flatten(1))
         return out if self.down_bias is None else out + routed @ self.down_bias
 
@@ -161,7 +164,7 @@ def routed_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _can_be_opened(module: nn.Module) -> bool:
-    if not all(hasattr(module, name) for name in _STATED) or module.has_post_expert_norm:
+    if not all(hasattr(module, name) for name in _STATED) or any(getattr(module, name, False) for name in _BEYOND):
         return False
     return Layout.of(module).names == {name for name, _ in module.named_parameters(recurse=False)}
 
@@ -181,13 +184,13 @@ def experts_of_a_layer(model: nn.Module) -> int:
 
 
 def open_experts(model: nn.Module) -> int:
-    """Make the neurons of routed experts readable, in place; return in how many layers.
+    """Make the neurons of routed experts readable, in place; return in how many layers they are.
 
-    The model computes the same function (to rounding) more slowly, and is saved as before. Raises InputError, the
-    model being as it was, where there are no such experts, or their weights are offloaded.
+    The model computes the same function (to rounding) more slowly, and is saved as before. What is open stays open.
+    Raises InputError, the model being as it was, where there are no such experts, or their weights are offloaded.
     """
     found = routed_layers(model)
-    if not found:
+    if not found and not has_opened(model):
         raise InputError(f"{type(model).__name__} has no routed experts that can be opened")
     if any(weight.device.type == "meta" for experts in found.values() for weight in experts.parameters()):
         raise InputError("the experts are offloaded to CPU or disk: load the model whole, or in a smaller dtype")
@@ -195,4 +198,4 @@ def open_experts(model: nn.Module) -> int:
     for path, experts in found.items():
         made[id(experts)] = made.get(id(experts)) or RoutedMLP(experts)
         model.set_submodule(path, made[id(experts)])
-    return len(made)
+    return sum(isinstance(module, RoutedMLP) for module in model.modules())

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import batched_mm_experts_forward, use_experts_implementation
 
 import neuronforget as nf
+from neuronforget.auditing.quantisation import TRIPS, quantised
 from neuronforget.corpora import Corpus
 from neuronforget.routed import Layout, RoutedMLP, open_experts, routed_layers
 from neuronforget.taps import TorchHooks
@@ -227,9 +228,66 @@ def test_what_cannot_be_opened_is_refused_and_stays() -> None:
     with pytest.raises(nf.InputError, match="offloaded"):
         open_experts(model)
     assert len(routed_layers(model)) == DEPTH
-    normed = of_layout(True, False, False, True)
-    normed.has_post_expert_norm = True
-    assert not routed_layers(nn.ModuleDict({"experts": normed}))
+    for beyond in ("has_post_expert_norm", "_is_expert_parallel"):
+        other = of_layout(True, False, False, True)
+        setattr(other, beyond, True)
+        assert not routed_layers(nn.ModuleDict({"experts": other}))
+        delattr(other, beyond)  # as in versions of transformers that do not state it
+        assert routed_layers(nn.ModuleDict({"experts": other}))
+
+
+def test_experts_are_opened_once() -> None:
+    model = mixture("mixtral")
+    assert open_experts(model) == DEPTH
+    sites, before = nf.LM(model).sites, logits(model)
+    assert open_experts(model) == DEPTH and nf.LM(model).sites == sites and torch.equal(logits(model), before)
+
+
+def test_experts_of_as_many_neurons_as_the_residual_stream_is_wide_are_read() -> None:
+    model = mixture("mixtral", intermediate_size=WIDTH // 4)
+    open_experts(model)
+    assert [site.path for site in nf.LM(model).sites] == [f"model.layers.{i}.mlp.experts.down" for i in range(DEPTH)]
+
+
+def test_an_expert_that_overflows_on_tokens_that_it_does_not_get_is_not_noticed() -> None:
+    torch.manual_seed(0)
+    plain, hidden = of_layout(True, False, False, True), torch.randn(TOKENS, WIDTH, dtype=torch.float64)
+    with torch.no_grad():
+        plain.gate_up_proj[-1] *= 1e200  # act(gate) * up is infinite
+    weights, index = torch.rand(TOKENS, EXPERTS - 1, dtype=torch.float64).topk(TOP)
+    expected, opened = plain(hidden, index, weights), RoutedMLP(plain)
+    found = opened(hidden, index, weights.requires_grad_())
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    assert all(torch.isfinite(value.grad).all() for value in (weights, *opened.parameters()))
+
+
+@pytest.mark.parametrize("how", TRIPS)
+def test_every_expert_is_quantised_by_itself(how: str) -> None:
+    model = mixture("mixtral")
+    with torch.no_grad():
+        model.model.layers[0].mlp.experts.down_proj[1] *= 100
+    plain = {name: weight.clone() for name, weight in model.state_dict().items() if "experts" in name}
+    open_experts(model)
+    with quantised(nf.LM(model), how):
+        found = {name: weight.clone() for name, weight in model.state_dict().items() if name in plain}
+    for name, stacked in plain.items():
+        for expert, own in enumerate(stacked):
+            assert torch.equal(found[name][expert], TRIPS[how](own)), (name, expert)
+
+
+def test_an_edit_of_experts_says_what_a_model_or_a_checkpoint_lacks(
+    tokenizer: Any, corpus: Corpus, tmp_path: Path
+) -> None:
+    model = mixture("mixtral", vocab_size=len(tokenizer), mlp_bias=False)
+    closed, lm = nf.LM(copy.deepcopy(model), tokenizer), nf.LM(model, tokenizer)
+    open_experts(model)
+    chosen = nf.Neurons(frozenset({(1, 3)}), (0, 1), 48)
+    with pytest.raises(nf.InputError, match=r"its experts are not open: nf\.open_experts"):
+        nf.erase.ablate(lm, chosen).apply(closed)
+    mean = nf.erase.ablate(lm, chosen, mode="mean", moments=nf.record(lm, corpus, progress=False))
+    with pytest.raises(nf.InputError, match="cannot hold the bias this edit adds"):
+        mean.export(lm, tmp_path / "out")
 
 
 def test_the_benchmark_measures_one_model_twice(monkeypatch: pytest.MonkeyPatch) -> None:
