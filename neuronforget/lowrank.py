@@ -123,12 +123,16 @@ def adapted(lm: LM, lora: LoRA, names: Iterable[str], *, seed: int = 0) -> Itera
 
 def _inject(inject: Any, config: Any, lm: LM, paths: Iterable[str]) -> None:
     """Put peft's layers in place. Raises InputError where it refuses a map, or puts none at it."""
-    kind = type(lm.model).__name__
+    kind, own = type(lm.model).__name__, lm.model.config
+    was = own.model_type
     try:
+        own.model_type = ""  # by it peft takes every gate_proj of a mixture for its stacked experts, and leaves it out
         inject(config, lm.model, NAME)
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"peft cannot adapt {kind}: {reason}; name other maps by LoRA(targets=...)") from None
+    finally:
+        own.model_type = was
     if left := [path for path in paths if not hasattr(lm.model.get_submodule(path), "lora_A")]:
         raise InputError(f"peft puts no adapter at {left[0]} of {kind}; name other maps by LoRA(targets=...)")
 

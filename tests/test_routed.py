@@ -165,6 +165,19 @@ def test_training_chosen_neurons_moves_their_experts_alone(tokenizer: Any, corpu
     assert experts == {f"{stem}{name}": [False, False, True, False] for name in ("gate_up_proj", "down_proj")}
 
 
+@pytest.mark.filterwarnings("ignore:Glm4MoeForCausalLM has dense or shared MLPs")
+def test_adapters_are_at_experts_and_at_what_lies_beside_them(tokenizer: Any, corpus: Corpus) -> None:
+    model = mixture("glm4_moe", num_hidden_layers=3, first_k_dense_replace=1, vocab_size=len(tokenizer))
+    open_experts(model)
+    lm = nf.LM(model, tokenizer)
+    edit = nf.erase.finetune(lm, Corpus(corpus.examples[:3], "f"), Corpus(corpus.examples[3:], "r"), lora=2, steps=2,
+                             lr=1e-2, progress=False)  # fmt: skip
+    moved, stem = {change.name for change in edit.changes}, "model.layers.1.mlp."
+    assert {"model.layers.0.mlp.up_proj.weight", f"{stem}experts.up.weight",
+            f"{stem}shared_experts.up_proj.weight"} <= moved  # fmt: skip
+    assert edit.certificate(lm).holds and model.config.model_type == "glm4_moe"
+
+
 def test_the_whole_way_from_a_folder_by_the_command_line(
     tokenizer: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
