@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neuronforget.errors import InputError
+from neuronforget.kinds import adapted_maps
 
 #: What transformers states of every class of experts that it can compute in several ways.
 _STATED = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
@@ -163,8 +164,12 @@ def routed_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {path: m for path, m in model.named_modules(remove_duplicate=False) if _can_be_opened(m)}
 
 
+def _is_experts(module: nn.Module) -> bool:
+    return all(hasattr(module, name) for name in _STATED)
+
+
 def _can_be_opened(module: nn.Module) -> bool:
-    if not all(hasattr(module, name) for name in _STATED) or any(getattr(module, name, False) for name in _BEYOND):
+    if not _is_experts(module) or any(getattr(module, name, False) for name in _BEYOND):
         return False
     return Layout.of(module).names == {name for name, _ in module.named_parameters(recurse=False)}
 
@@ -187,11 +192,16 @@ def open_experts(model: nn.Module) -> int:
     """Make the neurons of routed experts readable, in place; return in how many layers they are.
 
     The model computes the same function (to rounding) more slowly, and is saved as before. What is open stays open.
-    Raises InputError, the model being as it was, where there are no such experts, or their weights are offloaded.
+    Raises InputError, the model being as it was, where there are no such experts, or they are stored otherwise in some
+    layers, have adapters or are offloaded.
     """
     found = routed_layers(model)
     if not found and not has_opened(model):
         raise InputError(f"{type(model).__name__} has no routed experts that can be opened")
+    if left := sorted({path for path, m in model.named_modules() if _is_experts(m)} - found.keys()):
+        raise InputError(f"{type(model).__name__} has experts that cannot be opened, stored otherwise: {left[0]}")
+    if adapted := [map_ for map_ in adapted_maps(model) if any(path.startswith(f"{map_}.") for path in found)]:
+        raise InputError(f"the experts have adapters ({adapted[0]}): merge them in first (peft's merge_and_unload)")
     if any(weight.device.type == "meta" for experts in found.values() for weight in experts.parameters()):
         raise InputError("the experts are offloaded to CPU or disk: load the model whole, or in a smaller dtype")
     made: dict[int, RoutedMLP] = {}

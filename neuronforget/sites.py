@@ -81,6 +81,8 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     the other kind. Raises InputError where there is no such map, two fit equally well, or widths differ.
     """
     kind, opened = type(model).__name__, has_opened(model)
+    if opened and routed_layers(model):
+        raise InputError(f"{kind} has experts of which some are not open (interrupted?): nf.open_experts(model)")
     blocks, sites = _sites(model, opened)
     if sites:
         _check_stored(model, sites)
@@ -170,8 +172,9 @@ def _output_maps(path: str, layer: int, parent: nn.Module, d_model: int) -> Iter
     """Every child of `parent` that can be an output projection, all other linear children feeding it."""
     children = dict(parent.named_children())
     linears = {n: shape for n, child in children.items() if (shape := _features(child)) is not None}
-    for name in ("down",) if isinstance(parent, RoutedMLP) else linears:
-        d_mlp, out = linears[name]
+    for name, (d_mlp, out) in linears.items():
+        if isinstance(parent, RoutedMLP) and name != "down":
+            continue
         feeds = {n: shape for n, shape in linears.items() if n != name}
         if out != d_model or not feeds or any(inputs != d_model for inputs, _ in feeds.values()):
             continue

@@ -14,6 +14,7 @@ import transformers
 from commanding import run
 from families import DEPTH, VOCAB, WIDTH, build, padded_batch, randomise
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from transformers.integrations.moe import batched_mm_experts_forward, use_experts_implementation
 
 import neuronforget as nf
@@ -247,6 +248,37 @@ def test_what_cannot_be_opened_is_refused_and_stays() -> None:
         assert not routed_layers(nn.ModuleDict({"experts": other}))
         delattr(other, beyond)  # as in versions of transformers that do not state it
         assert routed_layers(nn.ModuleDict({"experts": other}))
+
+
+def test_experts_that_something_holds_otherwise_are_refused_and_stay() -> None:
+    peft = pytest.importorskip("peft")
+    pruned, adapted = mixture("mixtral"), mixture("mixtral")
+    prune.random_unstructured(pruned.model.layers[1].mlp.experts, "down_proj", amount=0.3)
+    settings = peft.LoraConfig(r=2, target_modules=[], target_parameters=["mlp.experts.gate_up_proj"])
+    peft.inject_adapter_in_model(settings, adapted)
+    for model, why in ((pruned, "stored otherwise: model.layers.1"), (adapted, r"have adapters \(model.layers.0.mlp")):
+        before = logits(model)
+        with pytest.raises(nf.InputError, match=why):
+            open_experts(model)
+        assert torch.equal(logits(model), before)
+
+
+def test_a_model_of_which_some_experts_are_open_is_refused_until_all_are() -> None:
+    model = mixture("mixtral")
+    path, experts = next(iter(routed_layers(model).items()))
+    model.set_submodule(path, RoutedMLP(experts))
+    with pytest.raises(nf.InputError, match="some are not open"):
+        _ = nf.LM(model).sites
+    assert open_experts(model) == DEPTH and nf.LM(model).shape == (DEPTH, 48)
+
+
+def test_adapters_on_open_experts_are_named() -> None:
+    peft = pytest.importorskip("peft")
+    model = mixture("mixtral")
+    open_experts(model)
+    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["down"]), model)
+    with pytest.raises(nf.InputError, match=r"has adapters \(model.layers.0.mlp.experts.down\)"):
+        _ = nf.LM(model).sites
 
 
 def test_experts_are_opened_once() -> None:
