@@ -46,10 +46,17 @@ class Layout:
         return "gate_up_proj" if self.gated else "up_proj"
 
     @property
-    def names(self) -> set[str]:
-        """Names of all stacked weights."""
+    def stacked_names(self) -> set[str]:
+        """Names of the stacked weights."""
         weights = {self.feed, "down_proj"}
         return weights | {f"{name}_bias" for name in weights} if self.biased else weights
+
+    @property
+    def opened_names(self) -> set[str]:
+        """Names of the weights of one MLP."""
+        maps = ("gate", "up") if self.gated else ("up",)
+        weights = {f"{name}.weight" for name in (*maps, "down")}
+        return weights | {f"{name}.bias" for name in maps} | {"down_bias"} if self.biased else weights
 
     def opened(self, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the weights of one MLP, `[experts * width, d_model]` and, of `down`, the transpose."""
@@ -148,14 +155,14 @@ def _linear(opened: Mapping[str, Tensor], name: str, trained: bool) -> nn.Linear
 
 
 def _stack(module: RoutedMLP, state: dict[str, Tensor], prefix: str, _metadata: Any) -> None:
-    own = [name for name, _ in module.named_parameters() if name != "down.bias"]  # which an edit may have added
-    opened = {name: state.pop(prefix + name) for name in own}
-    state.update({prefix + name: weight for name, weight in module.layout.stacked(opened).items()})
+    if all(prefix + name in state for name in module.layout.opened_names):  # adapters have the weights elsewhere
+        opened = {name: state.pop(prefix + name) for name in module.layout.opened_names}
+        state.update({prefix + name: weight for name, weight in module.layout.stacked(opened).items()})
 
 
 def _open(module: RoutedMLP, state: dict[str, Tensor], prefix: str, *_rest: Any) -> None:
-    if all(prefix + name in state for name in module.layout.names):
-        stacked = {name: state.pop(prefix + name) for name in module.layout.names}
+    if all(prefix + name in state for name in module.layout.stacked_names):
+        stacked = {name: state.pop(prefix + name) for name in module.layout.stacked_names}
         state.update({prefix + name: weight for name, weight in module.layout.opened(stacked).items()})
 
 
@@ -171,7 +178,7 @@ def _is_experts(module: nn.Module) -> bool:
 def _can_be_opened(module: nn.Module) -> bool:
     if not _is_experts(module) or any(getattr(module, name, False) for name in _BEYOND):
         return False
-    return Layout.of(module).names == {name for name, _ in module.named_parameters(recurse=False)}
+    return Layout.of(module).stacked_names == {name for name, _ in module.named_parameters(recurse=False)}
 
 
 def has_opened(model: nn.Module) -> bool:

@@ -86,7 +86,8 @@ def test_opened_experts_compute_what_transformers_computes_in_every_layout(layou
     state = opened.state_dict()
     assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in kept)
     names = {name for name, _ in opened.named_parameters()}
-    assert Layout(EXPERTS, *layout).opened(kept).keys() == names
+    own = Layout(EXPERTS, *layout)
+    assert own.opened(kept).keys() == own.opened_names == names and own.stacked_names == kept.keys()
 
 
 def test_a_neuron_is_its_expert_s_output_times_the_weight_of_the_route() -> None:
@@ -272,13 +273,18 @@ def test_a_model_of_which_some_experts_are_open_is_refused_until_all_are() -> No
     assert open_experts(model) == DEPTH and nf.LM(model).shape == (DEPTH, 48)
 
 
-def test_adapters_on_open_experts_are_named() -> None:
+def test_adapters_on_open_experts_are_named_and_kept_by_peft(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     model = mixture("mixtral")
     open_experts(model)
-    peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=["down"]), model)
+    kept = {name: weight.clone() for name, weight in model.state_dict().items()}
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["down"]))
     with pytest.raises(nf.InputError, match=r"has adapters \(model.layers.0.mlp.experts.down\)"):
         _ = nf.LM(model).sites
+    adapted.save_pretrained(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").is_file()
+    state = adapted.merge_and_unload().state_dict()
+    assert state.keys() == kept.keys() and all(torch.equal(state[name], kept[name]) for name in kept)
 
 
 def test_experts_are_opened_once() -> None:
