@@ -139,8 +139,22 @@ def _inject(inject: Any, config: Any, lm: LM, paths: Iterable[str]) -> None:
 
 def _is_linear(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
-    kind = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
-    return kind and isinstance(weight, Tensor) and weight.ndim == 2 and weight.is_floating_point()
+    if not isinstance(weight, Tensor) or weight.ndim != 2 or not weight.is_floating_point():
+        return False
+    if isinstance(module, nn.Linear):
+        return type(module).forward is nn.Linear.forward or _computes_a_linear_map(module)
+    return type(module).__name__ == "Conv1D"
+
+
+@torch.no_grad()
+def _computes_a_linear_map(module: nn.Linear) -> bool:
+    """Does a subclass compute what it is called? PhiMoE's router returns a choice of experts too."""
+    ones = torch.ones_like(module.weight[:1])
+    try:
+        found = module.forward(ones)
+    except (RuntimeError, TypeError, ValueError):
+        return False
+    return isinstance(found, Tensor) and found.shape == (1, len(module.weight))
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

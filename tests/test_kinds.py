@@ -219,7 +219,7 @@ def test_an_export_is_refused_whose_reader_would_draw_weights_at_random(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:DeepseekV3ForCausalLM routes to experts")
-def test_adapters_that_peft_puts_elsewhere_are_refused_and_taken_out_whole() -> None:
+def test_adapters_are_at_every_map_of_a_mixture_and_taken_out_whole() -> None:
     own = {**SMALL, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "q_lora_rank": 16,
            "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
            "v_head_dim": 8, "qk_nope_head_dim": 8, "n_shared_experts": 1,
@@ -227,12 +227,11 @@ def test_adapters_that_peft_puts_elsewhere_are_refused_and_taken_out_whole() -> 
     model = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**own)).eval()
     lm, made = nf.LM(model, bed().lm.tokenizer), bed()
     names, start = [name for name, _ in model.named_modules()], lm.digest()
-    with pytest.raises(nf.InputError, match="peft puts no adapter at"):
-        nf.erase.finetune(lm, made.forget, made.retain, loss=nf.losses.npo, lora=2, steps=1, progress=False)
+    edit = nf.erase.finetune(lm, made.forget, made.retain, lora=2, steps=1, lr=1e-2, progress=False)
     assert [name for name, _ in model.named_modules()] == names and lm.digest() == start
-    edit = nf.erase.finetune(lm, made.forget, made.retain, lora=nf.erase.LoRA(2, targets=("o_proj",)), steps=1, lr=1e-2,
-                             progress=False)  # fmt: skip
-    assert edit.certificate(lm).holds
+    moved = {change.name.rpartition("layers.")[2] for change in edit.changes}
+    assert {"0.mlp.gate_proj.weight", "1.mlp.shared_experts.gate_proj.weight"} <= moved
+    assert edit.certificate(lm).holds and model.config.model_type == "deepseek_v3"
 
 
 def test_an_audit_is_not_lost_where_the_unembedding_reads_another_width() -> None:

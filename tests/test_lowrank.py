@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from families import build
-from torch import Tensor
+from torch import Tensor, nn
 
 from neuronforget import erase, losses
 from neuronforget.corpora import Corpus, batches, encode
@@ -95,6 +95,21 @@ def test_the_edited_model_computes_as_the_adapted_one(
         assert torch.equal(lm.model(**batch.inputs).logits, plain) and not torch.allclose(moved[0], plain, atol=1e-2)
         with Edit.build(lm, changes).on(lm):
             torch.testing.assert_close(lm.model(**batch.inputs).logits, moved[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_map_that_computes_more_than_a_linear_one_is_left_out(lm: LM) -> None:
+    class Doubled(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    class Router(nn.Linear):
+        def forward(self, input: Tensor) -> Any:
+            return super().forward(input), 0
+
+    first, second = (block.self_attn for block in lm.model.model.layers)
+    every = set(LoRA(2).names(lm))
+    first.q_proj.__class__, second.q_proj.__class__ = Doubled, Router
+    assert every - set(LoRA(2).names(lm)) == {"model.layers.1.self_attn.q_proj.weight"}
 
 
 def test_the_model_is_as_it_was_whatever_happens(lm: LM, forget: Corpus, retain: Corpus) -> None:
