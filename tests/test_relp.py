@@ -52,6 +52,19 @@ def test_a_norm_divides_by_a_constant(family: str) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_norm_that_wants_a_gate_too_is_refused_by_name() -> None:
+    class GatedNorm(nn.Module):
+        def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+            return F.rms_norm(x, x.shape[-1:]) * gate
+
+    lm = lm_of("llama")
+    lm.model.model.norm, inner = nn.Module(), lm.model.model.norm
+    lm.model.model.norm.gated = GatedNorm()
+    lm.model.model.norm.forward = lambda x: lm.model.model.norm.gated(inner(x), torch.ones_like(x))
+    with pytest.raises(InputError, match=r"gated \(GatedNorm\) is neither"), frozen_norms(lm):
+        TorchHooks(lm)(padded_batch())
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "bloom"])
 def test_an_activation_multiplies_by_its_ratio(family: str) -> None:
     lm = lm_of(family)

@@ -130,8 +130,11 @@ class _NormRule:
         tolerance = 10 * max(torch.finfo(like.dtype).eps, torch.finfo(torch.float32).eps) ** 0.5
         for centred in (False, True):
             scale = partial(norm_scale, norm_eps(module), centred)
-            with torch.no_grad():
-                parts = [(module.forward(z) - _bias(module)) * scale(z) for z in (x, y, 2 * x + y)]
+            try:
+                with torch.no_grad():
+                    parts = [(module.forward(z) - _bias(module)) * scale(z) for z in (x, y, 2 * x + y)]
+            except (TypeError, AttributeError):  # one that is gated wants the gate too
+                break
             if (2 * parts[0] + parts[1] - parts[2]).abs().max() < tolerance * parts[2].abs().max():
                 return scale
         raise InputError(
