@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
-from neuronforget.routed import RoutedMLP
+from neuronforget.routed import RoutedMLP, routed_layers
 from neuronforget.scores.blocks import blocks_of, hidden_of, state_of, with_state
 from neuronforget.sites import Site
 
@@ -60,10 +60,10 @@ def halved_gates(lm: LM) -> Iterator[None]:
 @contextmanager
 def frozen_routing(lm: LM) -> Iterator[None]:
     """Within the block the weights by which tokens are routed to experts are constants backwards."""
+    opened = [module for module in lm.model.modules() if isinstance(module, RoutedMLP)]
     with ExitStack() as stack:
-        for module in lm.model.modules():
-            if isinstance(module, RoutedMLP):
-                stack.callback(module.register_forward_pre_hook(_constant_routing).remove)
+        for module in (*opened, *routed_layers(lm.model).values()):
+            stack.callback(module.register_forward_pre_hook(_constant_routing).remove)
         yield
 
 
