@@ -104,7 +104,8 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
 
 def mostly_routed(model: nn.Module) -> bool:
     """Have more layers routed experts that can be opened than a dense MLP?"""
-    return len(routed_layers(model)) > len(_sites(model, opened=False)[1])
+    routed = len(routed_layers(model))
+    return routed > 0 and routed > len(_sites(model, opened=False)[1])
 
 
 def _sites(model: nn.Module, opened: bool) -> tuple[list[nn.Module], tuple[Site, ...]]:
