@@ -312,7 +312,8 @@ def test_a_forced_choice_is_the_likelier_answer_and_the_worst_phrasing_the_best(
 def test_the_best_of_several_guesses_is_judged_beside_a_twin_alone(gold: bool) -> None:
     made = bed()
     twin = (Subject(GOLD, made.gold),) if gold else ()
-    case = Case((Subject(UNTOUCHED, made.lm), Subject(EDITED, made.gold), *twin), made.forget, made.retain)
+    subjects = (Subject(UNTOUCHED, made.lm), Subject(EDITED, made.gold), *twin)
+    case = Case(subjects, made.forget.head(3), made.retain.head(6))
     assert {r.sign for r in worst_phrasing(case, exact_match)} == {int(gold)}
 
 
