@@ -146,13 +146,19 @@ def factors_of(rows: Sequence[Row]) -> list[str]:
     return [name for name in wanted if len({row.get(name) for row in rows}) > 1]
 
 
-def regressions(seeds: Sequence[Sequence[Row]]) -> tuple[dict[str, list[float]], list[tuple[str, list[float]]]]:
-    """Return coefficient -> its value in each seed, and the R^2 of what is left as factors are added."""
-    for factor in ("operator", "layer", "request", "selection"):  # a level that a seed lacks is left out of all
+def in_all(seeds: Sequence[Sequence[Row]]) -> Sequence[Sequence[Row]]:
+    """Return the points of levels that no seed lacks. Raises InputError where none are left."""
+    for factor in ("operator", "layer", "request", "selection"):
         made = set.intersection(*({row.get(factor) for row in advantages(rows)} for rows in seeds))
         seeds = [[row for row in rows if row.get(factor) in made] for rows in seeds]
     if not all(seeds):
         raise nf.InputError("no pair of chosen and random neurons was edited in every seed")
+    return seeds
+
+
+def regressions(seeds: Sequence[Sequence[Row]]) -> tuple[dict[str, list[float]], list[tuple[str, list[float]]]]:
+    """Return coefficient -> its value in each seed, and the R^2 of what is left as factors are added."""
+    seeds = in_all(seeds)
     factors = factors_of(seeds[0])
     fits = [fitted(advantages(rows), "advantage", factors) for rows in seeds]
     steps, added = [], []
@@ -167,8 +173,8 @@ def tables(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
     """Return both regressions in Markdown, and one sentence of each; `kind` is what is judged by."""
     coefficients, added = regressions(seeds)
     said = WORDS[_word(coefficients["mean"])].format(further=FURTHER[kind])
-    names = factors_of(seeds[0])
-    explain = f"{', '.join(names[:-1])} and {names[-1]} explain" if len(names) > 1 else f"{names[0]} explains"
+    *names, last = factors_of(in_all(seeds)[0]) or ["the mean"]
+    explain = f"{', '.join(names)} and {last} explain" if names else f"{last} explains"
     lines = [[name, cell(values, 3), _apart(name, values)] for name, values in coefficients.items()]
     before = [last for _, last in added[:1]] + [values for _, values in added[:-1]]
     steps = [[name, cell(values), cell((np.array(values) - np.array(then)).tolist(), 3) if i else ""]

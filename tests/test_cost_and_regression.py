@@ -125,6 +125,11 @@ def test_what_being_chosen_adds_stands_last(tmp_path: Path) -> None:
     assert "| mean | 1.500 ± 0.037 | chosen |" in text and "closer to gold with chosen neurons" in text
     assert "| operator ablate | 0.500 ± 0.012 | more |\n| operator simnpo | -0.500 ± 0.012 | less |" in text
     assert "operator, count and layer explain 1.00" in text
+    less = [seeds[0], [row for row in seeds[1] if row["operator"] == "ablate"], seeds[2]]  # in one seed simnpo failed
+    assert "; count and layer explain" in informs.tables(less)
+    few = [[row for row in rows if (row["operator"], row["count"], row["layer"]) == ("ablate", 8, "0")]
+           for rows in seeds]  # fmt: skip
+    assert "; the mean explains 0.00" in informs.tables(few)
     svg = informs.picture(seeds)
     marks = [node for node in ElementTree.fromstring(svg).iter() if node.tag.endswith("circle")]
     assert len(marks) == len(coefficients) - 1 and "script" not in svg
