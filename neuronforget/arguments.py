@@ -17,6 +17,7 @@ R = TypeVar("R")
 
 #: How one comes by a noun.
 MADE = {
+    "Module": "transformers' from_pretrained",
     "LM": "nf.load(path) or nf.LM(model, tokenizer)",
     "Corpus": "nf.corpora.jsonl(path) or nf.Corpus.from_rows(rows)",
     "Moments": "nf.record(lm, corpus)",

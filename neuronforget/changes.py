@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.routed import routed_layers
+from neuronforget.routed import RoutedMLP, routed_layers
 from neuronforget.sites import Site
 
 State = Literal["before", "after"]
@@ -56,10 +56,7 @@ class Change:
                 raise InputError(f"the model already has {self.name}, which this edit would add: another edit is on")
             return
         if parameter is None:
-            why = "this edit was made for another model, or is not on"
-            if self.name.rpartition(".")[0].rpartition(".")[0] in routed_layers(model):
-                why = "its experts are not open: nf.open_experts(model)"
-            raise InputError(f"the model has no parameter {self.name}: {why}")
+            raise InputError(f"the model has no parameter {self.name}: {_why_missing(self.name, model)}")
         reaches = self.index is None or not len(self.index) or int(self.index.max()) < parameter.shape[self.dim]
         found = self.read(parameter.detach()) if reaches else parameter.detach()
         if found.shape != expected.shape or not torch.equal(found, expected.to(found.device)):
@@ -116,3 +113,13 @@ def mlp_biases(lm: LM, wanted: bool) -> Iterator[None]:
         config.mlp_bias = was
         for module in added:
             module.register_parameter("bias", None)
+
+
+def _why_missing(name: str, model: nn.Module) -> str:
+    """Are its experts closed where the edit was made for open ones, or the other way round?"""
+    parent = name.rpartition(".")[0]
+    if {parent, parent.rpartition(".")[0]} & routed_layers(model).keys():
+        return "its experts are not open: nf.open_experts(model)"
+    if any(path == parent and isinstance(module, RoutedMLP) for path, module in model.named_modules()):
+        return "its experts are open, and the edit was made for closed ones: nf.load(..., experts=False)"
+    return "this edit was made for another model, or is not on"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.kinds import adapted_maps
 
@@ -195,10 +196,12 @@ def experts_of_a_layer(model: nn.Module) -> int:
     return counts.pop()
 
 
+@checks_kinds
 def open_experts(model: nn.Module) -> int:
     """Make the neurons of routed experts readable, in place; return in how many layers they are.
 
-    The model computes the same function (to rounding) more slowly, and is saved as before. What is open stays open.
+    The model computes the same function (to rounding) more slowly, and is saved as before. What is open stays open. An
+    `LM` that was made and asked before goes on with the neurons that it found then: make another, `nf.LM(model, ...)`.
     Raises InputError, the model being as it was, where there are no such experts, or they are stored otherwise in some
     layers, have adapters or are offloaded.
     """

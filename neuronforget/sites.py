@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -103,9 +104,12 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
 
 
 def mostly_routed(model: nn.Module) -> bool:
-    """Have more layers routed experts that can be opened than a dense MLP?"""
-    routed = len(routed_layers(model))
-    return routed > 0 and routed > len(_sites(model, opened=False)[1])
+    """Have more layers routed experts that can be opened than a dense MLP that can be read?"""
+    if not (routed := len(routed_layers(model))):
+        return False
+    with suppress(InputError):  # two maps that fit equally well, say: then experts are all there is
+        return routed > len(_sites(model, opened=False)[1])
+    return True
 
 
 def _sites(model: nn.Module, opened: bool) -> tuple[list[nn.Module], tuple[Site, ...]]:

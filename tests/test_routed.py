@@ -21,6 +21,7 @@ import neuronforget as nf
 from neuronforget.auditing.quantisation import TRIPS, quantised
 from neuronforget.corpora import Corpus
 from neuronforget.routed import Layout, RoutedMLP, open_experts, routed_layers
+from neuronforget.sites import mostly_routed
 from neuronforget.taps import TorchHooks
 
 EXPERTS, OWN, TOKENS, TOP = 5, 6, 7, 2
@@ -205,6 +206,15 @@ def test_what_is_read_is_what_more_layers_have(tokenizer: Any, tmp_path: Path) -
                 assert nf.load(tmp_path / str(dense), experts=asked).sites[-1].path.endswith(last)
 
 
+def test_experts_are_read_where_the_dense_mlps_cannot_be_told_apart() -> None:
+    from architectures import built
+
+    model = built("axk2")
+    with pytest.raises(nf.InputError, match="fit an MLP's output equally well"):
+        _ = nf.LM(model).sites
+    assert mostly_routed(model)
+
+
 @pytest.mark.filterwarnings("ignore:Glm4MoeForCausalLM routes to experts")
 def test_relevance_takes_the_routes_as_constants(tokenizer: Any, corpus: Corpus) -> None:
     from neuronforget.scores.relevance import relevance_rules
@@ -238,6 +248,8 @@ def test_neurons_that_no_fact_meets_are_warned_of(tokenizer: Any, corpus: Corpus
 def test_what_cannot_be_opened_is_refused_and_stays() -> None:
     with pytest.raises(nf.InputError, match="LlamaForCausalLM has no routed experts that can be opened"):
         open_experts(build("llama"))
+    with pytest.raises(nf.InputError, match=r"^open_experts: model must be Module .*; found LM$"):
+        open_experts(nf.LM(build("llama")))  # type: ignore[arg-type]
     model = mixture("mixtral")
     with pytest.raises(nf.InputError, match=r"routed experts and no dense MLP: nf\.open_experts\(model\)"):
         _ = nf.LM(model).sites
@@ -338,6 +350,11 @@ def test_an_edit_of_experts_says_what_a_model_or_a_checkpoint_lacks(
     chosen = nf.Neurons(frozenset({(1, 3)}), (0, 1), 48)
     with pytest.raises(nf.InputError, match=r"its experts are not open: nf\.open_experts"):
         nf.erase.ablate(lm, chosen).apply(closed)
+    path = next(iter(routed_layers(closed.model)))
+    stacked = closed.parameters[f"{path}.down_proj"].detach()
+    edit = nf.Edit((nf.Change(f"{path}.down_proj", stacked + 1, stacked),))
+    with edit.on(closed), pytest.raises(nf.InputError, match=r"its experts are open.*experts=False"):
+        edit.apply(lm)
     mean = nf.erase.ablate(lm, chosen, mode="mean", moments=nf.record(lm, corpus, progress=False))
     with pytest.raises(nf.InputError, match="cannot hold the bias this edit adds"):
         mean.export(lm, tmp_path / "out")
