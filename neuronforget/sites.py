@@ -134,7 +134,8 @@ def _of_others(model: nn.Module, others: int, depth: int, read: int, opened: boo
         what = f"{kind} has dense or shared MLPs in {others} of its {depth} layers"
         return f"{what}: no neuron of theirs is scored or edited, only those of {read} layers' routed experts"
     where = f"{kind} routes to experts in {others} of its {depth} layers"
-    instead = "; nf.open_experts(model) reads theirs instead" if routed_layers(model) else ""
+    how = "load(..., experts=True), or nf.open_experts(model) before nf.LM,"
+    instead = f"; {how} reads theirs instead" if routed_layers(model) else ""
     return f"{where}: no neuron of theirs is scored or edited, only those of {read} layers' dense MLPs{instead}"
 
 
