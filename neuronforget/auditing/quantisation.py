@@ -66,17 +66,19 @@ def quantised(lm: LM, how: str) -> Iterator[None]:
 
     Embeddings, unembedding, norms and biases stay, as deployed models leave them. Routed experts go one by one.
     """
-    found, values, experts = {}, {}, {}
+    found, values = {}, {}
+    experts: dict[str, tuple[int, int]] = {}
     for name, module in blocks_of(lm).named_modules():
         if isinstance(module, RoutedMLP):
-            experts[f"{name}.down"] = module.layout.count
+            experts |= {f"{name}.{part}": (module.layout.count, int(part == "down")) for part in ("gate", "up", "down")}
         weight = getattr(module, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim == 2:
             found[name] = weight
             turned = type(module).__name__ == "Conv1D"  # GPT-2 keeps its maps as [in, out]
             with torch.no_grad():
-                own = (weight.detach().T if turned else weight.detach()).chunk(experts.get(name, 1), 1)
-                made = torch.cat([TRIPS[how](part) for part in own], 1)
+                count, dim = experts.get(name, (1, 0))
+                own = (weight.detach().T if turned else weight.detach()).chunk(count, dim)
+                made = torch.cat([TRIPS[how](part) for part in own], dim)
             values[name] = made.T if turned else made
     with swapped(found, values):
         yield
