@@ -25,7 +25,7 @@ from neuronforget.runs import content_key, whole_file
 #: The controls that are matched neuron by neuron, which take a selection of at most half of a layer.
 MATCHED = ("norm-matched 0", "activation-matched 0")
 #: By name, how to make each edit of a comparison.
-Plan = dict[str, Callable[[], Edit]]
+Recipes = dict[str, Callable[[], Edit]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Arms:
             found[activation] = neurons.activation_matched(retain, self.seed)
         return found
 
-    def plan(self, neurons: Neurons, others: Mapping[str, Neurons], moments: Mapping[str, Moments]) -> Plan:
+    def plan(self, neurons: Neurons, others: Mapping[str, Neurons], moments: Mapping[str, Moments]) -> Recipes:
         """Return how to make each edit: the methods of every comparison, then the further operators."""
         corpora = self.lm, self.forget, self.retain
         ablate, closed = partial(erase.ablate, self.lm), partial(erase.rank_one, *corpora, batch_size=self.batch_size)
@@ -86,7 +86,7 @@ class Arms:
             batch_size=max(self.batch_size // 2, 1), progress=False,
         )  # fmt: skip
         ga, npo = partial(train, loss=losses.ga), partial(train, loss=losses.npo)
-        plan: Plan = {"ablate": partial(ablate, neurons)}
+        plan: Recipes = {"ablate": partial(ablate, neurons)}
         plan |= {f"ablate@{name}": partial(ablate, where) for name, where in others.items()}
         plan |= {"ga@neurons": partial(ga, neurons=neurons), "npo@neurons": partial(npo, neurons=neurons)}
         if (somewhere := others.get("random 0")) is not None:

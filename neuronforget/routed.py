@@ -132,17 +132,19 @@ class RoutedMLP(nn.Module):
         """Return what the experts make of tokens `[token, d_model]`, each of those that it is routed to."""
         routed = top_k_weights.new_zeros(len(hidden_states), self.layout.count)
         routed = routed.scatter_add(1, top_k_index, top_k_weights).to(hidden_states.dtype)
-        elsewhere = (routed == 0).unsqueeze(-1)  # 0 times what overflows in an expert that never sees the token is NaN
-        acts = self._acts(hidden_states).masked_fill(elsewhere, 0) * routed.unsqueeze(-1)
+        acts = self._acts(hidden_states, (routed == 0).unsqueeze(-1)) * routed.unsqueeze(-1)
         out: Tensor = self.down(acts.flatten(1))
         return out if self.down_bias is None else out + routed @ self.down_bias
 
-    def _acts(self, hidden: Tensor) -> Tensor:
-        """Neurons before routing, `[token, expert, neuron]`."""
-        up = self.up(hidden).unflatten(-1, (self.layout.count, -1))
+    def _acts(self, hidden: Tensor, elsewhere: Tensor) -> Tensor:
+        """Neurons before routing, `[token, expert, neuron]`, of experts that never see a token those of zeros.
+
+        0 times what overflows in such an expert would be NaN, and so would its gradient.
+        """
+        up = self.up(hidden).unflatten(-1, (self.layout.count, -1)).masked_fill(elsewhere, 0)
         if self.gate is None:
             return self.act_fn(up)  # type: ignore[no-any-return]
-        gate = self.gate(hidden).unflatten(-1, (self.layout.count, -1))
+        gate = self.gate(hidden).unflatten(-1, (self.layout.count, -1)).masked_fill(elsewhere, 0)
         return self._rule[0](self.layout.joined(gate, up, 2)) if self._rule else self.act_fn(gate) * up
 
 
@@ -210,7 +212,7 @@ def open_experts(model: nn.Module) -> int:
         raise InputError(f"{type(model).__name__} has no routed experts that can be opened")
     if left := sorted({path for path, m in model.named_modules() if _is_experts(m)} - found.keys()):
         raise InputError(f"{type(model).__name__} has experts that cannot be opened, stored otherwise: {left[0]}")
-    if adapted := [map_ for map_ in adapted_maps(model) if any(path.startswith(f"{map_}.") for path in found)]:
+    if adapted := [name for name in adapted_maps(model) if any(path.startswith(f"{name}.") for path in found)]:
         raise InputError(f"the experts have adapters ({adapted[0]}): merge them in first (peft's merge_and_unload)")
     if any(weight.device.type == "meta" for experts in found.values() for weight in experts.parameters()):
         raise InputError("the experts are offloaded to CPU or disk: load the model whole, or in a smaller dtype")

@@ -315,17 +315,19 @@ def test_experts_of_as_many_neurons_as_the_residual_stream_is_wide_are_read() ->
     assert [site.path for site in nf.LM(model).sites] == [f"model.layers.{i}.mlp.experts.down" for i in range(DEPTH)]
 
 
-def test_an_expert_that_overflows_on_tokens_that_it_does_not_get_is_not_noticed() -> None:
+@pytest.mark.parametrize("times", [1e200, 1e308])  # act(gate) * up is infinite, and gate and up themselves
+def test_an_expert_that_overflows_on_tokens_that_it_does_not_get_is_not_noticed(times: float) -> None:
     torch.manual_seed(0)
-    plain, hidden = of_layout(True, False, False, True), torch.randn(TOKENS, WIDTH, dtype=torch.float64)
+    plain, hidden = of_layout(True, False, False, True), 100 * torch.randn(TOKENS, WIDTH, dtype=torch.float64)
     with torch.no_grad():
-        plain.gate_up_proj[-1] *= 1e200  # act(gate) * up is infinite
+        plain.gate_up_proj[-1] *= times / plain.gate_up_proj[-1].abs().max()
     weights, index = torch.rand(TOKENS, EXPERTS - 1, dtype=torch.float64).topk(TOP)
     expected, opened = plain(hidden, index, weights), RoutedMLP(plain)
-    found = opened(hidden, index, weights.requires_grad_())
+    assert opened.up(hidden).isfinite().all() == (times < 1e300)
+    found = opened(hidden.requires_grad_(), index, weights.requires_grad_())
     torch.testing.assert_close(found, expected)
     found.sum().backward()
-    assert all(torch.isfinite(value.grad).all() for value in (weights, *opened.parameters()))
+    assert all(torch.isfinite(value.grad).all() for value in (hidden, weights, *opened.parameters()))
 
 
 @pytest.mark.parametrize("width", [12, 10])  # of 10 neurons no whole number of blocks is an expert's
