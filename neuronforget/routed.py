@@ -3,7 +3,7 @@
 transformers keeps a layer's experts in three-dimensional weights and multiplies each by the few tokens that it gets.
 Here one output projection's input holds every expert's neurons, each times the routing weight of its expert, so that
 a neuron is what it is in a dense MLP: one input, one column. Every expert computes every token, and counts 0 for those
-that are not routed to it: exact, at the cost of a dense MLP as wide as all experts together.
+that are not routed to it: exact, at rather more than the cost of a dense MLP as wide as all experts together.
 """
 
 from __future__ import annotations
