@@ -217,7 +217,7 @@ def test_rewriting_is_measured_on_the_fact_and_on_what_is_near(
     erased: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rewrite, study, done = analysis("erase_rewrite"), erased["study"], {}
-    for name, value in {"WRITERS": {"rank_one": nf.erase.rank_one}, "MEASURED": 16}.items():
+    for name, value in {"WRITERS": {"rank_one": nf.erase.rank_one}, "MEASURED": 8}.items():
         monkeypatch.setattr(rewrite, name, value)
     where = rewrite.places(study)
     assert list(rewrite.rewrites(study, done)) == [f"rank_one@{p} {n}" for p in where for n in ("one", "all")]

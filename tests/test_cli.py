@@ -234,7 +234,7 @@ def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, mo
 def test_compare_runs_on_two_files_of_plain_text(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
     for name in ("forget", "retain"):
-        rows = nf.corpora.jsonl(bed / f"{name}.jsonl", n=12)
+        rows = nf.corpora.jsonl(bed / f"{name}.jsonl", n=6)
         text = [json.dumps({"text": f"{e.prompt} {e.answer}"}) for e in rows]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(text))
     words = ["--model", bed / "model", "--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl"]

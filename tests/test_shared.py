@@ -20,9 +20,9 @@ STORIES = SHARED / "data/text_corpus/tinystories.jsonl.gz"
 )
 def test_the_whole_path_runs_on_stories260k_with_two_sets_of_stories(tmp_path: Path) -> None:
     lm = nf.load(SHARED / "models/stories260k")
-    stories = nf.corpora.jsonl(STORIES, n=12, max_tokens=48)
-    forget = replace(stories, examples=stories.examples[:4], name="forget")
-    retain = replace(stories, examples=stories.examples[4:], name="retain")
+    stories = nf.corpora.jsonl(STORIES, n=8, max_tokens=32)
+    forget = replace(stories, examples=stories.examples[:3], name="forget")
+    retain = replace(stories, examples=stories.examples[3:], name="retain")
     found = nf.compare(lm, forget, retain, steps=4, controls=1, progress=False)
     found.save(tmp_path / "out")
     value = found.results.value
