@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import cell, many, middle, spans, table, verdict
-from drawing import FAINT, INK, line, mark, scale, svg, text
+from cells import cell, many, table, verdict
+from informs_figure import coefficients_drawn
 from judging import judged, judged_by
 from regime_map import SHAPE, arm, source_of, whole_people
 from regime_tables import by_chance, closeness, places, selections
@@ -33,7 +33,6 @@ from running import asking, each, in_one_line, kept, parsed
 from sources import OWN, Source, sources
 
 import neuronforget as nf
-from neuronforget.colours import OKABE_ITO
 
 OPERATORS = ("ablate", "rank_one", "simnpo")
 COUNTS = (2, 16)  # neurons of the set, as multiples of the model's layers
@@ -173,8 +172,8 @@ def tables(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
     """Return both regressions in Markdown, and one sentence of each; `kind` is what is judged by."""
     coefficients, added = regressions(seeds)
     said = WORDS[_word(coefficients["mean"])].format(further=FURTHER[kind])
-    *names, last = factors_of(in_all(seeds)[0]) or ["the mean"]
-    explain = f"{', '.join(names)} and {last} explain" if names else f"{last} explains"
+    *others, final = factors_of(in_all(seeds)[0]) or ["the mean"]
+    explain = f"{', '.join(others)} and {final} explain" if others else f"{final} explains"
     lines = [[name, cell(values, 3), _apart(name, values)] for name, values in coefficients.items()]
     before = [last for _, last in added[:1]] + [values for _, values in added[:-1]]
     steps = [[name, cell(values), cell((np.array(values) - np.array(then)).tolist(), 3) if i else ""]
@@ -200,25 +199,8 @@ def _word(values: Sequence[float]) -> str:
 
 
 def picture(seeds: Sequence[Sequence[Row]], kind: str = "KL") -> str:
-    """Return the coefficients with their intervals as SVG: filled where the interval excludes zero."""
-    found = {name: values for name, values in regressions(seeds)[0].items() if name != "R^2"}
-    halves = {name: middle(v)[1] for name, v in found.items()}
-    reach = max(abs(float(np.mean(v))) + halves[name] for name, v in found.items()) or 1.0
-    left, top, step, wide = 220, 66, 24, 460
-    at, bottom = scale(-reach, reach, left, left + wide), top + step * len(found)
-    ends = "are closer to the gold twin" if kind == "KL" else "leave the answers less likely"
-    words = f"advantage of chosen over random neurons (nats); mean right of zero: the chosen {ends}"
-    note = f"all but the mean: deviations from it; {spans('whiskers', len(seeds))}; hollow: the interval includes zero"
-    parts = [text(14, 20, words, size=12), text(14, 38, note, size=11, fill=FAINT)]
-    parts.append(line(at(0), top - 4, at(0), bottom, INK, "1 3"))
-    for i, (name, values) in enumerate(found.items()):
-        mean, y = float(np.mean(values)), top + step * (i + 0.5)
-        parts.append(text(left - 10, y + 4, name, anchor="end"))
-        parts.append(line(at(mean - halves[name]), y, at(mean + halves[name]), y, OKABE_ITO[0], width=2))
-        parts.append(mark(at(mean), y, "circle", OKABE_ITO[0], 4, hollow=not _word(values)))
-    for tick in (-reach, 0, reach):
-        parts.append(text(at(tick), bottom + 16, f"{tick:+.2f}" if tick else "0", size=11, anchor="middle"))
-    return svg(left + wide + 30, bottom + 28, "What the advantage of chosen neurons depends on", parts)
+    """Return the coefficients with their intervals as SVG."""
+    return coefficients_drawn(regressions(seeds)[0], len(seeds), kind)
 
 
 def main() -> None:
