@@ -66,7 +66,8 @@ print(nf.select.stability(*moments, partial(nf.select.per_layer, k=0.1), resampl
 # ## Does it do more than other neurons do?
 #
 # The rise of the loss when the set is ablated, beside random sets of as many neurons: anywhere (`count`), of each layer
-# (`layer`), of each layer with write vectors of like norm (`norm`). What is beyond them is due to the choice.
+# (`layer`), of each layer with write vectors of like norm (`norm`). Where the interval
+# holds zero, one more random set might do as much; what lies beyond is due to the choice.
 
 
 # %%

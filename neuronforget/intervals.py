@@ -58,15 +58,22 @@ def difference(
     return value, low, high
 
 
-def of_auc(value: float, positive: int, negative: int, level: float = 0.95) -> tuple[float, float]:
+def of_auc(
+    value: float, positive: float, negative: float, level: float = 0.95, *, error: float = 0.0
+) -> tuple[float, float]:
     """Return (low, high) of an AUC, the share of pairs in which the positive one of them scores higher.
 
     Newcombe's method 5 (2006, doi:10.1002/sim.2324): the AUCs from which `value` is no farther than their own standard
     error allows, by Hanley & McNeil's variance. Unlike a bootstrap it holds the truth near 0 and 1 too
     (`benchmarks/covering.py`). NaN for NaN, and where a side has one member alone.
+
+    That variance is of sides that differ by a shift. Where some members are found and the others not at all it is too
+    small: with DeLong's standard `error` an end lies at least as far out as Student's interval of the logit has it
+    (n - 1 degrees of freedom, n of the smaller side).
     """
     from scipy.optimize import brentq
-    from scipy.stats import norm
+    from scipy.special import expit, logit
+    from scipy.stats import norm, t
 
     if np.isnan(value) or min(positive, negative) < 2:
         return float("nan"), float("nan")
@@ -79,7 +86,11 @@ def of_auc(value: float, positive: int, negative: int, level: float = 0.95) -> t
     def least(found: float) -> float:
         return brentq(gap, 0.0, min(found, 1 - 1e-9), args=(found,)) if found > 0 else 0.0
 
-    return least(value), 1 - least(1 - value)
+    low, high = least(value), 1 - least(1 - value)
+    if error > 0 and 0 < value < 1:
+        half = float(t.ppf((1 + level) / 2, min(positive, negative) - 1)) * error / (value * (1 - value))
+        low, high = min(low, float(expit(logit(value) - half))), max(high, float(expit(logit(value) + half)))
+    return low, high
 
 
 def resampled(
@@ -110,6 +121,28 @@ def over(units: np.ndarray) -> tuple[np.ndarray, str]:
     if len(np.unique(units)) >= FEWEST:
         return units, "subjects"
     return np.arange(len(units)), "examples"
+
+
+def beyond_draws(gaps: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """Return (mean, low, high) of a difference to random draws, `[draw, unit]`: zero inside for one more such draw.
+
+    Student's prediction interval: the variance over units, of the mean over draws, and that of one draw, (1 + 1/D)
+    times the variance between D of them, with one degree of freedom fewer than the fewer of both are (Satterthwaite's
+    would be more, and call 11% of random sets of neurons no random ones after three draws, where these call 3%). Units
+    with a NaN are left out. Of one draw, or one unit, there is no interval (NaN).
+    """
+    from scipy.stats import t
+
+    gaps = gaps[:, ~np.isnan(gaps).any(0)]
+    draws, units = gaps.shape
+    if not units:
+        return float("nan"), float("nan"), float("nan")
+    value = float(gaps.mean())
+    if min(draws, units) < 2:
+        return value, float("nan"), float("nan")
+    variance = gaps.mean(0).var(ddof=1) / units + gaps.mean(1).var(ddof=1) * (1 + 1 / draws)
+    half = float(t.ppf((1 + level) / 2, min(draws, units) - 1) * variance**0.5)
+    return value, value - half, value + half
 
 
 def mean(values: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Which edits differ, where many are compared: paired permutation tests, corrected for their number (Holm 1979)."""
+"""Which edits differ, where many are compared: paired permutation tests, corrected for all pairs of edits."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from neuronforget.errors import InputError
 from neuronforget.results import Results
 
 FLIPS = 10_000
+ALL = 13  # differences of which every pattern of signs is tried
+PAIRS = 64  # of edits, whose differences are flipped at a time
 
 
 @dataclass(frozen=True)
 class Place:
     """An edit's place: its value, the difference to the best edit, and whether that is told apart.
 
-    `p` is of the sign-flip permutation test over subjects, `adjusted` after Holm's correction for all edits that are
-    compared with the best; NaN for the best itself. All of an edit that broke the model are NaN.
+    `p` is of the sign-flip permutation test over subjects, `adjusted` for all pairs of edits (`adjusted_p`), since the
+    best was chosen by the same numbers; NaN for the best itself. All of an edit that broke the model are NaN.
     """
 
     edit: str
@@ -43,9 +45,9 @@ def ranked(
 ) -> list[Place]:
     """Return the edits of some scopes from best to worst (`higher`: the highest value is), each held against the best.
 
-    Values of examples are averaged by subject first, so that phrasings of one fact count once. A correction for the
-    best having been chosen by the same numbers is not made. Edits with a value that is NaN come last, held against
-    nothing. Raises InputError where fewer than two edits were measured, and where all are NaN.
+    Values of examples are averaged by subject first, so that phrasings of one fact count once. Edits with a value that
+    is NaN come last, held against nothing. Raises InputError where fewer than two edits were measured, and where all
+    are NaN.
     """
     scope = {row["edit"]: row["scope"] for row in results.rows}
     wanted = (corpus, metric, point)
@@ -65,8 +67,9 @@ def ranked(
     if not order:
         raise InputError(f"every edit has values of {metric} on {corpus!r} that are NaN")
     best, others = order[0], order[1:]
-    p = [paired_p(means[edit] - means[best], results.info.get("seed", 0)) for edit in others]
-    adjusted = holm(p)
+    seed = results.info.get("seed", 0)
+    p = [paired_p(means[edit] - means[best], seed) for edit in others]
+    adjusted = adjusted_p(np.stack([means[edit] for edit in order]), seed)
     own = float(means[best].mean())
     found = [Place(best, own, 0.0, float("nan"), float("nan"))]
     for edit, raw, after in zip(others, p, adjusted, strict=True):
@@ -78,24 +81,42 @@ def ranked(
 def paired_p(differences: np.ndarray, seed: int = 0) -> float:
     """Return the two-sided p of a mean difference of zero, by flipping signs: all of them where there are few.
 
-    Sums that differ by rounding alone are equal. With up to 13 differences every pattern of signs is tried; else
+    Sums that differ by rounding alone are equal. With up to `ALL` differences every pattern of signs is tried; else
     `FLIPS` random ones, the observed one added.
     """
-    n, observed = len(differences), abs(differences.sum()) * (1 - 1e-9)
     if np.isnan(differences).any():
         return float("nan")
-    if n <= 13:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        return float(np.mean(np.abs(signs @ differences) >= observed))
-    signs = np.random.default_rng(seed).choice((-1, 1), size=(FLIPS, n))
-    return float((1 + np.sum(np.abs(signs @ differences) >= observed)) / (FLIPS + 1))
+    sums, observed = np.abs(_signs(len(differences), seed) @ differences), abs(differences.sum()) * (1 - 1e-9)
+    return _share(sums >= observed, len(differences))
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Return p-values after Holm's step-down correction: those below alpha hold together at that error."""
-    order = sorted(range(len(p)), key=lambda i: p[i])
-    found, highest = [0.0] * len(p), 0.0
-    for step, i in enumerate(order):
-        highest = max(highest, min(1.0, (len(p) - step) * p[i]))
-        found[i] = highest
-    return found
+def adjusted_p(values: np.ndarray, seed: int = 0) -> list[float]:
+    """Return the p of each later row against the first, `[edit, subject]`, adjusted for all pairs of rows.
+
+    How often the largest difference of any pair is as large, the signs of all of a subject's differences being flipped
+    together; each is over the root of its sum of squares (Westfall & Young 1993; Romano & Wolf 2005,
+    doi:10.1198/016214504000000539). Of two rows it is `paired_p`. Holm's correction for the comparisons with the best
+    alone tells one of twenty equal edits from it in 20% of cases.
+    """
+    one, other = np.triu_indices(len(values), 1)
+    gaps = values[other] - values[one]
+    size = np.sqrt((gaps**2).sum(1))
+    gaps = gaps[size > 0] / size[size > 0, None]
+    signs, most = _signs(values.shape[1], seed), np.zeros(1)
+    for rows in np.array_split(gaps, -(-len(gaps) // PAIRS) or 1):
+        most = np.maximum(most, np.abs(signs @ rows.T).max(1, initial=0.0))
+    found = np.zeros(len(size))
+    found[size > 0] = np.abs(gaps.sum(1))
+    return [_share(most >= gap * (1 - 1e-9), values.shape[1]) for gap in found[: len(values) - 1]]
+
+
+def _signs(count: int, seed: int) -> np.ndarray:
+    """Every pattern of so many signs, the observed one first; where there are many, random ones."""
+    if count <= ALL:
+        return 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+    return np.random.default_rng(seed).choice((-1, 1), size=(FLIPS, count))
+
+
+def _share(as_large: np.ndarray, count: int) -> float:
+    """The p of that: of random patterns, the observed one is added."""
+    return float(as_large.mean()) if count <= ALL else float((1 + as_large.sum()) / (FLIPS + 1))

@@ -14,12 +14,14 @@ from torch import Tensor
 import neuronforget as nf
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
+from neuronforget.intervals import beyond_draws, of_auc
 from neuronforget.measuring import measure
 from neuronforget.metrics import knockout, localisation, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.recording import write_norms
 from neuronforget.scores import Scores
+from neuronforget.scores.experts import auroc as area_under_roc
 
 
 def scored(lm_or_shape: Any, seed: int = 0) -> Scores:
@@ -109,7 +111,7 @@ def test_the_weight_change_of_an_edit_is_that_of_each_neurons_own_weights(
 
 def test_an_edit_of_the_true_neurons_alone_is_precise_and_one_of_others_is_not(lm: LM) -> None:
     truth = nf.select.per_layer(scored(lm), 5)
-    assert localisation.edit_precision(lm, nf.erase.ablate(lm, truth), truth) == (1, 1, 1)
+    assert localisation.edit_precision(lm, nf.erase.ablate(lm, truth), truth)[::2] == (1, 1)
     others = nf.erase.ablate(lm, truth.random_like(0))
     assert localisation.edit_precision(lm, others, truth)[0] < 0.5
 
@@ -139,6 +141,41 @@ def test_curves_measure_the_model_with_the_top_ablated_or_kept(lm: LM, corpus: C
     by_hand = sum((gap[i] + gap[i + 1]) / 2 * w for i, w in enumerate((8, 32, 40))) / 80
     value, low, high = curve.area
     assert value == pytest.approx(by_hand) and low <= value <= high
+    share = np.array(curve.ks) / 80
+    each = [np.trapezoid(curve.values - control, share, axis=0) for control in curve.control]
+    assert (value, low, high) == pytest.approx(beyond_draws(np.array(each)))
+
+
+def test_one_more_random_draw_is_seldom_told_from_the_others_and_a_selection_is() -> None:
+    draw, units = np.random.default_rng(0), 60
+    sets = 0.3 * draw.normal(size=(400, 6, 1)) + draw.normal(size=(400, 1, units)) + draw.normal(size=(400, 6, units))
+    found = np.array([beyond_draws(one[0] - one[1:]) for one in sets])
+    assert 0.01 < np.mean((found[:, 1] > 0) | (found[:, 2] < 0)) < 0.08
+    assert np.mean([beyond_draws(one[0] + 2 - one[1:])[1] > 0 for one in sets]) > 0.9
+    gaps = sets[0, 0] - sets[0, 1:]
+    means, half = gaps.mean(1), (found[0, 2] - found[0, 1]) / 2
+    assert half == pytest.approx(2.7764451 * np.sqrt(np.var(gaps.mean(0), ddof=1) / 60 + np.var(means, ddof=1) * 1.2))
+    assert np.isnan(beyond_draws(gaps[:1])[1:]).all() and np.isnan(beyond_draws(gaps * np.nan)).all()
+    gaps[0, 3] = np.nan
+    assert beyond_draws(gaps) == beyond_draws(np.delete(gaps, 3, 1))
+
+
+def test_the_interval_of_an_auroc_holds_it_where_a_score_finds_some_true_neurons_and_not_the_others() -> None:
+    draw, held = np.random.default_rng(0), {"auroc": 0, "DeLong": 0, "shift alone": 0}
+    for _ in range(60):
+        values = torch.tensor(draw.normal(size=(1, 400)))
+        mask = torch.zeros((1, 400), dtype=torch.bool)
+        mask[0, :20] = True
+        values[0, :20] += 9 * torch.tensor(draw.random(20) < 0.9)
+        value, low, high = localisation.auroc(Scores(values, "x", "", (0,)), nf.Neurons.from_mask(mask, (0,)))
+        error = float(area_under_roc(values[mask], values[~mask])[1])
+        shift = of_auc(value, 20, 380)
+        assert low <= shift[0] <= value <= shift[1] <= high
+        for name, ends in (
+            ("auroc", (low, high)), ("DeLong", (value - 1.96 * error, value + 1.96 * error)), ("shift alone", shift)
+        ):  # fmt: skip
+            held[name] += ends[0] <= 0.95 <= ends[1]
+    assert held["auroc"] > 0.9 * 60 > held["DeLong"], held
 
 
 def test_examples_without_a_value_are_counted_not_hidden(lm: LM) -> None:
@@ -202,7 +239,9 @@ def test_rankings_that_do_not_fit_are_refused_before_any_work(lm: LM) -> None:
 def test_intervals_are_finite_at_the_ends() -> None:
     scores = scored((2, 20))
     truth = nf.select.top(scores, 6)
-    assert localisation.auroc(scores, truth) == (1, 1, 1)
+    value, low, high = localisation.auroc(scores, truth)
+    assert (value, high) == (1, 1) and 0.5 < low < 0.9  # six true neurons and 34 others do not say that it is 1
+    assert np.isnan(localisation.auroc(scores, nf.select.top(scores, 1))[1:]).all()  # one says nothing
     assert all(math.isfinite(x) for x in localisation.spearman(scores, scores))
     worst: Tensor = -scores.values
     assert localisation.auroc(Scores(worst, "worst", "", scores.layers), truth)[0] == 0

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import permutation_test, ttest_ind
 from torch import Tensor
 
 import neuronforget as nf
 from neuronforget import select
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
-from neuronforget.select.resampling import pairwise_jaccard
+from neuronforget.select.resampling import _halves, pairwise_jaccard
 
 
 def table(s: Tensor) -> Moments:
@@ -101,11 +102,32 @@ def test_strong_effects_are_selected_again_and_noise_is_selected_by_chance() -> 
     assert strong.jaccard > 0.9 and strong.chance < 0.05 and strong.low <= strong.jaccard <= strong.high
     assert strong.at_least(0.95).members == {(layer, j) for layer in (0, 1) for j in range(10)}
     draw = torch.Generator().manual_seed(0)
-    halves = [table(torch.randn((400, 2, 300), generator=draw)) for _ in range(2)]
-    noise = select.stability(*halves, rule, progress=False)
-    assert noise.jaccard < 0.5  # resamples share examples, so that even noise is selected again in part
-    again = select.stability(*halves, rule, progress=False)
-    assert (noise.jaccard, noise.chance) == (again.jaccard, again.chance)
+    noise = [table(torch.randn((401, 2, 300), generator=draw)) for _ in range(2)]
+    found = select.stability(*noise, rule, progress=False)
+    assert found.jaccard == pytest.approx(found.chance, abs=0.02) and found.low <= found.jaccard <= found.high
+    again = select.stability(*noise, rule, progress=False)
+    assert (found.jaccard, found.chance) == (again.jaccard, again.chance)
+
+
+def test_halves_share_no_example_and_each_is_a_mean() -> None:
+    weights = _halves(7, 40, np.random.default_rng(0)).reshape(40, 2, 7)
+    assert (weights.prod(1) == 0).all() and np.allclose(weights.sum(2), 1) and {*weights.flat} == {0, np.float32(1 / 3)}
+    assert ((weights > 0).sum(1).sum(0) < 40).all()  # each is left out once: 40 draws, one of seven at a time
+    assert min((weights[:, 0] > 0).sum(0)) > 8 and max((weights[:, 0] > 0).sum(0)) < 27  # three of seven: 17
+
+
+def test_corpora_that_vary_differently_about_one_mean_are_not_told_apart() -> None:
+    draw = torch.Generator().manual_seed(0)
+    f, r = (table(width * torch.randn((n, 2, 300), generator=draw)) for width, n in ((3, 20), (1, 100)))
+    p = select.permutation_p(f, r, null="own", permutations=399, progress=False)
+    assert float((p <= 0.05).double().mean()) < 0.1  # of the difference of means alone: .17
+    x = -torch.cat([m.table["s"][:, 0, :3] for m in (f, r)]).double().numpy()
+
+    def welch(a: np.ndarray, b: np.ndarray, axis: int) -> np.ndarray:
+        return ttest_ind(a, b, axis=axis, equal_var=False).statistic
+
+    found = permutation_test((x[:20], x[20:]), welch, alternative="greater", n_resamples=1999, rng=1).pvalue
+    np.testing.assert_allclose(p[0, :3].numpy(), found, atol=0.09)
 
 
 def test_chance_is_that_of_equally_large_random_selections() -> None:
@@ -195,7 +217,7 @@ def test_what_has_no_examples_to_vary_is_refused() -> None:
         (lambda: select.permutation_null(f, r, q=0.0), "between 0 and 1"),
         (lambda: select.permutation_null(f, r, null="own", permutations=9), "use 20 or more"),
         (lambda: select.stability(f, replace(r, table={}), rule), "per_example=True"),
-        (lambda: select.stability(f, r, rule, resamples=1), "at least 2"),
+        (lambda: select.stability(f, r, rule, resamples=3), "an even number, 2 or more; found 3"),
         (lambda: select.stability(f, r, partial(select.per_layer, k=301), progress=False), "cannot select"),
     ):
         with pytest.raises(InputError, match=message):

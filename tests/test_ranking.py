@@ -1,4 +1,4 @@
-"""Ranking: p-values against scipy and enumeration, Holm against a hand-worked case, ties told as ties."""
+"""Ranking: p-values against scipy and enumeration, their adjustment against enumeration, ties told as ties."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scipy.stats import permutation_test
 
 import neuronforget as nf
 from neuronforget.errors import InputError
-from neuronforget.ranking import holm, paired_p, ranked
+from neuronforget.ranking import adjusted_p, paired_p, ranked
 
 
 def test_p_is_that_of_every_pattern_of_signs() -> None:
@@ -32,9 +32,22 @@ def test_many_differences_are_sampled_as_scipy_does() -> None:
     assert 0.05 < np.mean(under_null) < 0.16
 
 
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([]) == []
+def test_p_is_adjusted_by_the_largest_difference_of_any_pair_of_edits() -> None:
+    values = np.array([[0.1, 0.0, 0.2, 0.1], [0.3, 0.1, 0.2, 0.4], [0.9, 0.7, 0.8, 0.6]])
+    gaps = [np.subtract(values[j], values[i]) for i, j in itertools.combinations(range(3), 2)]
+    gaps = [gap / np.linalg.norm(gap) for gap in gaps]
+    most = [max(abs(np.dot(signs, gap)) for gap in gaps) for signs in itertools.product((1, -1), repeat=4)]
+    assert adjusted_p(values) == [np.mean(np.array(most) >= abs(gaps[i].sum()) - 1e-12) for i in (0, 1)]
+    assert adjusted_p(values[1:]) == [paired_p(values[2] - values[1])] and adjusted_p(values[[0, 0]]) == [1.0]
+
+
+def test_of_many_equal_edits_the_best_is_seldom_told_from_another() -> None:
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(120):
+        values = draw.normal(size=(12, 8)) + draw.normal(size=8)
+        found.append(min(adjusted_p(values[values.mean(1).argsort()])) < 0.05)
+    assert np.mean(found) < 0.1  # Holm's correction of the comparisons with the best alone: .15
 
 
 def results(columns: dict[str, list[float]], units: list[int]) -> nf.Results:
@@ -56,7 +69,7 @@ def test_edits_are_ranked_and_ties_are_ties() -> None:
     found = ranked(results({"worst": high, "best": low, "tie": same}, units))
     assert [place.edit for place in found] == ["best", "tie", "worst"]
     assert [place.tied() for place in found] == [True, True, False]
-    assert found[2].difference == pytest.approx(0.5) and found[2].p == 2 / 2**12 and found[2].adjusted == 2 * found[2].p
+    assert found[2].difference == pytest.approx(0.5) and found[2].p == 2 / 2**12 and found[2].adjusted == found[2].p
     assert ranked(results({"worst": high, "best": low}, units), higher=True)[0].edit == "worst"
 
 

@@ -1,7 +1,8 @@
 """Is the localisation right, by its use? Ablate what a ranking puts first, or all but that, beside random neurons.
 
-What is measured is the caller's: any function from the model, as it then is, to one number per example. Intervals are
-95% bootstrap intervals over examples, paired where two selections are compared.
+What is measured is the caller's: any function from the model, as it then is, to one number per example. Intervals of
+levels are 95% bootstrap intervals over examples. Those of a difference to random neurons are paired, and hold zero
+where one more random draw would do as much (`intervals.beyond_draws`): three draws say little of a fourth, ten more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 from neuronforget import select
 from neuronforget.erase import ablate
 from neuronforget.errors import InputError
-from neuronforget.intervals import bootstrap
+from neuronforget.intervals import beyond_draws, bootstrap
 from neuronforget.metrics.localisation import Interval, counts, layers_of
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
@@ -58,11 +59,14 @@ class Curve:
 
     @property
     def area(self) -> Interval:
-        """Area between score and random over the share of neurons: their mean distance; paired over examples."""
+        """Area between score and random over the share of neurons: their mean distance, and `beyond_draws`'s interval.
+
+        The controls are drawn anew at each k, so that their areas vary less than those of random rankings do.
+        """
         share = np.array(self.ks) / self.total
-        gap = self.values - self.control.mean(0)
-        trapezoids = (gap[1:] + gap[:-1]) / 2 * np.diff(share)[:, None]
-        return bootstrap(trapezoids.sum(0) / (share[-1] - share[0]), self.seed)
+        gap = self.values - self.control
+        trapezoids = (gap[:, 1:] + gap[:, :-1]) / 2 * np.diff(share)[:, None]
+        return beyond_draws(trapezoids.sum(1) / (share[-1] - share[0]))
 
 
 def ablation_curve(
@@ -119,7 +123,8 @@ def selected_minus_random(
 
     Kinds: "count" (as many anywhere), "layer" (as many of each layer), and, with `norms` [layer, neuron]
     (`recording.write_norms(lm)`), "norm" (of each layer, with like norms). Rows: control, selected, random, value
-    (selected minus random), low, high (paired bootstrap over examples, mean of the controls), n, nan, controls.
+    (selected minus random), low, high (`intervals.beyond_draws`: zero lies inside where one more random set would do
+    as much; NaN of one control), n, nan, controls.
     """
     if controls < 1:
         raise InputError(f"controls must be 1 or more, found {controls}")
@@ -129,14 +134,15 @@ def selected_minus_random(
     chosen, rows = measured(lm, neurons, measure), []
     with tqdm(total=controls * len(sets), desc="controls", disable=not progress) as bar:
         for kind, drawn in sets.items():
-            total = np.zeros_like(chosen)
+            others = []
             for control in drawn:
-                total += measured(lm, control, measure)
+                others.append(measured(lm, control, measure))
                 bar.update()
-            gap = chosen - total / controls
-            value, low, high = bootstrap(gap, seed)
-            rows.append({"control": kind, "selected": float(chosen.mean()), "random": float(total.mean() / controls)})
-            rows[-1] |= {"value": value, "low": low, "high": high, "n": len(gap), "nan": int(np.isnan(gap).sum())}
+            gaps = chosen - np.stack(others)
+            value, low, high = beyond_draws(gaps)
+            rows.append({"control": kind, "selected": float(chosen.mean()), "random": float(np.mean(others))})
+            nan = int(np.isnan(gaps).any(0).sum())
+            rows[-1] |= {"value": value, "low": low, "high": high, "n": len(chosen), "nan": nan}
             rows[-1] |= {"controls": controls}
     return rows
 

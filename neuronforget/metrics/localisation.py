@@ -18,6 +18,7 @@ from torch import Tensor
 from neuronforget import select
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
+from neuronforget.intervals import of_auc
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
@@ -50,7 +51,10 @@ def recall_curve(scores: Scores, truth: Neurons, ks: Sequence[int | float] | Non
 
 
 def auroc(scores: Scores, truth: Neurons) -> Interval:
-    """Return (AUROC, low, high): the chance that a true neuron scores above another; DeLong's interval over neurons."""
+    """Return (AUROC, low, high): the chance that a true neuron scores above another, and its interval over neurons.
+
+    The interval is `intervals.of_auc`; of one true neuron there is none (NaN).
+    """
     _check_truth(scores, truth)
     return _auroc(scores.ranked, truth)
 
@@ -104,7 +108,7 @@ def captured_effect(scores: Scores, exact: Scores, ks: Sequence[int | float] | N
 def edit_precision(lm: LM, edit: Edit, truth: Neurons) -> Interval:
     """Return (AUROC, low, high) with which the size of an edit's weight change finds the true neurons.
 
-    1: it changed true neurons more than any other; 0.5: it spread at random; DeLong's interval over neurons.
+    1: it changed true neurons more than any other; 0.5: it spread at random; the interval is as of `auroc`.
     """
     change = weight_change(lm, edit)
     if not truth or (truth.layers, (len(truth.layers), truth.width)) != (layers_of(lm), lm.shape):
@@ -134,9 +138,8 @@ def weight_change(lm: LM, edit: Edit) -> Float[Tensor, "layer neuron"]:
 
 def _auroc(values: Tensor, truth: Neurons) -> Interval:
     mask = truth.mask()
-    value, error = area_under_roc(values[mask], values[~mask])
-    half = QUANTILE * float(error)
-    return float(value), max(float(value) - half, 0.0), min(float(value) + half, 1.0)
+    value, error = (float(x) for x in area_under_roc(values[mask], values[~mask]))
+    return value, *of_auc(value, len(truth), mask.numel() - len(truth), error=error)
 
 
 def counts(ks: Sequence[int | float] | None, total: int) -> list[int]:

@@ -1,9 +1,11 @@
 """The permutation null: would this neuron look as specific to forget if the examples' labels meant nothing?
 
-The statistic of a neuron is the mean effect on forget examples minus that on retain examples. Under the null
-the labels of the examples are exchangeable, so its distribution is that over random relabelings, the same for
-all neurons of one relabeling. It is divided by its exact standard deviation over all relabelings, which
-leaves a neuron's own p-value as it is and makes neurons comparable.
+The statistic of a neuron is the mean effect on forget examples minus that on retain examples, over its standard error
+with a variance of either corpus (Welch's t). Under the null the labels of the examples are exchangeable, so its
+distribution is that over random relabelings, the same for all neurons of one relabeling. By the standard error neurons
+are comparable, and where the corpora vary differently about one mean the p-values still hold, the better the more
+examples there are (Janssen 1997, doi:10.1016/S0167-7152(97)00043-6): of the difference alone a small forget corpus that
+varies more than retain passes for one with a larger mean.
 
 own     `p = (1 + #{relabelings with a statistic at least as large}) / (1 + permutations)`: exact for each neuron
         (Phipson & Smyth 2010), but no smaller than `1 / (1 + permutations)`, which a correction for a hundred
@@ -108,8 +110,8 @@ def permutation_p(
     """Return each neuron's p-value: how often random labels separate the examples at least as well.
 
     `side="larger"` asks whether the effect is larger on forget, "both" whether it differs. Memory beyond the
-    effects themselves: one layer's `(examples + permutations) x neurons`; pooled, all layers' `permutations x
-    neurons` in fp32 (200 for 24 layers of 5504: 106 MB). Raises InputError for recordings of
+    effects themselves: a few times one layer's `(examples + permutations) x neurons`; pooled, all layers'
+    `permutations x neurons` in fp32 (200 for 24 layers of 5504: 106 MB). Raises InputError for recordings of
     different models, without a per-example table, of one example only, or NaN.
     """
     if null not in get_args(Null) or side not in get_args(Side):
@@ -152,10 +154,20 @@ def relabelings(forget: int, retain: int, permutations: int, seed: int) -> Float
 
 
 def _statistics(x: Float[Tensor, "example neuron"], labels: Tensor) -> Float[Tensor, "relabeling neuron"]:
-    """The difference of means under each labeling, over its standard deviation over all labelings; 0 if that is 0."""
+    """Welch's t under each labeling, as `t / sqrt(1 + t^2 / (N - 2))`: ranks alike and is finite; 0 for a constant.
+
+    Of equally large corpora that ranks as the difference of means over its standard deviation over all labelings does.
+    """
     total, forget = len(x), int((labels[0] > 0).sum())
-    centred = (x.double() - x.double().mean(0)).float()
-    # Var over relabelings: S^2 (1/n + 1/m), S^2 the variance of all examples with N - 1 in the denominator.
-    deviation = (centred.double().var(0) * (1 / forget + 1 / (total - forget))).sqrt()
-    scaled = torch.where(deviation > 0, centred / deviation.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    return labels @ scaled.float()
+    retain = total - forget
+    centred = x.double() - x.double().mean(0)
+    deviation = centred.var(0).sqrt()
+    scaled = torch.where(deviation > 0, centred / deviation.clamp_min(torch.finfo(torch.float64).tiny), 0.0).float()
+    chosen = (labels > 0).float() / forget
+    mean, square = chosen @ scaled, chosen @ scaled.square()
+    # The values sum to 0, their squares to N - 1: what is not in forget is in retain.
+    gap, other = mean * (total / retain), mean * (forget / retain)
+    spread = (square - mean.square()).clamp_min(0) / (forget - 1)
+    spread += ((scaled.square().sum(0) - forget * square) / retain - other.square()).clamp_min(0) / (retain - 1)
+    size = (gap.square() + max(total - 2, 1) * spread).sqrt()
+    return torch.where(size > 0, gap / size.clamp_min(torch.finfo(torch.float32).tiny), 0.0) * max(total - 2, 1) ** 0.5
