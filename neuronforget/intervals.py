@@ -29,6 +29,19 @@ def bootstrap(
     return mean(values), float(low), float(high)
 
 
+def of_rate(values: np.ndarray, seed: int, *, units: np.ndarray) -> tuple[float, float, float]:
+    """Return (mean, low, high) of values from 0 to 1: `bootstrap`, and where all are 0, or all 1, the exact interval.
+
+    Of a mean above 1 - 0.025^(1/n) n units are all 0 less than 2.5% of the time (Clopper & Pearson 1934,
+    doi:10.1093/biomet/26.4.404).
+    """
+    value, low, high = bootstrap(values, seed, units=units)
+    if low == high and value in (0.0, 1.0):
+        most = 1 - 0.025 ** (1 / len(np.unique(units[~np.isnan(values)])))
+        return (value, 0.0, most) if value == 0 else (value, 1 - most, 1.0)
+    return value, low, high
+
+
 def difference(
     values: np.ndarray,
     seed: int,
@@ -111,6 +124,23 @@ def resampled(
         draws = generator.integers(len(sums), size=(len(found[start : start + together]), len(sums)))
         found[start : start + together] = sums[draws].sum(1) / counts[draws].sum(1)
     return found
+
+
+def worth(values: np.ndarray, units: np.ndarray) -> float:
+    """Return how many values, each of a subject of its own, would give so sure a mean as these; at most all of them.
+
+    The variance of the mean by text over that by subject, as it is for the two sides of an AUC (Obuchowski 1997,
+    doi:10.2307/2533958). All of them where subjects are fewer than `FEWEST`; of equal values, as many as subjects.
+    """
+    units, kind = over(units)
+    _, place = np.unique(units, return_inverse=True)
+    count, gaps = int(place.max()) + 1, values - values.mean()
+    if kind == "examples" or count == len(values):
+        return len(values)
+    alone, together = float((gaps**2).sum()), float((np.bincount(place, gaps) ** 2).sum()) * count / (count - 1)
+    if alone <= 0:
+        return count
+    return max(len(values) * min(1.0, alone * len(values) / (len(values) - 1) / max(together, 1e-300)), 2.0)
 
 
 def over(units: np.ndarray) -> tuple[np.ndarray, str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.errors import InputError, reading
-from neuronforget.intervals import RATES, bootstrap, difference
+from neuronforget.intervals import RATES, bootstrap, difference, of_rate
 from neuronforget.runs import whole_folder
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class Results:
     """Tidy rows, and the value of every example behind the rows at full strength and at matched damage.
 
     A row: edit, scope ("reference", "control", "neurons", "full", "guard"), strength, point ("full", "frontier",
-    "matched" or "matched KL"), corpus, metric, value, low, high (95% bootstrap interval over subjects), n, units
-    (subjects; an example without one is its own), nan (examples without a value), seed. An example: edit, point,
-    corpus, metric, example, unit, value.
+    "matched" or "matched KL"), corpus, metric, value, low, high (95% bootstrap interval over subjects; exact where
+    all are 0 or all 1), n, units (subjects; an example without one is its own), nan (examples without a value), seed.
+    An example: edit, point, corpus, metric, example, unit, value.
     """
 
     rows: tuple[dict[str, Any], ...] = field(repr=False)
@@ -214,7 +214,7 @@ def check_edit_names(edits: Mapping[str, Any]) -> None:
 
 def tidy_row(names: dict[str, Any], values: np.ndarray, units: np.ndarray, seed: int) -> dict[str, Any]:
     """Return one row of `Results`: what is measured, by `names` (edit to metric), and its value with the interval."""
-    value, low, high = bootstrap(values, seed, units=units)
+    value, low, high = (of_rate if names["metric"] in RATES else bootstrap)(values, seed, units=units)
     found = {"value": value, "low": low, "high": high, "n": len(values), "units": len(np.unique(units))}
     return {**names, **found, "nan": int(np.isnan(values).sum()), "seed": seed}
 

@@ -60,6 +60,8 @@ def test_a_model_that_never_knew_passes_and_so_does_undoing_what_was_planted(nam
 def test_random_neurons_erase_nothing() -> None:
     found = audited("random")
     assert found.verdict == "not erased"
+    few = [c.probe for c in found.checks if c.outcome == "left" and c.over == "examples"]
+    assert any("fewer than five" in line and all(name in line for name in few) for line in found.findings) == bool(few)
     assert {outcomes(found)[k] for k in ("asked, forget", "nf4, forget", "relearning, siblings", "lens, forget")} == {
         "left"
     }

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import covering
+import numpy as np
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,13 +18,42 @@ def test_few_subjects_need_the_wider_interval_and_many_do_not() -> None:
     assert min(rows[50]["bootstrap"], rows[50]["difference"]) > 0.85
 
 
-def test_the_interval_of_an_auc_near_one_holds_it_and_a_bootstraps_does_not() -> None:
-    row = next(row for row in covering.aucs(25) if (row["true AUC"], row["texts"]) == (0.99, 10))
+def test_the_interval_of_an_auc_near_one_holds_it_and_a_bootstraps_does_not(few: pytest.MonkeyPatch) -> None:
+    few.setattr(covering, "TRUE_AUCS", (0.99,))
+    (row,) = covering.aucs(25)
     assert row["bootstrap"] < 0.7 < 0.85 < row["of_auc"]
 
 
-def test_an_audit_finds_nothing_in_a_model_as_ignorant_as_its_twin() -> None:
+def test_an_audit_finds_nothing_in_a_model_as_ignorant_as_its_twin(few: pytest.MonkeyPatch) -> None:
     assert max(row["found"] for row in covering.audits(6)) <= 2 / 6
+
+
+def test_intervals_of_rates_of_authors_texts_and_of_localisations_hold_what_others_do_not(
+    few: pytest.MonkeyPatch,
+) -> None:
+    (row,) = covering.rates(20)
+    assert row["bootstrap"] < 0.5 < 0.9 < row["of_rate"]
+    row = covering.authors(20)[1]
+    assert row["over texts"] < 0.9 <= row["by author"] + 0.1
+    rows = covering.localised(10)
+    assert np.mean([row["auroc"] for row in rows]) > 0.85 > np.mean([row["DeLong"] for row in rows])
+
+
+def test_nothing_is_claimed_of_what_is_alike(few: pytest.MonkeyPatch) -> None:
+    *found, alone, alike = [row["share"] for row in covering.claims(6)]
+    assert max(*found, alone) <= 2 / 6 and alike > alone
+    rows = covering.selections(1)
+    assert all(abs(row["overlap of halves"] - row["by chance"]) < 0.15 and row["neurons"] < 5 for row in rows)
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Few settings of each simulation."""
+    small = {"RATES": (0.02,), "ASKED": (5,), "TRUE_AUCS": (0.8,), "TEXTS": (10,), "TRUE_NEURONS": (20,)}
+    small |= {"NEURONS": 400, "PEOPLE": (5, 20), "EDITS": (3,), "DRAWS": (4,), "WIDTH": 60}
+    for name, value in small.items():
+        monkeypatch.setattr(covering, name, value)
+    return monkeypatch
 
 
 def test_the_pages_say_what_the_committed_results_say() -> None:

@@ -13,16 +13,17 @@ import numpy as np
 import pytest
 import torch
 from beds import bed
+from scipy.stats import binomtest
 
 import neuronforget as nf
 from neuronforget.corpora import Batch, Corpus, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import match_damage
-from neuronforget.intervals import bootstrap, difference, resampled
+from neuronforget.intervals import bootstrap, difference, of_rate, resampled
 from neuronforget.measuring import measure, preferred
 from neuronforget.metrics import Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
-from neuronforget.results import Results
+from neuronforget.results import Results, tidy_row
 
 
 def one(
@@ -90,6 +91,19 @@ def test_the_bootstrap_interval_is_seeded_holds_the_mean_and_covers_it_about_as_
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 80**0.5, rel=0.15)
     draws = (bootstrap(np.random.default_rng(i).normal(size=50), i, resamples=300) for i in range(200))
     assert 0.88 < np.mean([low < 0 < high for _, low, high in draws]) < 0.99
+
+
+def test_of_a_rate_that_is_all_0_or_all_1_the_interval_is_exact() -> None:
+    for value in (0, 1):
+        exact = binomtest(6 * value, 6).proportion_ci()
+        found = of_rate(np.array([float(value)] * 11 + [np.nan]), 0, units=np.array([*range(6), *range(6)]))
+        assert found == pytest.approx((value, exact.low, exact.high))
+    some, units = np.array([0.0, 1.0, 0.5, 0.5]), np.arange(4)
+    assert of_rate(some, 3, units=units) == bootstrap(some, 3, units=units)
+    assert np.isnan(of_rate(np.zeros(3), 0, units=np.zeros(3))[1:]).all()  # of one subject there is none
+    names = {"edit": "e", "metric": "exact_match"}
+    assert tidy_row(names, np.zeros(20), units=np.arange(20), seed=0)["high"] == pytest.approx(0.168, abs=1e-3)
+    assert tidy_row(names | {"metric": "nll"}, np.zeros(20), units=np.arange(20), seed=0)["high"] == 0
 
 
 def test_examples_without_a_value_are_left_out_and_nothing_is_made_of_none() -> None:

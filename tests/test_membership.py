@@ -16,7 +16,7 @@ from torch import Tensor
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
-from neuronforget.intervals import of_auc
+from neuronforget.intervals import of_auc, worth
 from neuronforget.metrics import Prediction, extraction_strength
 from neuronforget.metrics.membership import ATTACKS, auc, lowest, membership, text_scores
 from neuronforget.models import LM
@@ -69,6 +69,28 @@ def test_the_auc_is_the_share_of_pairs_and_its_interval_covers() -> None:
         covered += low < norm.cdf(2**-0.5) < high
     assert 372 <= covered <= 392  # 380 are meant, give or take 9
     assert np.isnan(auc(np.array([1.0, np.nan]), np.array([0.0]))).all()
+
+
+def test_texts_of_one_author_count_for_what_they_are_worth_together() -> None:
+    draw = np.random.default_rng(0)
+    units = np.repeat(np.arange(12), 10)
+    held = {"by author": 0, "over texts": 0}
+    for _ in range(100):
+        here, there = (mean + draw.normal(size=12)[units] + draw.normal(size=120) for mean in (1.0, 0.0))
+        for name, (_, low, high) in {
+            "by author": auc(here, there, (units, units)),
+            "over texts": auc(here, there),
+        }.items():
+            held[name] += low < norm.cdf(0.5) < high
+    assert held["over texts"] < 75 and held["by author"] > 86, held  # two normals one apart, of variance 2
+    sizes = [worth(values, units) for values in ((here[:, None] > there).mean(1), (here[:, None] > there).mean(0))]
+    assert auc(here, there, (units, units)) == (value := auc(here, there)[0], *of_auc(value, *sizes))
+    assert auc(here, there, (np.arange(120), np.arange(120))) == auc(here, there)
+    deviations = here - here.mean()  # the variance of a mean of 12 authors' sums over that of 120 texts
+    sums = deviations.reshape(12, 10).sum(1)
+    by_author = (sums**2).sum() * 12 / 11 / 120**2
+    assert worth(here, units) == pytest.approx(here.var(ddof=1) / by_author) and 12 < worth(here, units) < 40
+    assert worth(here, units // 4) == 120 and worth(np.ones(120), units) == 12  # three authors are too few to say
 
 
 def test_the_interval_of_an_auc_is_where_hanley_and_mcneils_error_reaches() -> None:

@@ -78,6 +78,11 @@ def sentences(audit: Audit) -> Iterable[str]:
     if guard := audit.damage.get("guard"):
         yield f"A guard ({guard}) changes no weight: taken off, the model knows what it knew."
     yield from (str(check) for check in left)
+    if few := [f"{c.probe} ({c.corpus})" for c in left if c.over == "examples"]:
+        yield (
+            f"Of {'; '.join(few)} the subjects are fewer than five, and intervals over their examples: a model that "
+            "happens to guess these subjects otherwise than the reference does looks so too."
+        )
     yield from _damage(audit.damage)
     yield from _neurons(audit.neurons)
     gone = [c for c in audit.checks if c.outcome == "gone"]

@@ -19,12 +19,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora import Batch, Corpus, check_disjoint, encode
+from neuronforget.corpora import Batch, Corpus, check_disjoint, encode, subjects_of
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.guarding import asked
-from neuronforget.intervals import RESAMPLES, check_seed, of_auc
+from neuronforget.intervals import RESAMPLES, check_seed, of_auc, worth
 from neuronforget.kept import Kept
 from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
@@ -55,9 +55,10 @@ def membership(
     """Return the AUC of every attack on the untouched model, on each edit and on the gold twin, with 95% intervals.
 
     `reference` is a model that saw neither corpus, for the attack of that name; without it `info["missing"]` says so.
-    Intervals are over texts (`intervals.of_auc`): nothing is drawn, `seed` is written down as everywhere. A text that
-    gives NaN makes the AUC NaN, and is counted. `examples` hold the score of every text. `kept` is a folder for them: a
-    killed run goes on. Raises InputError for corpora that share texts, unknown attacks and shares not in (0, 1].
+    Intervals are over texts, those of one subject counting for what they are worth together (`auc`): nothing is drawn,
+    `seed` is written down as everywhere. A text that gives NaN makes the AUC NaN, and is counted. `examples` hold the
+    score of every text. `kept` is a folder for them: a killed run goes on. Raises InputError for corpora that share
+    texts, unknown attacks and shares not in (0, 1].
     """
     check_disjoint(members, non_members)
     check_seed(seed)
@@ -67,7 +68,7 @@ def membership(
         missing["reference"] = "it compares with a model that saw neither corpus: give reference="
     known = tuple(name for name in attacks if name not in missing)
     settings: dict[str, Any] = {"reference": reference, "batch_size": batch_size, "kept": kept}
-    rows, examples = [], []
+    rows, examples, units = [], [], (subjects_of(members), subjects_of(non_members))
     with tqdm(_subjects(lm, edits or {}, gold), desc="membership", disable=not progress) as bar:
         for name, scope, model, edit in bar:
             bar.set_postfix(model=name, refresh=False)
@@ -75,9 +76,10 @@ def membership(
                 here, there = (text_scores(model, corpus, known, ks, **settings) for corpus in (members, non_members))
             for metric in here:
                 about, sides = {"edit": name, "point": "full", "metric": metric}, (here[metric], there[metric])
-                rows.append(_auc_row({**about, "scope": scope, "strength": float(edit is not None)}, *sides, seed))
-                for side, values in zip((MEMBERS, OTHERS), sides, strict=True):
-                    examples += example_rows({**about, "corpus": side}, values, np.arange(len(values)))
+                strength = float(edit is not None)
+                rows.append(_auc_row({**about, "scope": scope, "strength": strength}, *sides, units, seed))
+                for side, values, own in zip((MEMBERS, OTHERS), sides, units, strict=True):
+                    examples += example_rows({**about, "corpus": side}, values, own)
     info: dict[str, Any] = {"model": lm.name, "digest": lm.digest()}
     info |= {"device": str(lm.device), "dtype": str(lm.model.dtype)}
     info |= {"edits": {name: dict(edit.info) for name, edit in (edits or {}).items()}}
@@ -93,11 +95,14 @@ def _check_attacks(attacks: Sequence[str], ks: Sequence[float]) -> None:
         raise InputError(f"shares of tokens lie in (0, 1], found {tuple(ks)}")
 
 
-def _auc_row(names: dict[str, Any], members: np.ndarray, others: np.ndarray, seed: int) -> dict[str, Any]:
+def _auc_row(
+    names: dict[str, Any], members: np.ndarray, others: np.ndarray, units: tuple[np.ndarray, np.ndarray], seed: int
+) -> dict[str, Any]:
     """Return a row of `Results`: how well one attack tells the two sides apart, by `names` (edit to strength)."""
-    value, low, high = auc(members, others)
+    value, low, high = auc(members, others, units)
     count, nan = len(members) + len(others), int(np.isnan(members).sum() + np.isnan(others).sum())
-    found = {"value": value, "low": low, "high": high, "n": count, "units": count, "nan": nan, "seed": seed}
+    found = {"value": value, "low": low, "high": high, "n": count, "nan": nan, "seed": seed}
+    found["units"] = sum(len(np.unique(own)) for own in units)
     return {**names, "corpus": f"{MEMBERS}, {OTHERS}", **found}
 
 
@@ -156,14 +161,28 @@ def lowest(values: np.ndarray, share: float) -> float:
     return float(np.sort(values)[: max(1, int(len(values) * share))].mean()) if not np.isnan(values).any() else np.nan
 
 
-def auc(members: np.ndarray, others: np.ndarray) -> tuple[float, float, float]:
+def auc(
+    members: np.ndarray, others: np.ndarray, units: tuple[np.ndarray, np.ndarray] | None = None
+) -> tuple[float, float, float]:
     """Return (AUC, low, high): how often a member scores above another text, ties half, and its 95% interval.
 
-    The interval is `intervals.of_auc`, over texts. A score may be infinite; where one is NaN, so is all. One text alone
-    on a side has no interval (NaN).
+    The interval is `intervals.of_auc`, over texts. `units` numbers the subject of each text of either side: of texts
+    that stand and fall together a side counts for as many as they are worth. A score may be infinite; where one is NaN,
+    so is all. One text alone on a side has no interval (NaN).
     """
     value = float(resampled_auc(members, others, 0, resamples=0)[0])
-    return value, *of_auc(value, len(members), len(others))
+    sizes: list[float] = [len(members), len(others)]
+    if units is not None and not np.isnan(value):
+        shares = _placed(members, others), _placed(others, members)
+        sizes = [worth(share, own) for share, own in zip(shares, units, strict=True)]
+    return value, *of_auc(value, *sizes)
+
+
+def _placed(texts: np.ndarray, against: np.ndarray) -> np.ndarray:
+    """Of each text the share of the other side that it scores above, ties half."""
+    from scipy.stats import rankdata
+
+    return (rankdata(np.concatenate([texts, against]))[: len(texts)] - rankdata(texts)) / len(against)
 
 
 def resampled_auc(members: np.ndarray, others: np.ndarray, seed: int, *, resamples: int = RESAMPLES) -> np.ndarray:
