@@ -12,6 +12,8 @@ from neuronforget.results import MATCHED, NoRow, Results
 
 NEAR = 0.05  # of what was known: within this an edit is said to reach the gold twin, or to do nothing
 DAMAGE = 0.1  # of the retain answers: losing more is called destruction
+#: What is said of selected neurons beside one random draw, which another draw might differ from as much.
+BESIDE_ONE_DRAW = "the selected ones forget more than this random draw", "this random draw forgets more"
 
 
 def describe(
@@ -132,7 +134,7 @@ class _Reader(Readings):
             matched = [self.row(name) for name in (here, there)]
             if matched[0] is not None and matched[1] is not None:
                 text += f"; within equal retain damage at {matched[0]['value']:.1%} against {matched[1]['value']:.1%}: "
-                text += self.verdict(matched[0], matched[1], "selecting them helped", "random neurons did better")
+                text += self.verdict(matched[0], matched[1], *BESIDE_ONE_DRAW)
             yield text + "."
 
     def destroyed(self) -> Iterator[str]:

@@ -299,7 +299,11 @@ def test_findings_say_when_neither_selection_nor_control_does_anything() -> None
 
 @pytest.mark.parametrize(
     ("here", "there", "verdict"),
-    [(0.1, 0.5, "selecting them helped"), (0.5, 0.1, "random neurons did better"), (0.3, 0.35, "no clear difference")],
+    [
+        (0.1, 0.5, "the selected ones forget more than this random draw"),
+        (0.5, 0.1, "this random draw forgets more"),
+        (0.3, 0.35, "no clear difference"),
+    ],
 )
 def test_findings_call_only_separate_intervals_a_difference(here: float, there: float, verdict: str) -> None:
     values = START | {"npo@neurons": ("neurons", here, 1.0), "npo@random 0": ("control", there, 1.0)}
@@ -360,7 +364,9 @@ def test_findings_pair_examples_where_they_are_kept() -> None:
         for name, shift in (("npo@neurons", 0.0), ("npo@random 0", 0.02))
         for i in range(100)
     ]
-    assert "selecting them helped" in " ".join(describe(Results(results.rows, tuple(examples), results.info)))
+    assert "the selected ones forget more than this random draw" in " ".join(
+        describe(Results(results.rows, tuple(examples), results.info))
+    )
     few = [row | {"n": 3} for row in results.rows]
     assert "too few examples to tell" in " ".join(describe(Results(tuple(few), tuple(examples), results.info)))
 
