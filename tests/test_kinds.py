@@ -240,7 +240,7 @@ def test_an_audit_is_not_lost_where_the_unembedding_reads_another_width() -> Non
     edit = nf.erase.ablate(lm, nf.Neurons(frozenset({(0, 1)}), (0, 1), 40))
     found = nf.audit(lm, edit, made.forget.head(4), made.retain.head(4), probes=["asked"], progress=False)
     assert "unembedding" in found.not_tested["neurons"]
-    assert set(found.neurons) == {"units"} and "Not asked: neurons: " in str(found)
+    assert set(found.neurons) == {"units"} and "Not asked: neurons. Reason: " in str(found)
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no such role') }}", "{% for m in messages %}{{ m.content }"])
