@@ -408,7 +408,7 @@ def test_a_ledger_is_not_written_over_anything_else(lm: LM, tmp_path: Path) -> N
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for folder in ("out", "mine"):
-        with pytest.raises(InputError, match="no ledger's own folder"):
+        with pytest.raises(InputError, match="not a folder of a ledger alone"):
             ledger.save(tmp_path / folder)
     with pytest.raises(InputError, match="no such file"):
         Ledger.load(tmp_path / "mine")
