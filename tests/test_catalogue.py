@@ -152,7 +152,7 @@ def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
         with pytest.raises(InputError, match="NAME=VALUE"):
             assigned(wrong)
     assert assigned(("steps=5",), lr=0.1, seed=None) == {"steps": 5, "lr": 0.1}
-    with pytest.raises(InputError, match="both give steps"):
+    with pytest.raises(InputError, match="steps is given by --set and"):
         assigned(("steps=5",), steps=2)
     assert named("ablate", OPERATORS) is erase.ablate
     with pytest.raises(InputError, match="known: ablate"):

@@ -71,7 +71,7 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     words = ["--scores", tmp_path / "a", "--audits", tmp_path / "an audit", "--out", tmp_path / "whole" / "report.html"]
     assert run(monkeypatch, "report", tmp_path / "results", *words) == 0
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert "Map of the neurons" in page and f"{len(neurons)} chosen, " in page and f"by {scores.name}" in page
+    assert "Map of the neurons" in page and f"{len(neurons)} selected by {scores.name}, " in page
     assert 'href="../an%20audit/audit.html">Read the audit of an audit' in page
     twice = ["--audits", tmp_path / "an audit", tmp_path / "results" / ".." / "an audit", "--out", tmp_path / "no.html"]
     assert run(monkeypatch, "report", tmp_path / "results", *twice) == 2 and not (tmp_path / "no.html").exists()
@@ -287,7 +287,7 @@ CASES = {
     "a number of 5,000 digits": (lambda bed, tmp: {"--forget": _file(tmp, "1" * 5000)}, "line 1: not a row"),
     "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template must be"),
     "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
-    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd is not called as those of"),
+    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd cannot be called like those of"),
     "tofu without a network": (
         lambda bed, tmp: {"--forget": "tofu:forget10"},
         "give tofu:forget10@FOLDER, where FOLDER holds full.jsonl",

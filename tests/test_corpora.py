@@ -279,7 +279,7 @@ def test_the_last_token_of_the_subject_is_found(bos_tokenizer: Any) -> None:
         (Example("Ida", ""), {}, "no answer token"),
         (Example("", "I"), {}, "no answer token"),
         (Example("Ida", "Falk"), {"max_tokens": 1}, "no answer token"),
-        (Example("", "Ida Falk " * 40), {}, "the model holds 20"),
+        (Example("", "Ida Falk " * 40), {}, "the model takes 20"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tokenizer: Any, example: Example, settings_: Any, message: str) -> None:

@@ -253,5 +253,5 @@ def test_a_chat_template_that_fails_says_so(template: str) -> None:
 
 def test_a_row_longer_than_mpt_s_alibi_is_refused_by_its_length() -> None:
     lm = nf.LM(build("mpt", vocab_size=len(bed().lm.tokenizer), max_seq_len=4), bed().lm.tokenizer)
-    with pytest.raises(nf.InputError, match="tokens, the model holds 4"):
+    with pytest.raises(nf.InputError, match="tokens, but the model takes 4"):
         nf.record(lm, bed().forget, progress=False)
