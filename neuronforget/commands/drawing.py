@@ -23,8 +23,7 @@ def report(
     Args:
         results: Folder written by `evaluate` or by `compare`.
         scores: Folder written by `attribute`, to show where the knowledge lies and which neurons were selected.
-        audits: Folders written by `audit`, to show their verdicts with links to their pages. An audit has the name of
-            its folder.
+        audits: Folders written by `audit`, to show their verdicts under the folders' names, with links to their pages.
         out: HTML file to write.
     """
     from neuronforget.comparison import INDEX, Comparison

@@ -94,8 +94,7 @@ def erase(
         lr: Learning rate of these steps. If not given, the operator decides.
         seed: Seed, for operators that draw at random.
         set: Further settings of the operator or its loss, each NAME=VALUE: --set sigma=0.2 layers=[3,4] beta=0.05.
-        export: New folder: also write the edited model as a checkpoint that plain transformers loads. If the export is
-            refused, the edit is kept.
+        export: New folder for the edited model, which plain transformers loads. If this is refused, the edit is kept.
         resume: Folder for checkpoints, so that a killed run can continue (finetune, task_vector).
     """
     from neuronforget import losses
@@ -197,8 +196,8 @@ def audit(
         out: New folder for the audit.
         gold: Checkpoint of the gold twin, a model that never knew, if there is one.
         derived: JSONL file of questions that the request does not name, but whose answer needs a forgotten fact.
-        probes: Besides plain asking, use only these: worst phrasing, attacks, choice, consequences, quantisation,
-            relearning, lens, patching.
+        probes: Use only these, besides plain asking:
+            worst phrasing, attacks, choice, consequences, quantisation, relearning, lens, patching.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap and of relearning.
         kept: Folder that keeps what is measured, so that a killed audit can continue.

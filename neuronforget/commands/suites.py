@@ -64,8 +64,7 @@ def tofu(
         data: Folder with the four *_perturbed.jsonl files. If not given, they come from the hub.
         retain_model: Checkpoint of a model that never saw the forget set.
         n: Ask the first n questions of each set (the authors ask 300).
-        template: Format string with {prompt}, or "chat" for the tokenizer's chat template. If not given: "Question:
-            {prompt}", and "Answer:" on the next line.
+        template: Format string with {prompt}, or "chat". If not given: "Question: {prompt}", "Answer:" on a new line.
         eos: Count the end of sequence as a token of the answer.
         max_new_tokens: Most tokens of an answer.
         log: File for a log in the authors' format, which `evaluate tofu-logs` reads.

@@ -22,8 +22,7 @@ def demo(
     This takes a few minutes on two cores. The trained model is cached, so the next run is faster.
 
     Args:
-        testbed: Kind of model: grafted, planted or routed (the true neurons are known), or ordinary (nobody knows them,
-            which is harder).
+        testbed: grafted, planted or routed (the true neurons are known), or ordinary (they are not, which is harder).
         out: Folder for the report and all results. An earlier demo there is replaced.
         seed: Seed of the facts, the model and the methods.
     """
