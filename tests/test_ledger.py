@@ -397,7 +397,7 @@ def test_a_single_edits_export_is_a_ledger_of_one(lm: LM, tmp_path: Path) -> Non
     ledger = Ledger.load(tmp_path / "out")
     assert [e.request for e in ledger.applied] == ["forget | Anna"] and ledger.applied[0].about["certificate"]["holds"]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Nothing: no results" in card and "forget \\| Anna" in card and str(tmp_path) not in card
+    assert "Nothing is stated here" in card and "forget \\| Anna" in card and str(tmp_path) not in card
     edit.apply(lm)
     assert ledger.model == lm.digest()
 
