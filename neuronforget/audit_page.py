@@ -17,8 +17,9 @@ def audit_report(audit: Audit, path: str | Path, *, title: str = "Erased, or onl
     """Write the page. Raises InputError if `path` is unwritable."""
     info = audit.results.info
     caption = (
-        "Each line leads from the reference, a model that never knew or what stands in for it, to the untouched model. "
-        "An erased fact lies at the reference. Grey: interval of the difference to it, at 95% over all checks."
+        "Each line leads from the reference (a model that never knew, or what stands in for it) to the untouched "
+        "model. An erased fact lies at the reference. Grey bars are intervals of the difference from the reference, at "
+        "95% over all checks."
     )
     table = _table(audit.checks)
     sections = [
@@ -44,8 +45,8 @@ def _asked(audit: Audit) -> list[tuple[str, str]]:
         ("Model", str(info["model"])),
         ("Edit", _edit(audit)),
         ("Corpora", ", ".join(info["data"])),
-        ("Reference", "the gold twin, which never knew" if info["gold"] else "what stands in for a model that never "
-                      "knew: each check says what"),
+        ("Reference", "the gold twin, which never knew" if info["gold"] else "no gold twin was given: each check names "
+                      "what stands in for a model that never knew"),
         ("Probes", ", ".join(dict.fromkeys(check.probe for check in audit.checks))),
     ]  # fmt: skip
 
@@ -65,7 +66,7 @@ def _neurons(audit: Audit) -> list[Table]:
     units = audit.neurons.get("units", {})
     rows = [(name, f"{value:.4g}") for name, value in shown.items()]
     rows += [(f"units, {who}", what) for who, what in units.items()]
-    found = [Table("What the edit did to neurons (contributions: logits a token)", ("", "value"), tuple(rows))]
+    found = [Table("What the edit did to neurons (contributions in logits per token)", ("", "value"), tuple(rows))]
     for name in ("lost most", "suppress most"):
         best = tuple((str(i), str(j), f"{value:.4g}") for i, j, value in audit.neurons.get(name, []))
         if best:

@@ -12,8 +12,8 @@ _TEMPLATE = """---
 
 # {{ title }}
 
-{{ base }} with {{ count }} applied by neuronforget. It is an ordinary checkpoint; `neuronforget.json` tells the
-same as this page in full: settings, seeds, hashes of the data, versions, neurons.
+This is {{ base }} with {{ count }}, applied by neuronforget. It is an ordinary checkpoint. `neuronforget.json`
+holds everything on this page in full: settings, seeds, hashes of the data, versions, neurons.
 
 ## What was erased, and how
 
@@ -23,7 +23,7 @@ same as this page in full: settings, seeds, hashes of the data, versions, neuron
 | {{ e.cells | join(" | ") }} |
 {%- endfor %}
 
-"Nothing else moved" is a check of every weight outside the edit, before and after it, and after undoing it.
+For "nothing else moved", every weight outside the edit was compared before the edit, after it, and after undoing it.
 {%- for e in entries %}{% for note in e.notes %}
 - {{ e.request }}: {{ note }}
 {%- endfor %}{% endfor %}
@@ -39,16 +39,16 @@ same as this page in full: settings, seeds, hashes of the data, versions, neuron
 | {{ r.edit }} | {{ r.corpus }} | {{ r.metric }} | {{ r.value }} | {{ r.interval }} | {{ r.n }} |
 {%- endfor %}
 {%- else -%}
-Nothing: no results were given with the export. Whether the requests are fulfilled is unknown.
+Nothing is stated here, because the export was given no results. Whether the requests are fulfilled is unknown.
 {%- endif %}
 
 ## Limits
 
-- An answer that no longer comes may be erased or only hidden: relearning, quantisation, other prompts and other
-  languages may bring it back. What is not in the table above was not tried.
-- Requests were fulfilled one after the other: each was made for the model that the earlier ones had left.
-- Only edits of weights are told here. A guard (a filter, a prompt, a control vector) erases nothing, changes no
-  weight and cannot be part of a checkpoint.
+- An answer that the model no longer gives may be erased or only hidden. Relearning, quantisation, other prompts and
+  other languages may bring it back. What is not in the table above was not tried.
+- Requests were fulfilled one after the other. Each edit was made for the model that the earlier ones had left.
+- This page covers edits of weights only. A guard (a filter, a prompt, a control vector) changes no weight, erases
+  nothing and cannot be part of a checkpoint.
 - {{ undo }}
 """
 
@@ -132,8 +132,8 @@ def _told(entry: Mapping[str, Any]) -> dict[str, Any]:
             "yes" if (entry.get("certificate") or {}).get("holds") else "NO",
         ],
         "notes": entry.get("notes", ()),
-        "lost": f"{lost} changed values are lost in {stored.get('dtype')}, {stored.get('share_lost_to_dtype', 0):.2g} "
-        "of its L2." if lost else "",
+        "lost": f"{lost} changed values are lost in {stored.get('dtype')}: {stored.get('share_lost_to_dtype', 0):.2g} "
+        "of the change's L2 norm." if lost else "",
     }  # fmt: skip
 
 
@@ -148,8 +148,8 @@ def _measured(rows: Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
 
 def _undo(record: Mapping[str, Any]) -> str:
     if record.get("undo"):
-        return "The erased weights lie in `edits/`, so that requests can be undone: they hold what was erased."
-    return "The erased weights are not in this folder; whoever has the base model has them."
+        return "`edits/` contains the erased weights, so that requests can be undone. They hold what was erased."
+    return "The erased weights are not in this folder, but whoever has the base model has them."
 
 
 def _cell(value: Any) -> str:

@@ -98,7 +98,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     with reading(path, "ledger"):
         found = json.loads(path.read_text(encoding="utf-8"))
         if (kind := found.get("format")) != FORMAT:
-            raise InputError(f"{path} is of the format {kind!r}, this version reads {FORMAT!r}")
+            raise InputError(f"{path} has the format {kind!r}, but this version reads {FORMAT!r}")
         return found
 
 
@@ -124,7 +124,7 @@ def _check_saved(lm: LM, folder: Path, held: Sequence[Change], dtype: torch.dtyp
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"transformers finds no {missing[0]} in a checkpoint of this model, and would draw it at random: something "
-            "stores it under another name (a parametrisation); take that off before you export"
+            "stores it under another name (a parametrisation); remove that before you export"
         )
     if has_opened(lm.model):
         open_experts(loaded)

@@ -33,7 +33,7 @@ def main() -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         print(
-            "neuronforget: stopped, nothing written; demo and compare go on from the edits they had finished",
+            "neuronforget: stopped, nothing was written; run demo or compare again to go on from the finished edits",
             file=sys.stderr,
         )
         sys.exit(130)
@@ -61,7 +61,7 @@ def _run(words: list[str]) -> None:
     app = tyro.extras.SubcommandApp()
     for command in COMMANDS:
         app.command(command)
-    about = "Find the neurons that carry knowledge, erase it, measure what that did."
+    about = "Find the neurons that carry a piece of knowledge, erase it, and measure what that did."
     app.cli(prog="neuronforget", description=about, args=words)
 
 
@@ -69,4 +69,4 @@ def _check_named(words: list[str]) -> None:
     """Raise InputError where `evaluate` is given neither a benchmark nor a file, before it says what else it lacks."""
     name = words[1] if words[:1] == ["evaluate"] and words[1:2] else "-"
     if not (name.startswith("-") or name in SUITES or Path(name).suffix or Path(name).exists()):
-        raise InputError(f"no benchmark is called {name!r}, and no file; benchmarks are {', '.join(SUITES)}")
+        raise InputError(f"{name!r} is neither a file nor a benchmark; benchmarks are {', '.join(SUITES)}")

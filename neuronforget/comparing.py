@@ -80,7 +80,7 @@ def compare(
     """
     arms = Arms(lm, forget, retain, preferred, operators, controls, steps, batch_size, seed)
     if measured < 1:
-        raise InputError(f"compare measures retain on 1 example or more, found measured={measured}")
+        raise InputError(f"compare must measure retain on 1 example or more, found measured={measured}")
     check_references(lm, gold, damage, divergence)
     arms.check(audited, share)
     settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}

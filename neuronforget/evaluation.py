@@ -77,9 +77,9 @@ def evaluate(
 def check_references(lm: LM, gold: LM | None, damage: float | None = None, divergence: float | None = None) -> None:
     """Raise InputError if `gold` cannot be compared token by token, or is `lm`, or a budget of damage is none."""
     if damage is not None and not damage > 0:
-        raise InputError(f"damage is a rise of the retain loss in nats, above 0, or None; found {damage}")
+        raise InputError(f"damage must be a rise of the retain loss in nats, above 0, or None; found {damage}")
     if divergence is not None and not divergence > 0:
-        raise InputError(f"divergence is a KL on retain in nats, above 0, or None; found {divergence}")
+        raise InputError(f"divergence must be a KL on retain in nats, above 0, or None; found {divergence}")
     if gold is not None and gold.model is lm.model:
         raise InputError("gold is the model itself, which an edit changes with it: load a copy, or leave gold= out")
     sizes = [model.model.get_output_embeddings().weight.shape[0] for model in (lm, gold or lm)]

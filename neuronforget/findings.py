@@ -39,9 +39,9 @@ def describe(
         with suppress(NoRow):
             yield from sentences
     yield (
-        f"Not checked {'of the other edits' if audits else 'here'}: whether the knowledge comes back by relearning, "
-        "quantisation or other prompts. Little left of the forget corpus does not tell erased from hidden: "
-        "`neuronforget audit` asks that."
+        f"Not checked {'for the other edits' if audits else 'here'}: whether relearning, quantisation or other prompts "
+        "bring the knowledge back. A low value on forget does not tell erased from hidden. "
+        "`neuronforget audit` asks this question."
     )
 
 
@@ -51,12 +51,12 @@ def audited(name: str, audit: Audit) -> str:
 
 
 def _localisation(neurons: Neurons, truth: Neurons, controls: Sequence[Neurons]) -> str:
-    text = f"The selection of {len(neurons)} neurons holds {neurons.recall(truth):.0%} of the {len(truth)} true ones"
+    text = f"The {len(neurons)} selected neurons include {neurons.recall(truth):.0%} of the {len(truth)} true neurons."
     if controls:
         chance = sum(c.recall(truth) for c in controls) / len(controls)
-        text += f"; the controls, drawn from the other neurons, hold {chance:.0%}, a blind draw would hold "
-        text += f"{len(neurons) / (len(neurons.layers) * neurons.width):.0%}"
-    return text + "."
+        text += f" The controls, drawn from the other neurons, include {chance:.0%} on average. A blind draw would "
+        text += f"include {len(neurons) / (len(neurons.layers) * neurons.width):.0%}."
+    return text
 
 
 class _Reader(Readings):
@@ -67,28 +67,31 @@ class _Reader(Readings):
         start, kept = self.value("untouched", "forget"), self.value("untouched", "retain")
         if self.metric == "exact_match":
             text = (
-                f"Before any edit the model answers {start:.1%} of the forget and {kept:.1%} of the retain questions."
+                f"Before any edit, the model answers {start:.1%} of the forget questions and {kept:.1%} of the retain "
+                "questions."
             )
         else:
             text = (
-                "Hardly any forget answer is written exactly before the edits, so the percentages below are "
-                f"probabilities of the answer (per token): before any edit {start:.1%} on forget, {kept:.1%} on retain."
+                "Before any edit, the model writes hardly any forget answer exactly. The percentages below are "
+                "therefore probabilities of the answer (per token). "
+                f"Before any edit they are {start:.1%} on forget and {kept:.1%} on retain."
             )
         if self.floor is not None:
-            text += f" The gold twin, which never saw the forget corpus, is at {self.floor:.1%}: that is the target."
+            text += f" The gold twin, which never saw the forget corpus, is at {self.floor:.1%} on forget. "
+            text += "That is the target."
         yield text
 
     def missing(self) -> Iterator[str]:
         """Methods that are absent because they could not make their edit, and edits that could not be audited."""
         for name, why in self.results.info.get("not made", {}).items():
-            yield f"Not in this comparison: {name}, which could not be made ({why})."
+            yield f"Not in this comparison: {name} could not be made ({why})."
         for name, why in self.results.info.get("not audited", {}).items():
             yield f"Not audited: {name} ({why})."
 
     def unsound(self) -> Iterator[str]:
         """Edits whose model gives NaN: broken is not forgotten, and nothing else is said of them."""
         for name, count in self.broken.items():
-            yield f"{name} breaks the model: NaN on up to {count} examples of a corpus. That is no forgetting."
+            yield f"{name} breaks the model: NaN on up to {count} examples of a corpus. That is not forgetting."
 
     def ablation(self) -> Iterator[str]:
         """What ablating the selection did, and what ablating other neurons did."""
@@ -96,30 +99,28 @@ class _Reader(Readings):
             return
         start, left = self.value("untouched", "forget"), self.value("ablate", "forget")
         cost = 100 * (self.value("untouched", "retain") - self.value("ablate", "retain"))
-        text = f"Ablating the selection leaves forget at {left:.1%} and costs {cost:.1f} points on retain."
+        text = f"Ablating the selected neurons leaves forget at {left:.1%} and costs {cost:.1f} points on retain."
         if self.floor is not None:
             near = "within" if abs(left - self.floor) <= NEAR else "not within"
-            text += f" That is {near} {100 * NEAR:.0f} points of the gold twin"
-            text += "." if self.known > NEAR else ", as the untouched model is: too little was known to tell."
+            text += f" The value on forget is {near} {100 * NEAR:.0f} points of the gold twin."
+            text += "" if self.known > NEAR else " Even the untouched model is: too little was known to tell."
         yield text
         values = [self.value(name, "forget") for name in self.named("control") if name.startswith("ablate@")]
         if not values:
             return
         little = NEAR * self.known
         if self.known <= NEAR:
-            verdict = "too little was known to tell what that says"
+            verdict = "too little was known to tell what this means"
         elif start - left <= little:
-            verdict = (
-                "the selection itself does little: this knowledge does not hang on the neurons that the score found"
-            )
+            verdict = "the selection does little, so this knowledge does not depend on the neurons that the score found"
         elif start - min(values) <= little:
             verdict = "random neurons do nothing"
         elif min(values) <= left:
-            verdict = "no less than the selection does, so its location explains nothing"
+            verdict = "at least one does no less than the selection, so its location explains nothing"
         else:
-            verdict = "so a part of what ablation does needs no localisation"
+            verdict = "part of what ablation does needs no localisation"
         yield (
-            f"Ablating as many other neurons ({len(values)} random and matched controls) leaves forget at "
+            f"Ablating the same number of other neurons ({len(values)} random and matched controls) leaves forget at "
             f"{min(values):.1%} to {max(values):.1%}: {verdict}."
         )
 
@@ -130,12 +131,14 @@ class _Reader(Readings):
             if here not in self.edits or there not in self.edits:
                 continue
             full = [self.value(name, "forget") for name in (here, there)]
-            text = f"{method} leaves forget at {full[0]:.1%} on the selected neurons, at {full[1]:.1%} on random ones"
+            text = (
+                f"{method} leaves forget at {full[0]:.1%} on the selected neurons and at {full[1]:.1%} on random ones."
+            )
             matched = [self.row(name) for name in (here, there)]
             if matched[0] is not None and matched[1] is not None:
-                text += f"; within equal retain damage at {matched[0]['value']:.1%} against {matched[1]['value']:.1%}: "
-                text += self.verdict(matched[0], matched[1], *BESIDE_ONE_DRAW)
-            yield text + "."
+                text += f" At matched damage it is {matched[0]['value']:.1%} against {matched[1]['value']:.1%}: "
+                text += self.verdict(matched[0], matched[1], *BESIDE_ONE_DRAW) + "."
+            yield text
 
     def destroyed(self) -> Iterator[str]:
         """Methods whose forgetting is damage."""
@@ -144,29 +147,32 @@ class _Reader(Readings):
         bad = sorted(((value, name) for name, value in lost.items() if value > DAMAGE * start), reverse=True)
         if bad:
             listed = ", ".join(f"{name} ({100 * value:.0f} points)" for value, name in bad)
-            yield f"Destroyed retained knowledge at full strength: {listed}. What they forgot is damage, not erasure."
+            yield (
+                f"Edits that destroy retained knowledge at full strength: {listed}. What these forget is damage, not "
+                "erasure."
+            )
 
     def unseen(self) -> Iterator[str]:
         """Are phrasings that the erasure never saw still answered? Asked at matched damage, else at full strength."""
         if not any(row["corpus"] == "forget unseen" for row in self.results.rows):
             return
         matched = any(row["point"] == "matched" for row in self.results.rows)
-        point, when = ("matched", "within equal retain damage") if matched else ("full", "at full strength")
+        point, when = ("matched", "At matched damage") if matched else ("full", "At full strength")
         pairs = {
             n: [self.value(n, c, point) for c in ("forget", "forget unseen")] for n in self.named("full", "neurons")
         }
         worse = {name: pair for name, pair in pairs.items() if pair[1] - pair[0] > NEAR}
         if worse:
             listed = ", ".join(f"{name} ({pair[0]:.1%} trained, {pair[1]:.1%} unseen)" for name, pair in worse.items())
-            yield f"More is left in phrasings that the erasure never saw, {when}: {listed}."
+            yield f"{when}, more is left in phrasings that the erasure never saw: {listed}."
         elif pairs:
-            yield f"No method leaves more than 5 points more in phrasings that the erasure never saw, {when}."
+            yield f"{when}, no method leaves over 5 points more in phrasings that the erasure never saw."
 
     def matched(self) -> Iterator[str]:
         """What is left where every method has cost the same; of equal ones the first answers more of retain."""
         for point, (budget, what) in MATCHED.items():
             if (most := self.results.info.get(budget)) is not None:
-                yield from self.at(point, f"Each edit weakened until {what} {most:g} nats a token at most")
+                yield from self.at(point, f"Each edit is weakened until {what} at most {most:g} nats per token.")
 
     def at(self, point: str, words: str) -> Iterator[str]:
         """One way to match."""
@@ -175,9 +181,9 @@ class _Reader(Readings):
             return
         order = sorted(known, key=lambda n: (known[n]["value"], -self.value(n, "retain", point)))
         listed = ", ".join(f"{n} {known[n]['value']:.1%}" for n in order)
-        yield f"{words}, what is left on forget is: {listed}."
+        yield f"{words} What is left of forget: {listed}."
         if undone := [name for name in order if known[name]["strength"] == 0]:
-            yield f"Of {', '.join(undone)} nothing fits into that damage: the numbers are the untouched model's."
+            yield f"No strength of {', '.join(undone)} stays within that: the numbers are the untouched model's."
         whole, aimed = ([n for n in order if self.edits[n] == scope] for scope in ("full", "neurons"))
         if whole and aimed:
             pairs = self.pairs(len(whole), len(aimed))
@@ -190,8 +196,8 @@ class _Reader(Readings):
             )
             over = f" over all {pairs} such pairs" if pairs > 1 else ""
             yield (
-                f"The best neuron-level edit there ({aimed[0]}, {known[aimed[0]]['value']:.1%}) beside the best "
-                f"full-model one ({whole[0]}, {known[whole[0]]['value']:.1%}): {verdict} (at 95%{over})."
+                f"There, the best neuron-level edit ({aimed[0]}, {known[aimed[0]]['value']:.1%}) against the best "
+                f"full-model edit ({whole[0]}, {known[whole[0]]['value']:.1%}): {verdict} (at 95%{over})."
             )
 
     def over_erased(self) -> Iterator[str]:
@@ -202,13 +208,13 @@ class _Reader(Readings):
         far = {n: self.results.value(n, "forget", "kl_gold") for n in [*names, "untouched"]}
         order = sorted(names, key=lambda n: far[n])
         yield (
-            f"Closest to the gold twin on the forget corpus is {order[0]} ({far[order[0]]:.2f} nats); farthest "
-            f"is {order[-1]} ({far[order[-1]]:.2f}; the untouched model: {far['untouched']:.2f}). "
-            "Far from gold with little left means over-erased."
+            f"On the forget corpus, {order[0]} is closest to the gold twin ({far[order[0]]:.2f} nats) and {order[-1]} "
+            f"farthest ({far[order[-1]]:.2f}; the untouched model: {far['untouched']:.2f}). "
+            "An edit that leaves little but is far from the twin has over-erased."
         )
 
     def guards(self) -> Iterator[str]:
         """What is hidden, no weight being changed."""
         left = {n: [f"{c} {self.value(n, c):.1%}" for c in ("forget", "retain")] for n in self.named("guard")}
         if listed := "; ".join(f"{name} {', '.join(values)}" for name, values in left.items()):
-            yield f"Guards change no weight, so they erase nothing. With one on the model answers: {listed}."
+            yield f"Guards change no weight, so they erase nothing. With a guard on, the model answers: {listed}."

@@ -85,7 +85,8 @@ def prompt_tokens(lm: LM, corpus: Corpus, decoding: Decoding) -> list[list[int]]
         check_known(found, where, lm.tokenizer, lm.known)
         if lm.max_length is not None and len(found) + decoding.max_new_tokens > lm.max_length:
             raise InputError(
-                f"{where}: {len(found)} tokens and {decoding.max_new_tokens} of answer, the model holds {lm.max_length}"
+                f"{where}: {len(found)} tokens and {decoding.max_new_tokens} of answer, but the model takes "
+                f"{lm.max_length} at most"
             )
         rows.append(found)
     return rows
@@ -124,7 +125,7 @@ def _ends(lm: LM) -> int | list[int] | None:
 def _finite(_ids: Tensor, scores: Tensor) -> Tensor:
     """Greedy decoding takes NaN for the first token: stop the run in its place."""
     if torch.isnan(scores).any():
-        raise InputError("the model returns NaN while it writes an answer: it is broken, which is no forgetting")
+        raise InputError("the model returns NaN while it writes an answer: it is broken, which is not forgetting")
     return scores
 
 

@@ -183,4 +183,4 @@ def mean(values: np.ndarray) -> float:
 def check_seed(seed: int) -> None:
     """Raise InputError for a seed below 0."""
     if seed < 0:
-        raise InputError(f"seed is 0 or more, found {seed}")
+        raise InputError(f"seed must be 0 or more, found {seed}")

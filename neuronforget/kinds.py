@@ -25,7 +25,7 @@ def check_kind(model: Any) -> None:
         raise InputError(f"{kind} is an encoder-decoder: only causal language models (decoders alone) are supported")
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None or kind.endswith("ForMaskedLM"):
-        raise InputError(f"{kind} does not predict the next token: load the checkpoint by AutoModelForCausalLM")
+        raise InputError(f"{kind} does not predict the next token: load the checkpoint with AutoModelForCausalLM")
     if _reads_ahead(config):
         raise InputError(f"{kind} reads later tokens too (bidirectional): only causal language models are supported")
     if getattr(model, "hf_quantizer", None) is not None:

@@ -76,7 +76,7 @@ class Ledger:
         """
         self.check_name(request)
         if not edit.changes:
-            raise InputError(f"{request}: this edit changes no weight (a guard): a ledger tells of edits of weights")
+            raise InputError(f"{request}: this edit changes no weight (a guard): a ledger holds edits of weights")
         if unknown := {c.name for c in edit.changes if c.before is not None} - lm.parameters.keys():
             raise InputError(f"{request}: the model has no parameter {min(unknown)} (a tied weight goes by one name)")
         found = self._check(lm) if self.entries else lm.digest()
@@ -219,7 +219,7 @@ def check_own_folder(folder: str | Path) -> None:
     """Raise InputError for a folder that holds anything but a ledger, such as a checkpoint."""
     folder = Path(folder)
     if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {RECORD, _EDITS}):
-        raise InputError(f"{folder} is no ledger's own folder (it holds {min(others)}): choose another one")
+        raise InputError(f"{folder} is not a folder of a ledger alone (it holds {min(others)}): choose another one")
 
 
 def _stored_as(change: Change, dtype: torch.dtype | None) -> Change:

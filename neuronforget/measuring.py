@@ -94,7 +94,8 @@ def _values(metric: Metric, made: Prediction) -> list[float]:
     if not isinstance(found, Tensor) or found.shape != wanted:
         what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
         raise InputError(
-            f"metric {name_of(metric)!r} has to give a tensor of shape {wanted}, a value an example: it gave {what}"
+            f"metric {name_of(metric)!r} must return a tensor of shape {wanted}, a value per example: it returned "
+            f"{what}"
         )
     return found.float().tolist()
 

@@ -61,4 +61,4 @@ def page(path: str | Path, title: str, sections: Sequence[Section], *, nan: int 
 
 def reproduce(info: Mapping[str, Any], tables: Sequence[Table] = ()) -> Section:
     """Return the section that says how to get the same again: the command, the settings, seeds, versions, hashes."""
-    return Section("How to reproduce this", "Equal inputs give equal numbers.", flat(info), tables=tables)
+    return Section("How to reproduce this", "The same inputs give the same numbers.", flat(info), tables=tables)

@@ -19,19 +19,21 @@ from neuronforget.results import Results
 from neuronforget.scores import Scores
 from neuronforget.tables import Table, interval, results_table
 
+BOTH = "Lower and further right is better: less of forget is answered, and more of retain."
 #: What forgetting is drawn against -> title, how to read it.
 FRONTIERS = {
     "nll": (
         "Frontier: forgetting against damage",
-        "Lower and further left is better: less is answered, for a smaller rise of the retain loss (at the left end: "
-        "none, or a fall).",
+        "Lower and further left is better: less of forget is answered, and the retain loss rises less (at the left "
+        "end, not at all, or it falls).",
     ),
     "kl_untouched": (
         "Frontier: forgetting against change",
-        "Lower and further left is better: less is answered, for a smaller KL from the untouched model on retain.",
+        "Lower and further left is better: less of forget is answered, and the predictions on retain change less "
+        "(a smaller KL from the untouched model).",
     ),
-    "exact_match": ("Frontier in accuracy", "Lower and further right is better."),
-    "probability": ("Frontier in probability", "Lower and further right is better."),
+    "exact_match": ("Frontier in accuracy", BOTH),
+    "probability": ("Frontier in probability", BOTH),
 }
 LAST = 24  # tokens of a text that are drawn
 
@@ -68,9 +70,9 @@ def comparison_pictures(results: Results) -> list[Picture]:
     if drawn is None:
         return []
     about = (
-        "Each line leads from the untouched model to an edit's full strength (large marker, 95% interval). "
-        "Solid: on neurons; dashed: whole model; dash-dotted: guards, which change no weight; grey: controls. "
-        "Dotted line: the gold twin, where there is one. "
+        "Each line leads from the untouched model to an edit at full strength (large marker with its 95% interval). "
+        "Solid lines are edits of neurons, dashed lines edits of the whole model, dash-dotted lines guards, which "
+        "change no weight. Controls are grey. The horizontal dotted line is the gold twin, if there is one. "
     )
     return [
         *(
@@ -80,9 +82,9 @@ def comparison_pictures(results: Results) -> list[Picture]:
         ),
         Picture(
             "Every edit at full strength",
-            f"{'Accuracy' if drawn == 'exact_match' else 'Probability of the answer'} with 95% bootstrap intervals "
-            "over examples; unseen: phrasings that the erasure did not see. "
-            "Dotted line: the gold twin.",
+            f"{'Accuracy' if drawn == 'exact_match' else 'Probability of the answer'} with 95% bootstrap intervals. "
+            "Unseen means phrasings that the erasure did not see. "
+            "The dotted line is the gold twin, if there is one.",
             figures.dots(results, drawn),
             results_table(results, "full", (drawn,)),
             wide=True,
@@ -124,7 +126,7 @@ def map_pictures(
         for layer, j in best
     ]  # fmt: skip
     table = Table(
-        "The forty scores that have most to do with forget",
+        "The forty neurons that have most to do with forget, by score",
         ("layer", "neuron", scores.name, "selected", "true"),
         tuple(rows),
     )
@@ -132,8 +134,8 @@ def map_pictures(
         Picture("Map of the neurons", _map_caption(scores), figures.attribution_map(scores, neurons, truth), table),
         Picture(
             "Rank profile",
-            "Scores in falling order, one line a layer; a steep start means that few neurons carry most of it. "
-            "Crosses are true neurons, where they are known.",
+            "Scores in descending order, one line per layer. A steep start means that few neurons carry most of the "
+            "score. Crosses are true neurons, where these are known.",
             figures.rank_profile(scores, truth),
             _by_rank(scores),
         ),
@@ -142,7 +144,7 @@ def map_pictures(
         held = [s.mask().sum(1).tolist() for s in (neurons, *((truth, neurons & truth) if truth else ()))]
         counts = [(str(layer), *map(str, row)) for layer, *row in zip(neurons.layers, *held, strict=True)]
         columns = ("layer", "selected", *(("true", "selected and true") if truth else ()))
-        caption = "Neurons selected in each layer, and how many of them are right where that is known."
+        caption = "Neurons selected in each layer and, where the true neurons are known, how many of them are selected."
         found.append(
             Picture(
                 "The selection by layer",
@@ -168,7 +170,7 @@ def _by_rank(scores: Scores) -> Table:
 def _map_caption(scores: Scores) -> str:
     limit = float(np.quantile(scores.values.abs().numpy(), figures.QUANTILE))
     sign = scores.sign[0].upper() + scores.sign[1:]
-    return f"{sign}. Colours end at ±{limit:.3g}, the {figures.QUANTILE:.1%} quantile of the magnitudes."
+    return f"{sign}. The colours end at ±{limit:.3g}, the {figures.QUANTILE:.1%} quantile of the magnitudes."
 
 
 def shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[int]) -> Picture:
@@ -180,8 +182,8 @@ def shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: S
     ]
     return Picture(
         "Where the activations moved",
-        "Root mean square change of the neurons' activations, by layer. An edit about the forget corpus moves forget "
-        "and hardly moves retain.",
+        "Root mean square (RMS) change of the neurons' activations, by layer. An edit that acts on forget alone moves "
+        "them on forget and hardly on retain.",
         figures.activation_shift(shifts, layers),
         Table("RMS change", ("edit", "corpus", *(f"layer {layer}" for layer in layers)), tuple(rows)),
         wide=True,
@@ -206,16 +208,16 @@ def closeup_pictures(found: Closeups, neurons: Neurons | None) -> list[Picture]:
     return [
         Picture(
             "Forget against retain",
-            "Every neuron by its mean |a g| (activation times gradient) on either corpus. Under the dashed line a "
-            "neuron has more to do with forget; circles are selected.",
+            "Every neuron by its mean |a g| (activation times gradient) on both corpora. A neuron below the dashed "
+            "line has more to do with forget. Circles are selected neurons.",
             figures.density(forget, retain, "mean |a g|", neurons),
-            Table("Neurons under the line", ("what", "share"), tuple(shares)),
+            Table("Neurons below the line", ("what", "share"), tuple(shares)),
         ),
         Picture(
             "Where the selection acts",
-            "Forget examples token by token: how much the answer's loss (nats a token) would rise, to first order, if "
-            "the selected neurons were silent there. Red: they hold the answer up; blue: they speak against it. "
-            f"Of long texts the last {LAST} tokens are drawn.",
+            "Forget examples, token by token: how much the answer's loss (nats per token) would rise, to first order, "
+            "if the selected neurons were silent at this token. Red: they support the answer. Blue: they work against "
+            f"it. Of a long text, the last {LAST} tokens are drawn.",
             figures.tokens([(text.tokens[-LAST:], text.values[-LAST:]) for text in found.texts], "nats"),
             Table("By token", ("example", "tokens"), texts),
             wide=True,
@@ -232,7 +234,7 @@ def moved_pictures(shifts: Mapping[str, Mapping[str, np.ndarray]], layers: Seque
             for i, layer in enumerate(layers)
         )
         columns = ("layer", *(f"{kind}, {what}" for kind in shift for what in ("still", "median", "largest")))
-        words = "Root mean square change of each neuron's activation; neurons that stayed still are in the table alone."
+        words = "RMS change of each neuron's activation. Neurons that stayed still are counted in the table only."
         picture = figures.ridgelines(shift, layers)
         made.append(Picture(f"How far each neuron moved: {name}", words, picture, Table("RMS change", columns, rows)))
     return made

@@ -124,7 +124,7 @@ def _add_rounds(
 
 def _check_positions(positions: Positions) -> None:
     if positions not in get_args(Positions):
-        raise InputError(f"positions is 'all' or 'answer', not {positions!r}")
+        raise InputError(f"positions must be 'all' or 'answer', found {positions!r}")
 
 
 def _measure(tap: Tap, lm: LM, rows: list[Encoded], **settings: Any) -> Moments:

@@ -71,7 +71,7 @@ def report(
         Section("Forgetting against damage", pictures=comparison_pictures(results)),
         Section("Where the knowledge lies", pictures=where),
         Section("What the edits moved", pictures=moved),
-        Section("What is left", "Curves of the audits, beside the untouched model and the gold twin, if any.",
+        Section("What is left", "Curves from the audits, beside the untouched model and the gold twin (if given).",
                 pictures=residue_pictures(audits)),
         _cards(closeups),
         *_checked(results, metrics),
@@ -95,17 +95,18 @@ def _verdict(findings: Iterable[str], audits: Mapping[str, Audit], links: Mappin
 def _numbers(results: Results) -> Section:
     tables = [results_table(results, point) for point in (*MATCHED, "full")]
     return Section(
-        "Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full strength one "
-        "may only have been pushed harder.",
+        "Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full strength, "
+        "one method may only have been pushed harder than another.",
         tables=[table for table in tables if table.rows],
     )  # fmt: skip
 
 
 def _cards(closeups: Closeups | None) -> Section:
     return Section(
-        "Neuron cards", "The selected neurons that score highest: the tokens that they promote and suppress (what they "
-        "write, read by the unembedding), and where in the forget examples they are most active. By edit: how much of "
-        "what the neuron writes changed, and the RMS change of its activation on forget.",
+        "Neuron cards", "The selected neurons with the highest scores. A card lists the tokens that the neuron "
+        "promotes and suppresses (what it writes, read by the unembedding), and where in the forget examples it is "
+        "most active. Its table shows, for each edit, how much of what the neuron writes changed, and the RMS change "
+        "of its activation on forget.",
         cards=closeups.cards if closeups else (),
     )  # fmt: skip
 
@@ -119,10 +120,10 @@ def _checked(results: Results, metrics: set[str]) -> list[Section]:
     return [
         Section("Controls", "The same methods on other neurons, "
                 + ("at matched damage" if matched else "at full strength, as matched damage was not measured: one may "
-                   "only have been pushed harder")
-                + ". Where a control forgets as much as the edit does, the choice of neurons explains nothing.",
+                   "only have been pushed harder than the other")
+                + ". If a control forgets as much as the edit, the choice of neurons explains nothing.",
                 tables=[beside] if beside else ()),
-        Section("Certificate", "Did anything outside an edit move while it was on, and did taking it off restore every "
+        Section("Certificate", "Did anything outside an edit move while it was on? Did taking it off restore every "
                 "bit? Every value of the model was compared.", tables=[certified] if certified else ()),
     ]  # fmt: skip
 
@@ -134,14 +135,14 @@ def _asked(
     info, start = results.info, {r["corpus"]: r["n"] for r in results.rows if r["edit"] == "untouched"}
     names = {role: corpus["name"] for role, corpus in info.get("corpora", {}).items()}
     text = " ".join("".join(closeups.texts[0].tokens).split()) if closeups and closeups.texts else ""
-    example = f', such as: "{text[:SHOWN]}{" ..." if len(text) > SHOWN else ""}"' if text else ""
+    example = f', for example "{text[:SHOWN]}{" ..." if len(text) > SHOWN else ""}"' if text else ""
     scopes = {row["edit"]: row["scope"] for row in results.rows}
     kinds = Counter(scopes.values())
     target = [
         ("Forget", f"{names.get('forget', '')} ({start.get('forget', 0)} examples){example}"),
         ("Keep", f"{names.get('retain', '')} ({start.get('retain', 0)} examples measured)"),
-        ("Target", "the gold twin, which never saw the forget corpus" if "gold" in scopes else "no gold twin was "
-                   "given: what a model that never knew would answer is not known"),
+        ("Target", "the gold twin, which never saw the forget corpus" if "gold" in scopes else "unknown: no gold twin "
+                   "was given, which would show what a model that never knew answers"),
     ]  # fmt: skip
     found = [
         ("Model", info.get("model", "")),
@@ -151,5 +152,5 @@ def _asked(
     if neurons is not None:
         share = len(neurons) / (len(neurons.layers) * neurons.width)
         by = scores.name if scores is not None else "a score"
-        found.append(("Neurons", f"{len(neurons):,} chosen, {share:.1%} of them, by {by}"))
+        found.append(("Neurons", f"{len(neurons):,} selected by {by}, {share:.1%} of all"))
     return [(name, str(words).strip()) for name, words in found if words]

@@ -29,37 +29,38 @@ class Drawn:
 DRAWN = {
     "taught again": Drawn(
         "Relearning: the facts that are taught again",
-        "The whole model is taught half of the facts again. What was only hidden comes back sooner than in a model "
-        "that never knew.",
+        "The whole model is taught half of the facts again. Knowledge that was only hidden comes back sooner than it "
+        "is learned by a model that never knew.",
         "training steps",
         step=EVERY,
         top=1.0,
     ),
     "siblings": Drawn(
-        "Relearning: their siblings, of which nothing is taught",
-        "The other half of the facts, meanwhile. What never was there cannot come back.",
+        "Relearning: the other facts (siblings), which are not taught",
+        "The other half of the facts, at the same steps. Nothing of them is taught: what was never there cannot come "
+        "back.",
         "training steps",
         step=EVERY,
         top=1.0,
     ),
     "lens": Drawn(
         "Residue: the answer read off every block",
-        "Probability of the answer by the model's own last norm and unembedding, from each block's states. High below "
-        "and low at the end: the output alone is suppressed.",
+        "Probability of the answer when the model's own last norm and unembedding read each block's states. High in "
+        "earlier blocks and low at the end: only the output is suppressed.",
         "block",
         "probability of the answer",
         top=1.0,
     ),
     "patching, states": Drawn(
         "Residue: the edited model's states put into the untouched one",
-        "How much less likely the untouched model's answers get (nats a token) with a model's states at one block. "
-        "Where the gold twin takes away more than the edited model, knowledge is still there.",
+        "How much less likely (nats per token) the untouched model's answers become when it gets another model's "
+        "states at one block. Where the gold twin takes away more than the edited model, knowledge is still there.",
         "block",
         "nats lost",
     ),
     "patching, neurons": Drawn(
         "Residue: the edited model's neurons put into the untouched one",
-        "The same with the activations of one layer's neurons alone.",
+        "The same, but only the activations of one layer's neurons are replaced.",
         "layer",
         "nats lost",
     ),

@@ -21,10 +21,10 @@ from neuronforget.runs import whole_folder
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Point of matched damage -> the name of its budget in `info`, and what has come to it.
+#: Point of matched damage -> the name of its budget in `info`, and what stays within it.
 MATCHED = {
     "matched": ("damage_budget", "the retain loss has risen by"),
-    "matched KL": ("divergence_budget", "the KL from the untouched model on retain has come to"),
+    "matched KL": ("divergence_budget", "the KL from the untouched model on retain is"),
 }
 #: Corpus, metric, each example's value, and the subject that it stands and falls with.
 Column = tuple[str, str, np.ndarray, np.ndarray]
@@ -193,7 +193,7 @@ class Results:
             with reading(path, name):
                 tables[name] = tuple(pd.read_parquet(path).to_dict("records"))
                 if tables[name] and (lacking := COLUMNS[name] - tables[name][0].keys()):
-                    raise InputError(f"{path} has no column {min(lacking)!r}: it is no table of this version")
+                    raise InputError(f"{path} has no column {min(lacking)!r}: it is not a table of this version")
         with reading(folder / "info.json", "information"):
             info = dict(json.loads((folder / "info.json").read_text(encoding="utf-8")))
         return cls(info=info, **tables)  # type: ignore[arg-type]

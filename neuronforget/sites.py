@@ -83,7 +83,7 @@ def find_sites(model: nn.Module) -> tuple[Site, ...]:
     """
     kind, opened = type(model).__name__, has_opened(model)
     if opened and routed_layers(model):
-        raise InputError(f"{kind} has experts of which some are not open (interrupted?): nf.open_experts(model)")
+        raise InputError(f"{kind} has experts that are not open (interrupted?): call nf.open_experts(model)")
     blocks, sites = _sites(model, opened)
     if sites:
         _check_stored(model, sites)

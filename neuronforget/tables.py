@@ -59,8 +59,8 @@ def caption_of(results: Results, point: str) -> str:
         return "Every edit at full strength"
     name, words = MATCHED[point]
     budget = results.info.get(name)
-    until = "" if budget is None else f": each edit weakened until {words} {budget:g} nats per answer token"
-    return f"At matched damage{until} (strength 1 where it never does)"
+    until = "" if budget is None else f": each edit is weakened until {words} at most {budget:g} nats per answer token"
+    return f"At matched damage{until} (strength 1: not weakened)"
 
 
 def made_table(edits: Mapping[str, Mapping[str, Any]]) -> Table | None:
@@ -123,7 +123,7 @@ def controls_table(results: Results, metric: str, point: str) -> Table | None:
             gap = f"{left[control] - left[edit]:+.3f}"
         rows.append((control, edit, f"{left[control]:.3f}", f"{left[edit]:.3f}", gap))
     columns = ("control", "held against", "control: forget", "edit: forget", "control - edit, 95% interval")
-    caption = f"Left of forget, {METRIC_LABELS.get(metric, metric)}. {caption_of(results, point)}"
+    caption = f"What is left of forget: {METRIC_LABELS.get(metric, metric)}. {caption_of(results, point)}"
     return Table(caption, columns, tuple(rows)) if rows else None
 
 
@@ -137,7 +137,7 @@ def certificates_table(certificates: Mapping[str, Mapping[str, Any]]) -> Table |
         for name, c in certificates.items()
     ]  # fmt: skip
     return (
-        Table("Every parameter value compared, before, during and after each edit", columns, tuple(rows))
+        Table("Every parameter value, compared before, during and after each edit", columns, tuple(rows))
         if rows
         else None
     )

@@ -54,11 +54,11 @@ class Plan:
             lr = wrong[0] if wrong else self.lr
             raise InputError(f"training needs steps >= 1 and lr > 0; found steps={self.steps}, lr={lr}")
         if not 0 <= self.weight_decay < math.inf:
-            raise InputError(f"weight_decay is 0 or a number above it, found {self.weight_decay}")
+            raise InputError(f"weight_decay must be 0 or more, found {self.weight_decay}")
         if self.clip is not None and not self.clip > 0:
-            raise InputError(f"clip is the norm that gradients are cut to, above 0, or None; found {self.clip}")
+            raise InputError(f"clip must be a norm above 0, to which gradients are cut, or None; found {self.clip}")
         if not _counts(self.save_every):
-            raise InputError(f"save_every is a number of steps, 1 or more, found {self.save_every}")
+            raise InputError(f"save_every must be 1 or more steps, found {self.save_every}")
 
 
 EXPLODED = 1000.0  # times the first loss, which even an ascent without bound does not reach

@@ -97,7 +97,7 @@ def test_an_adapter_is_read_from_a_folder_that_peft_saved(family: LM, tmp_path: 
     with pytest.raises(InputError, match="no such file"):
         Adapter.load(tmp_path / "nowhere")
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "use_dora": true}')
-    with pytest.raises(InputError, match="no plain LoRA"):
+    with pytest.raises(InputError, match="not a plain LoRA"):
         Adapter.load(tmp_path)
 
 

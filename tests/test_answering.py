@@ -123,10 +123,10 @@ def test_a_context_stands_before_every_example(lm: LM, forget: Corpus, bos: int 
             expected = lm.model(torch.tensor([ids]), use_cache=False).logits[0, len(context) :]
         torch.testing.assert_close(found[i, :real], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(part.in_context(""), part.start_logits)
-    with pytest.raises(InputError, match="the model holds"):
+    with pytest.raises(InputError, match="the model takes"):
         part.in_context("a very long story " * 50)
     lm.tokenizer.unk_token = lm.tokenizer.convert_ids_to_tokens(context[2])  # as if that word were not known
-    with pytest.raises(InputError, match="lacks words of the context"):
+    with pytest.raises(InputError, match="cannot write the context"):
         part.in_context("Written by a friend: ")
 
 

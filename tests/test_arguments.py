@@ -175,5 +175,5 @@ def test_a_corpus_holds_examples() -> None:
     lines = "import neuronforget as nf\nfor rows in (('text',), ({'prompt': 'a', 'answer': 'b'},)):\n"
     lines += "    try:\n        nf.Corpus(rows)\n    except nf.InputError as error:\n        print(error)"
     printed = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True).stdout
-    words = "corpus 'corpus' holds nf.Example, found {}: nf.Corpus.from_rows reads rows"
+    words = "corpus 'corpus' must hold nf.Example, found {}: nf.Corpus.from_rows reads rows"
     assert printed.splitlines() == [words.format("str"), words.format("dict")]

@@ -99,8 +99,8 @@ def test_what_could_not_be_asked_is_said() -> None:
     text = str(found)
     assert all(f"Not asked: {probe}" in text for probe in found.not_tested)
     never = [check.probe for check in found.checks if check.outcome == "not known before"]
-    assert never and all(probe in text.partition("nothing could be found, by:")[2] for probe in never)
-    assert "Shown, not judged, as there is no gold twin to compare with: lens (forget)" in text
+    assert never and all(probe in text.partition("Nothing could be found by these")[2] for probe in never)
+    assert "Shown but not judged, as there is no gold twin to compare with: lens (forget)" in text
 
 
 def test_an_audit_is_kept_whole_and_leaves_the_models_alone(tmp_path: Path) -> None:

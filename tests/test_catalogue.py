@@ -85,22 +85,22 @@ def test_making_by_name_is_calling_the_function(lm: LM, halves: tuple[Corpus, Co
     [
         ("ablate", False, {}, "ablate edits chosen neurons"),
         ("ablate", True, {"mod": "mean"}, "no setting 'mod'; it has mode, moments, units"),
-        ("rank_one", False, {"steps": "many"}, "steps is a whole number"),
-        ("rank_one", False, {"preserve": "much"}, "preserve is a number"),
-        ("memit", False, {"layers": 3}, "layers is a list of numbers"),
-        ("memit", False, {"layers": ["a"]}, "layers is a list of numbers"),
-        ("alpha_edit", False, {"target": 3}, r"target is str \| None"),
-        ("finetune", False, {"checkpointing": "maybe"}, "checkpointing is bool"),
-        ("finetune", False, {"lr": "fast"}, "lr is Rates"),
-        ("finetune", False, {"accumulate": 1.5}, "accumulate is a whole number"),
-        ("finetune", False, {"batch_size": True}, "batch_size is a whole number"),
-        ("finetune", False, {"lora": True}, r"lora is int \| LoRA \| None"),
-        ("finetune", False, {"lora": 2.5}, r"lora is int \| LoRA \| None"),
-        ("finetune", False, {"weight_decay": -1.0, "progress": False}, "weight_decay is 0 or a number above"),
-        ("finetune", False, {"weight_decay": math.nan, "progress": False}, "weight_decay is 0 or a number above"),
-        ("revs", True, {"most": 2.5}, "most is a whole number"),
+        ("rank_one", False, {"steps": "many"}, "steps must be a whole number"),
+        ("rank_one", False, {"preserve": "much"}, "preserve must be a number"),
+        ("memit", False, {"layers": 3}, "layers must be a list of numbers"),
+        ("memit", False, {"layers": ["a"]}, "layers must be a list of numbers"),
+        ("alpha_edit", False, {"target": 3}, r"target must be str \| None"),
+        ("finetune", False, {"checkpointing": "maybe"}, "checkpointing must be bool"),
+        ("finetune", False, {"lr": "fast"}, "lr must be Rates"),
+        ("finetune", False, {"accumulate": 1.5}, "accumulate must be a whole number"),
+        ("finetune", False, {"batch_size": True}, "batch_size must be a whole number"),
+        ("finetune", False, {"lora": True}, r"lora must be int \| LoRA \| None"),
+        ("finetune", False, {"lora": 2.5}, r"lora must be int \| LoRA \| None"),
+        ("finetune", False, {"weight_decay": -1.0, "progress": False}, "weight_decay must be 0 or more"),
+        ("finetune", False, {"weight_decay": math.nan, "progress": False}, "weight_decay must be 0 or more"),
+        ("revs", True, {"most": 2.5}, "most must be a whole number"),
         ("rank_one", False, {"preserve": math.inf}, "preserve is lambda"),
-        ("memit", False, {"layers": [True]}, "layers is a list of numbers"),
+        ("memit", False, {"layers": [True]}, "layers must be a list of numbers"),
     ],
 )
 def test_a_wrong_call_is_refused_in_words(
@@ -114,7 +114,7 @@ def test_an_operator_that_returns_no_edit_is_named(lm: LM, halves: tuple[Corpus,
     def forgetful(lm: LM) -> Any:
         return None
 
-    with pytest.raises(InputError, match="an operator returns an Edit, forgetful returned NoneType"):
+    with pytest.raises(InputError, match="an operator must return an Edit, but forgetful returned NoneType"):
         make(forgetful, lm, *halves)
 
 
@@ -125,7 +125,7 @@ def test_a_loss_that_is_no_number_to_train_on_is_named(
     def loss(outputs: Any) -> Any:
         return outputs.forget.nlls if value == "each example's" else value
 
-    with pytest.raises(InputError, match="a loss returns one number as a tensor"):
+    with pytest.raises(InputError, match="a loss must return one number as a tensor"):
         erase.finetune(lm, *halves, loss=loss, progress=False)
 
 
@@ -136,7 +136,7 @@ def test_a_losss_own_settings_are_handed_to_it() -> None:
     assert {k: v for k, v in found.items() if k != "loss"} == {"steps": 3, "seed": 1}
     assert addressed(finetune, {"alpha": 2.0})["loss"].keywords == {"alpha": 2.0}  # of the default loss
     assert addressed(finetune, {"steps": 3}) == {"steps": 3} == addressed(OPERATORS["rank_one"], {"steps": 3})
-    with pytest.raises(InputError, match="npo: beta is a number"):
+    with pytest.raises(InputError, match="npo: beta must be a number"):
         addressed(finetune, {"loss": losses.npo, "beta": "x"})
     with pytest.raises(InputError, match="--loss NAME"):
         addressed(finetune, {"loss": "npo"})
@@ -152,7 +152,7 @@ def test_settings_on_the_command_line_are_numbers_lists_or_text() -> None:
         with pytest.raises(InputError, match="NAME=VALUE"):
             assigned(wrong)
     assert assigned(("steps=5",), lr=0.1, seed=None) == {"steps": 5, "lr": 0.1}
-    with pytest.raises(InputError, match="both give steps"):
+    with pytest.raises(InputError, match="steps is given by --set and"):
         assigned(("steps=5",), steps=2)
     assert named("ablate", OPERATORS) is erase.ablate
     with pytest.raises(InputError, match="known: ablate"):

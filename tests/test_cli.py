@@ -62,7 +62,7 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     assert results.info["command"].startswith(f"neuronforget evaluate {edit_file} --model")
     assert run(monkeypatch, "report", tmp_path / "results", "--out", tmp_path / "report.html") == 0
     page = (tmp_path / "report.html").read_text()
-    assert results.info["command"] in page and "Ablating the selection leaves forget at" in page
+    assert results.info["command"] in page and "Ablating the selected neurons leaves forget at" in page
     assert "Certificate</h2>" in page and "Map of the neurons" not in page
     assert "exact match" in capsys.readouterr().out
     lm, rows = nf.load(bed / "model"), [nf.corpora.jsonl(bed / f"{name}.jsonl") for name in ("forget", "retain")]
@@ -71,7 +71,7 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     words = ["--scores", tmp_path / "a", "--audits", tmp_path / "an audit", "--out", tmp_path / "whole" / "report.html"]
     assert run(monkeypatch, "report", tmp_path / "results", *words) == 0
     page = (tmp_path / "whole" / "report.html").read_text()
-    assert "Map of the neurons" in page and f"{len(neurons)} chosen, " in page and f"by {scores.name}" in page
+    assert "Map of the neurons" in page and f"{len(neurons)} selected by {scores.name}, " in page
     assert 'href="../an%20audit/audit.html">Read the audit of an audit' in page
     twice = ["--audits", tmp_path / "an audit", tmp_path / "results" / ".." / "an audit", "--out", tmp_path / "no.html"]
     assert run(monkeypatch, "report", tmp_path / "results", *twice) == 2 and not (tmp_path / "no.html").exists()
@@ -267,7 +267,7 @@ CASES = {
     "an empty answer": (lambda bed, tmp: {"--forget": _file(tmp, '{"prompt": "a", "answer": ""}')}, "no answer token"),
     "a sequence over the model's length": (
         lambda bed, tmp: {"--forget": _file(tmp, json.dumps({"text": "born in " * 500}))},
-        "the model holds",
+        "the model takes",
     ),
     "NaN weights": (lambda bed, tmp: {"--model": _nan_model(bed, tmp / "nan")}, "NaN"),
     "an unknown score": (lambda bed, tmp: {"--score": "nonesuch"}, "no function 'nonesuch'"),
@@ -285,9 +285,9 @@ CASES = {
     ),
     "brackets without end": (lambda bed, tmp: {"--forget": _file(tmp, "[" * 100_000)}, "line 1: not a row"),
     "a number of 5,000 digits": (lambda bed, tmp: {"--forget": _file(tmp, "1" * 5000)}, "line 1: not a row"),
-    "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template is"),
+    "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template must be"),
     "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
-    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd is not called as those of"),
+    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd cannot be called like those of"),
     "tofu without a network": (
         lambda bed, tmp: {"--forget": "tofu:forget10"},
         "give tofu:forget10@FOLDER, where FOLDER holds full.jsonl",
@@ -482,7 +482,7 @@ def test_what_is_neither_a_benchmark_nor_a_file_is_named_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, "evaluate", "toffu", "--model", "m", "--out", tmp_path / "out") == 2
-    assert "no benchmark is called 'toffu', and no file; benchmarks are tofu, " in capfd.readouterr().err
+    assert "'toffu' is neither a file nor a benchmark; benchmarks are tofu, " in capfd.readouterr().err
 
 
 def test_a_comparison_looks_at_its_folder_before_it_reads_the_model(
@@ -573,7 +573,7 @@ def test_a_ledger_says_what_is_missing(
         ([*erase, "--out", tmp_path / "a.safetensors", "--request", "B"], "give --ledger too"),
         ([*erase, "--ledger", book, "--request", "A"], "name of its own"),
         ([*erase, "--ledger", book, "--request", "B"], "changed nothing"),  # on top of A nothing is left to zero
-        ([*erase, "--ledger", bed / "gold", "--request", "B"], "no ledger's own folder"),
+        ([*erase, "--ledger", bed / "gold", "--request", "B"], "not a folder of a ledger alone"),
         ([*erase, "--ledger", bed / "model" / "requests", "--request", "B"], "model's own folder"),
         (["ledger", tmp_path / "nowhere"], "no such file"),
         (["ledger", book, "--undo", "A"], "give --model"),

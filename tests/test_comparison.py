@@ -79,7 +79,7 @@ def test_on_grafted_facts_the_selection_forgets_and_random_neurons_do_not(found:
     assert found.results.value("ablate", "forget") < 0.3 and sum(left) / 3 > 0.7, left
     text = " ".join(found.findings)
     assert (
-        f"holds {found.neurons.recall(bed().truth):.0%} of the {len(bed().truth)} true ones" in text
+        f"include {found.neurons.recall(bed().truth):.0%} of the {len(bed().truth)} true neurons" in text
         and "Not checked here" in text
     )  # type: ignore[arg-type]
 
@@ -95,7 +95,7 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
         said = few(bed().lm, found.edits[name], bed().forget, bed().retain, gold=bed().gold, progress=False)
         assert found.audits[name].checks == said.checks
         assert f"Erased, or only hidden? {name}: {said.words}" in found.findings
-    assert "of the other edits" in found.findings[-1]
+    assert "for the other edits" in found.findings[-1]
     found.save(tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     again = Comparison.load(tmp_path / "out")
@@ -226,7 +226,7 @@ def test_a_method_that_fails_is_left_out_and_named(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(erase, "finetune", fails)
     found = compare(**{**BRIEF, "preferred": bed().refusals})
     assert {"npo", "npo@neurons", "ablate"} <= set(found.edits) and not {"ga", "ga@neurons", "dpo"} & set(found.edits)
-    assert "Not in this comparison: ga, which could not be made (ga: the loss is nan at step 3)." in found.findings
+    assert "Not in this comparison: ga could not be made (ga: the loss is nan at step 3)." in found.findings
 
 
 def test_a_comparison_without_any_edit_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,7 +294,7 @@ def test_findings_say_when_only_the_selection_forgets() -> None:
 def test_findings_say_when_neither_selection_nor_control_does_anything() -> None:
     values = START | {"ablate": ("neurons", 1.0, 1.0), "ablate@random 0": ("control", 1.0, 1.0)}
     text = " ".join(describe(fabricated(values)))
-    assert "does not hang on the neurons that the score found" in text
+    assert "does not depend on the neurons that the score found" in text
 
 
 @pytest.mark.parametrize(
@@ -314,12 +314,16 @@ def test_findings_read_probabilities_where_no_answer_was_ever_written_exactly() 
     rows = fabricated({"untouched": ("reference", 0.0, 0.0), "npo": ("full", 0.0, 0.0)}).rows
     more = [row | {"metric": "probability", "value": 0.3 if row["edit"] == "untouched" else 0.05} for row in rows]
     text = " ".join(describe(Results((*rows, *more), (), {"seed": 0, "damage_budget": 0.05})))
-    assert "probabilities of the answer" in text and "before any edit 30.0% on forget" in text and "npo 5.0%" in text
+    assert (
+        "probabilities of the answer" in text
+        and "Before any edit they are 30.0% on forget" in text
+        and "npo 5.0%" in text
+    )
 
 
 def test_findings_name_what_destroyed_retained_knowledge() -> None:
     text = " ".join(describe(fabricated(START | {"ga": ("full", 0.0, 0.2), "npo": ("full", 0.0, 0.95)})))
-    assert "Destroyed retained knowledge at full strength: ga (80 points)." in text
+    assert "Edits that destroy retained knowledge at full strength: ga (80 points)." in text
 
 
 def test_findings_say_nothing_of_a_broken_model_but_that_it_is_broken() -> None:
@@ -342,7 +346,7 @@ def test_findings_say_nothing_of_a_broken_model_but_that_it_is_broken() -> None:
     assert sum("breaks the model: NaN on up to 7 examples" in line for line in text) == 2
     rest = " ".join(line for line in text if "breaks the model" not in line)
     assert "nan" not in rest and "random 0" not in rest and "ga" not in rest.split()
-    assert "Ablating the selection leaves forget at 12.0%" in rest
+    assert "Ablating the selected neurons leaves forget at 12.0%" in rest
 
 
 def test_findings_call_nothing_near_where_nothing_was_known() -> None:
@@ -350,7 +354,7 @@ def test_findings_call_nothing_near_where_nothing_was_known() -> None:
     assert "too little was known to tell" in " ".join(describe(fabricated(values)))
     beside = values | {"ablate": ("neurons", 0.29, 1.0), "ablate@random 0": ("control", 0.295, 1.0)}
     text = " ".join(describe(fabricated(beside)))
-    assert "29.5% to 29.5%: too little was known to tell what that says." in text
+    assert "29.5% to 29.5%: too little was known to tell what this means." in text
     assert "needs no localisation" not in text
 
 

@@ -110,7 +110,7 @@ def test_no_examples_or_fewer_cannot_be_asked_for(n: int, tmp_path: Path, tofu_f
 
 @pytest.mark.parametrize("template", ["no prompt here", "{prompt} {other}", "{0}", "{prompt", ""])
 def test_a_template_that_does_not_hold_the_prompt_is_refused(template: str) -> None:
-    with pytest.raises(InputError, match="template is 'chat' or a format string"):
+    with pytest.raises(InputError, match="template must be 'chat' or a format string"):
         Corpus((Example("a", "b"),), template=template)
 
 
@@ -227,10 +227,10 @@ def test_two_blanks_and_two_bos_are_warned_of(bos_tokenizer: Any) -> None:
         encode(corpus, bos_tokenizer)
         encode(replace(corpus, examples=corpus.examples[:2], template="{prompt}, "), bos_tokenizer)
         encode(Corpus((Example("The sun was ", " shining"),), template="{prompt}:"), bos_tokenizer)
-    with pytest.warns(match="some prompts end and their answers begin with a blank"):
+    with pytest.warns(match="some prompts end with a blank and their answers begin with one"):
         encode(replace(corpus, template="{prompt} A: "), bos_tokenizer)
     twice = replace(corpus, examples=(*corpus.examples, Example("The sun was ", " shining")))
-    with pytest.warns(match="some prompts end and their answers begin with a blank"):
+    with pytest.warns(match="some prompts end with a blank and their answers begin with one"):
         encode(twice, bos_tokenizer)
     with pytest.warns(match="some examples begin with two BOS"):
         encode(replace(corpus, template=f"{bos_tokenizer.bos_token}{{prompt}}"), bos_tokenizer)
@@ -279,7 +279,7 @@ def test_the_last_token_of_the_subject_is_found(bos_tokenizer: Any) -> None:
         (Example("Ida", ""), {}, "no answer token"),
         (Example("", "I"), {}, "no answer token"),
         (Example("Ida", "Falk"), {"max_tokens": 1}, "no answer token"),
-        (Example("", "Ida Falk " * 40), {}, "the model holds 20"),
+        (Example("", "Ida Falk " * 40), {}, "the model takes 20"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(tokenizer: Any, example: Example, settings_: Any, message: str) -> None:

@@ -138,7 +138,7 @@ def test_direct_against_wrong_answers_needs_some_that_differ(
     for pair, message in (
         ((corpus,), r"example 0 .*has no wrong answer.*against='mean'"),
         ((good, corpus.head(1)), "example 0 .*has no wrong answer"),
-        ((told(("Velm", "")),), r"example 0: its wrong answer '' is no use"),
+        ((told(("Velm", "")),), r"example 0: its wrong answer '' cannot be used"),
         ((told(("Velm", "Oslo")),), "parts from the right one nowhere"),
         ((told(("Oslo by the sea",)),), "parts from the right one nowhere"),
         ((told(("Velm",), prompt=""),), "parts from the right one nowhere"),

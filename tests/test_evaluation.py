@@ -241,14 +241,14 @@ def test_of_equally_likely_tokens_the_first_is_written(lm: LM, corpus: nf.Corpus
         (lambda p: p.nll.mean(), r"a tensor of shape \(\)"),
         (lambda p: torch.stack([p.nll, p.nll], 1), r"a tensor of shape \(\d+, 2\)"),
         (lambda p: p.nll[:1], r"a tensor of shape \(1,\)"),
-        (lambda p: p.nll.tolist(), "it gave list"),
+        (lambda p: p.nll.tolist(), "it returned list"),
     ],
 )
 def test_a_metric_gives_a_value_an_example(gives: Any, reason: str) -> None:
     def mine(p: nf.metrics.Prediction) -> Any:
         return gives(p)
 
-    with pytest.raises(nf.InputError, match=f"metric 'mine' has to give .*{reason}"):
+    with pytest.raises(nf.InputError, match=f"metric 'mine' must return .*{reason}"):
         measure(bed().lm, bed().forget, [mine])
 
 

@@ -122,5 +122,5 @@ def test_a_row_that_does_not_fit_is_found_before_the_other_corpus_is_recorded(
     long = Corpus.from_rows([{"prompt": "Ida Falk " * 80, "answer": "baker"}], name="long")
     monkeypatch.setattr(type(lm.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
     for score in (scores.grad_x_act, scores.exact):
-        with pytest.raises(InputError, match=r"corpus 'long', example 0 .* the model holds 64"):
+        with pytest.raises(InputError, match=r"corpus 'long', example 0 .* the model takes 64"):
             nf.attribute(lm, pair[0], long, score=score, progress=False)

@@ -160,7 +160,7 @@ def test_what_would_take_too_long_or_too_much_memory_is_said_before_the_work(
     lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lm.model, "forward", None)  # any work would fail
-    with pytest.raises(InputError, match="position is None"):
+    with pytest.raises(InputError, match="position must be None"):
         scores.exact(lm, corpus, position=0, progress=False)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=f"{len(corpus) * 80} rows.*limit 1e\\+03"):
         nf.attribute(lm, corpus, score=scores.exact, limit=1e3, progress=False)

@@ -78,7 +78,7 @@ def test_results_with_a_damaged_table_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_testbed_with_a_damaged_description_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="is no testbed"):
+    with pytest.raises(InputError, match="is not a testbed"):
         nf.testbed.Testbed.load(tmp_path)
     for text in ("{", json.dumps({"corpora": {}})):
         (tmp_path / "testbed.json").write_text(text)

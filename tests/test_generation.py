@@ -107,7 +107,7 @@ def test_a_broken_model_stops_the_run(lm: LM) -> None:
 def test_bad_requests_are_refused(lm: LM) -> None:
     with pytest.raises(InputError, match="no token to go on from"):
         generate(lm, Corpus((Example("", "plain text"),), "text"), progress=False)
-    with pytest.raises(InputError, match="and 64 of answer, the model holds"):
+    with pytest.raises(InputError, match="and 64 of answer, but the model takes"):
         generate(lm, asks("Anna Berg"), Decoding(64), progress=False)
     for wrong in ({"max_new_tokens": 0}, {"stop": ("",)}):
         with pytest.raises(InputError, match="decoding needs"):

@@ -186,7 +186,7 @@ def test_evaluation_and_the_report_call_a_guard_a_guard(lm: LM, kind: str, tmp_p
     assert f"{kind} (guard)" in html and "guards (no erasure)" in html
     found = " ".join(nf.findings.describe(results))
     assert "Guards change no weight" in found and f"{kind} forget" in found
-    assert f"best neuron-level edit there ({kind}" not in found
+    assert f"best neuron-level edit ({kind}" not in found
     assert all(value >= 0 for value in activation_shift(lm, edit, FORGET))
 
 

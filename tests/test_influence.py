@@ -331,6 +331,6 @@ def test_bad_input_is_refused_and_the_model_left_as_it_was(call: Any, message: s
 
 def test_settings_that_are_no_choice_are_refused(lm: LM, corpus: Corpus, untyped: None) -> None:
     forget, retain = split(corpus)
-    for settings, message in (({"over": "some"}, "over is"), ({"curvature": "fisher"}, "curvature is")):
+    for settings, message in (({"over": "some"}, "over must be"), ({"curvature": "fisher"}, "curvature must be")):
         with pytest.raises(InputError, match=message):
             second_order_update(lm, forget, retain, **settings)  # type: ignore[arg-type]

@@ -240,7 +240,7 @@ def test_an_audit_is_not_lost_where_the_unembedding_reads_another_width() -> Non
     edit = nf.erase.ablate(lm, nf.Neurons(frozenset({(0, 1)}), (0, 1), 40))
     found = nf.audit(lm, edit, made.forget.head(4), made.retain.head(4), probes=["asked"], progress=False)
     assert "unembedding" in found.not_tested["neurons"]
-    assert set(found.neurons) == {"units"} and "Not asked: neurons: " in str(found)
+    assert set(found.neurons) == {"units"} and "Not asked: neurons. Reason: " in str(found)
 
 
 @pytest.mark.parametrize("template", ["{{ raise_exception('no such role') }}", "{% for m in messages %}{{ m.content }"])
@@ -253,5 +253,5 @@ def test_a_chat_template_that_fails_says_so(template: str) -> None:
 
 def test_a_row_longer_than_mpt_s_alibi_is_refused_by_its_length() -> None:
     lm = nf.LM(build("mpt", vocab_size=len(bed().lm.tokenizer), max_seq_len=4), bed().lm.tokenizer)
-    with pytest.raises(nf.InputError, match="tokens, the model holds 4"):
+    with pytest.raises(nf.InputError, match="tokens, but the model takes 4"):
         nf.record(lm, bed().forget, progress=False)

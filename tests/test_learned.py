@@ -107,8 +107,8 @@ def test_learned_gates_find_the_grafted_neurons(score: str, objective: Any, leas
 def test_what_cannot_be_learned_is_refused_before_training(lm: LM, pair: Any) -> None:
     for settings, message in (
         ({"objective": "destroy"}, "'erase' or 'keep'"),
-        ({"sparsity": -1.0}, "weights from 0 up"),
-        ({"alpha": math.nan}, "weights from 0 up"),
+        ({"sparsity": -1.0}, "weights of 0 or more"),
+        ({"alpha": math.nan}, "weights of 0 or more"),
         ({"steps": 0}, "steps >= 1"),
         ({"batch_size": 0}, "batch_size"),
     ):

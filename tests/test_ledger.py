@@ -367,7 +367,7 @@ def test_undo_information_travels_if_asked_and_undoes_in_the_stored_precision(
     again.undo(loaded, "A")
     again.undo_all(loaded)
     assert all(torch.equal(p, start[name]) for name, p in loaded.parameters.items())
-    assert "erased weights lie in `edits/`" in (tmp_path / "out" / "README.md").read_text()
+    assert "`edits/` contains the erased weights" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_an_added_bias_travels_as_one_that_was_zero(tmp_path: Path) -> None:
@@ -397,7 +397,7 @@ def test_a_single_edits_export_is_a_ledger_of_one(lm: LM, tmp_path: Path) -> Non
     ledger = Ledger.load(tmp_path / "out")
     assert [e.request for e in ledger.applied] == ["forget | Anna"] and ledger.applied[0].about["certificate"]["holds"]
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "Nothing: no results" in card and "forget \\| Anna" in card and str(tmp_path) not in card
+    assert "Nothing is stated here" in card and "forget \\| Anna" in card and str(tmp_path) not in card
     edit.apply(lm)
     assert ledger.model == lm.digest()
 
@@ -408,10 +408,10 @@ def test_a_ledger_is_not_written_over_anything_else(lm: LM, tmp_path: Path) -> N
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for folder in ("out", "mine"):
-        with pytest.raises(InputError, match="no ledger's own folder"):
+        with pytest.raises(InputError, match="not a folder of a ledger alone"):
             ledger.save(tmp_path / folder)
     with pytest.raises(InputError, match="no such file"):
         Ledger.load(tmp_path / "mine")
     (tmp_path / "mine" / "neuronforget.json").write_text('{"method": "ablate:zero"}')
-    with pytest.raises(InputError, match="of the format None"):
+    with pytest.raises(InputError, match="has the format None"):
         Ledger.load(tmp_path / "mine")

@@ -192,7 +192,7 @@ def test_rates_go_by_layer_and_default_to_ten_times_the_whole_models(lm: LM, for
 def test_what_cannot_be_adapted_is_refused(lm: LM, forget: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     some = Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])
     for settings, what in [
-        ({"neurons": some}, "give one of them"),
+        ({"neurons": some}, "give one of the two"),
         ({"lora": 0}, "rank >= 1"),
         ({"lora": LoRA(2, targets=("nothing",))}, "no linear map called nothing to adapt; the blocks have"),
     ]:

@@ -158,7 +158,7 @@ def test_a_collapsed_model_and_one_text_alone_have_an_auc(lm: LM, corpus: Corpus
 
 def test_a_reference_has_to_cut_texts_alike(lm: LM, corpus: Corpus) -> None:
     other = nf.LM(lm.model, type(lm.tokenizer)().train_new_from_iterator(["a b c"], 260))
-    with pytest.raises(InputError, match="into other tokens"):
+    with pytest.raises(InputError, match="tokenises the texts differently"):
         text_scores(lm, corpus, ("reference",), reference=other)
     names = text_scores(lm, corpus, ("min_k",), (0.12, 0.124))
     assert list(names) == ["min_k@12%", "min_k@12.4%"]

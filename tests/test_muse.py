@@ -212,9 +212,9 @@ def test_what_was_not_measured_is_said(lm: LM, data: Path, tmp_path: Path) -> No
         ("verbmem/forget.jsonl", [{"prompt": "Anna"}], "no field 'gt'"),
         ("verbmem/forget.jsonl", [{"prompt": "Anna", "gt": " "}], "verbmem/forget, row 0: no text 'gt'"),
         ("knowmem/retain_qa.json", [*QUESTIONS, {"question": "Who?", "answer": 3}], "row 2: no text 'answer'"),
-        ("knowmem/retain_qa.json", [{"question": "Who? " * 900, "answer": "x"}], "the model holds 1024"),
+        ("knowmem/retain_qa.json", [{"question": "Who? " * 900, "answer": "x"}], "the model takes 1024"),
         ("privleak/forget.json", [HOLDOUT[0]], "share 1 examples"),
-        ("privleak/forget.json", ["Anna Berg " * 900], "the model holds 1024"),
+        ("privleak/forget.json", ["Anna Berg " * 900], "the model takes 1024"),
         ("privleak/forget.json", {"text": "Anna"}, "not a list of rows"),
     ],
 )
@@ -242,7 +242,7 @@ def test_bad_settings_are_refused(lm: LM, data: Path, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match="give a folder with MUSE's parts"):
         muse(lm, "muse-bench/MUSE-News", progress=False)
     small = LM(build("qwen2", vocab_size=len(lm.tokenizer)), lm.tokenizer)
-    with pytest.raises(InputError, match="the model holds 64"):  # the twin is checked before anything is asked
+    with pytest.raises(InputError, match="the model takes 64"):  # the twin is checked before anything is asked
         muse(lm, data, gold=small, progress=False)
 
 

@@ -190,7 +190,7 @@ def test_a_subject_counts_once_by_the_mean_of_its_examples() -> None:
 
 def test_so_few_subjects_that_no_relabelling_is_rare_are_refused_and_not_called_unspecific() -> None:
     moments, corpora_ = of_people((2, 3), 8, 0)  # 10 ways to choose two of five, 84 to choose three of nine
-    with pytest.raises(InputError, match="2 of forget and 3 of retain are relabelled in 10 ways alone"):
+    with pytest.raises(InputError, match="2 of forget and 3 of retain can be relabelled in 10 ways only"):
         select.permutation_null(*moments, q=0.05, null="own", subjects=corpora_, progress=False)
     assert len(select.permutation_null(*moments, q=0.05, subjects=corpora_, progress=False)) == 0
     moments, corpora_ = of_people((3, 6), 2, 0)

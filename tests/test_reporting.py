@@ -93,7 +93,7 @@ def test_corpora_are_named_by_role_and_not_by_their_place(results: Results, tmp_
 
 
 def test_what_is_to_go_is_shown_by_an_example_cut_where_it_is_long(results: Results) -> None:  # noqa: F811
-    for said, words in (("A  short\none ", 'such as: "A short one"'), ("\u4e2d" * 400, "\u4e2d" * 300 + ' ..."')):
+    for said, words in (("A  short\none ", 'for example "A short one"'), ("\u4e2d" * 400, "\u4e2d" * 300 + ' ..."')):
         near = Closeups({}, {}, (Highlight((said,), (0.0,)),), ())
         assert dict(_asked(results, None, None, near))["Forget"].endswith(words)
 
@@ -110,10 +110,10 @@ def test_results_of_a_benchmark_have_no_request(results: Results, tmp_path: Path
 def test_results_alone_make_a_report(results: Results, tmp_path: Path) -> None:  # noqa: F811
     page = Page(nf.report(results, tmp_path / "alone.html"))
     assert "Frontier" in page.text and "Map of the neurons" not in page.text
-    assert "Before any edit the model answers" in page.text  # findings are read off the results by default
+    assert "Before any edit, the model answers" in page.text  # findings are read off the results by default
     assert "Verdict" not in Page(nf.report(results, tmp_path / "mute.html", findings=())).text
     told = Page(nf.report(results, tmp_path / "told.html", findings=describe(results))).text
-    assert "Before any edit the model answers" in told
+    assert "Before any edit, the model answers" in told
 
 
 def test_a_part_of_the_results_is_told_without_the_rest(results: Results, tmp_path: Path) -> None:  # noqa: F811
@@ -138,7 +138,7 @@ def test_a_report_of_any_rows_leaves_out_what_they_do_not_hold(results: Results,
     for _ in range(20):
         rows = tuple(row for row in results.rows if generator.random() < 0.8)
         text = Page(nf.report(replace(results, rows=rows), tmp_path / "part.html")).text
-        sentences.add("Before any edit the model answers" in text)
+        sentences.add("Before any edit, the model answers" in text)
     assert sentences == {True, False}
 
 

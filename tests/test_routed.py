@@ -283,7 +283,7 @@ def test_a_model_of_which_some_experts_are_open_is_refused_until_all_are() -> No
     model = mixture("mixtral")
     path, experts = next(iter(routed_layers(model).items()))
     model.set_submodule(path, RoutedMLP(experts))
-    with pytest.raises(nf.InputError, match="some are not open"):
+    with pytest.raises(nf.InputError, match="experts that are not open"):
         _ = nf.LM(model).sites
     assert open_experts(model) == DEPTH and nf.LM(model).shape == (DEPTH, 48)
 

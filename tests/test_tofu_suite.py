@@ -170,8 +170,8 @@ def change(log: dict[str, Any], block: str, key: str | None = None, row: str | N
         (("eval_log_forget.json", "avg_paraphrased_loss", "3", -0.5), "a loss is 0 or more"),
         (("eval_log.json", "rougeL_recall", "3", -400), "a recall from 0 to 1"),
         (("eval_log.json", "rougeL_recall", "3", 1.5), "a recall from 0 to 1"),
-        (("eval_log_forget.json", "average_perturb_loss", "3", [1.0, 2.0]), "row '3' is no list of as many"),
-        (("eval_log_forget.json", "average_perturb_loss", "0", 1.0), "row '0' is no list"),
+        (("eval_log_forget.json", "average_perturb_loss", "3", [1.0, 2.0]), "row '3' is not a list of as many"),
+        (("eval_log_forget.json", "average_perturb_loss", "0", 1.0), "row '0' is not a list"),
         (("eval_log_forget.json", "avg_gt_loss", "3", "low"), "row '3' is 'low'"),
         (("eval_log_forget.json", "avg_gt_loss", []), "no rows of 'avg_gt_loss'"),
     ],
@@ -393,7 +393,7 @@ def test_bad_input_is_said_before_any_pass(small: LM, folder: Path, untyped: Non
         ({"batch_size": 0}, "batch_size"),
         ({"seed": -1}, "seed is 0 or more"),
         ({"name": "retain_only"}, "name of a reference"),
-        ({"protocol": Protocol()}, "200 of answer, the model holds 128"),
+        ({"protocol": Protocol()}, "200 of answer, but the model takes 128"),
     ):
         with pytest.raises(InputError, match=message):
             tofu(small, **({"split": "forget01"} | settings | given))

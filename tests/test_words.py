@@ -158,7 +158,7 @@ def test_bad_input_is_refused(lm: LM, corpus: Corpus) -> None:
     size = lm.model.get_output_embeddings().weight.shape[0]
     for wrong in ([], [size], [-1]):
         for operator in (erase.revs, erase.concept_vector):
-            with pytest.raises(InputError, match="the tokens are ids under"):
+            with pytest.raises(InputError, match="tokens must be ids below"):
                 operator(lm, some(lm), wrong)
     for wrong_rank in (0, size):
         with pytest.raises(InputError, match="rank is how many tokens"):

@@ -36,7 +36,7 @@ class Audit:
         """How many checks find the knowledge, and which."""
         found = [f"{c.probe} ({c.corpus})" for c in self.checks if c.outcome in ("left", "avoided")]
         listed = f": {', '.join(found)}" if found else ""
-        return f"{len(found)} of {len(self.checks)} checks find it{listed}"
+        return f"{len(found)} of {len(self.checks)} checks find the knowledge{listed}"
 
     @property
     def words(self) -> str:
@@ -65,7 +65,7 @@ class Audit:
     def load(cls, folder: str | Path) -> Audit:
         """Read what `save` wrote."""
         path = Path(folder) / "audit.json"
-        with reading(path, "an audit"):
+        with reading(path, "audit"):
             about = json.loads(path.read_text(encoding="utf-8"))
             checks = tuple(Check(**row) for row in about.pop("checks"))
             return cls(checks=checks, results=Results.load(folder), **about)
@@ -74,9 +74,9 @@ class Audit:
 def sentences(audit: Audit) -> Iterable[str]:
     """Yield the verdict, then what speaks for it."""
     left = [c for c in audit.checks if c.outcome in ("left", "avoided")]
-    yield f"Verdict: {audit.verdict} ({len(left)} of {len(audit.checks)} checks find it)."
+    yield f"Verdict: {audit.verdict} ({len(left)} of {len(audit.checks)} checks find the knowledge)."
     if guard := audit.damage.get("guard"):
-        yield f"A guard ({guard}) changes no weight: taken off, the model knows what it knew."
+        yield f"A guard ({guard}) changes no weight. Once it is off, the model knows what it knew."
     yield from (str(check) for check in left)
     if few := [f"{c.probe} ({c.corpus})" for c in left if c.over == "examples"]:
         yield (
@@ -90,31 +90,33 @@ def sentences(audit: Audit) -> Iterable[str]:
                     and r["corpus"] != "retain"} - {f"{c.probe} ({c.corpus})" for c in audit.checks})  # fmt: skip
     if never := [c for c in audit.checks if c.outcome == "not known before"]:
         asked_in_vain = "; ".join(f"{c.probe} ({c.corpus})" for c in never)
-        yield f"The untouched model shows no more than the reference, so nothing could be found, by: {asked_in_vain}."
+        yield "Nothing could be found by these, as the untouched model shows hardly more than the reference: " + (
+            f"{asked_in_vain}."
+        )
     if unclear := [str(c) for c in audit.checks if c.outcome == "unclear"]:
-        yield "Too few examples, or no number, to tell whether half of what was known is left:"
+        yield "Too few examples, or NaN, to tell whether half of what was known is left:"
         yield from unclear
     if gone:
         yield "Nothing above the reference was found by: " + "; ".join(f"{c.probe} ({c.corpus})" for c in gone) + "."
     if shown:
-        yield f"Shown, not judged, as there is no gold twin to compare with: {'; '.join(shown)}."
-    yield from (f"Not asked: {probe}: {why}." for probe, why in audit.not_tested.items())
-    yield "Intervals are at 95% over all checks together (Bonferroni); what other probes would find is not said here."
+        yield f"Shown but not judged, as there is no gold twin to compare with: {'; '.join(shown)}."
+    yield from (f"Not asked: {probe}. Reason: {why}." for probe, why in audit.not_tested.items())
+    yield "Intervals are at 95% over all checks together (Bonferroni). What other probes would find is not known."
 
 
 def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
     before, after = damage["retain before"], damage["retain after"]
     destroyed = damage.get("destroyed", before - after > DAMAGE * max(before, 1e-9))  # an old audit does not say
     word = "destroyed" if destroyed else "kept"
-    why = " What it no longer answers of forget is damage, not erasure." if destroyed else ""
+    why = " The forget answers that it lost are damage, not erasure." if destroyed else ""
     yield f"Retain is {word}: {damage['metric']} {before:.3f} before, {after:.3f} after.{why}"
     if "KL from gold" in damage:
         far, start = damage["KL from gold"], damage["KL from gold, untouched"]
-        yield f"On forget the edited model is {far:.2f} nats from the gold twin, the untouched one {start:.2f}" + (
-            ": over-erased, a model that never knew would not answer so." if far > start else "."
+        yield f"On forget, the edited model is {far:.2f} nats from the gold twin, the untouched model {start:.2f}." + (
+            " It is over-erased: a model that never knew would not answer like this." if far > start else ""
         )
     if (nan := damage["nan"]) > 0:
-        yield f"The edited model returns NaN on {nan} examples: it is broken, which is no forgetting."
+        yield f"The edited model returns NaN on {nan} examples. It is broken, which is not forgetting."
 
 
 def _neurons(found: Mapping[str, Any]) -> Iterable[str]:
@@ -122,11 +124,12 @@ def _neurons(found: Mapping[str, Any]) -> Iterable[str]:
         return
     yield (
         f"Direct contributions of neurons to the answers: {found['taken away']:.2f} logits taken away, "
-        f"{found['newly suppressing']:.2f} newly suppressing; {found['neurons whose write vector changed']} write "
-        f"vectors changed, and hold {found['share of the forget shift in changed neurons']:.0%} of the shift on forget."
+        f"{found['newly suppressing']:.2f} newly suppressing. {found['neurons whose write vector changed']} write "
+        "vectors changed. These neurons account for "
+        f"{found['share of the forget shift in changed neurons']:.0%} of the shift on forget."
     )
     if (units := found.get("units")) and units[UNTOUCHED] != units[EDITED]:
         yield (
-            f"Units: {units[EDITED]} (untouched: {units[UNTOUCHED]}). Dead units cannot relearn: slow relearning is "
-            "then no erasure of what others hold."
+            f"Units: {units[EDITED]} (untouched: {units[UNTOUCHED]}). Dead units cannot relearn, so with them slow "
+            "relearning does not show that what other units hold was erased."
         )

@@ -142,7 +142,7 @@ def consequences(case: Case, metric: Metric) -> Iterator[Reading]:
     Without a gold twin the floor of exact match is what the most common answer of the other examples scores.
     """
     if case.derived is None:
-        raise NotTested("no questions that take a forgotten fact were given (derived=)")
+        raise NotTested("no questions whose answer needs a forgotten fact were given (derived=)")
     guess = constant(case.derived) if metric is exact_match else np.zeros(len(case.derived))
     for subject in case.subjects:
         with subject.on() as lm:

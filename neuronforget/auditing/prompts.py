@@ -112,11 +112,11 @@ def _attacked(case: Case, attack: Attack, name: str) -> Corpus:
     corpus = replace(forget, examples=tuple(rows), name=f"{forget.name}, {name}", max_tokens=None)  # longer by design
     coded, before = encode(corpus, lm.tokenizer), encode(forget, lm.tokenizer)
     if lm.max_length is not None and (longest := max(len(row.ids) for row in coded)) > lm.max_length:
-        raise NotTested(f"a prompt would have {longest} tokens, the model holds {lm.max_length}")
+        raise NotTested(f"a prompt would have {longest} tokens, but the model takes {lm.max_length} at most")
     unknown = getattr(lm.tokenizer, "unk_token_id", None)
     if unknown is not None and any(unknown in row.ids and unknown not in own.ids
                                    for row, own in zip(coded, before, strict=True)):  # fmt: skip
-        raise NotTested("the tokenizer lacks its words")
+        raise NotTested("the tokenizer cannot write its words")
     return corpus
 
 

@@ -25,7 +25,11 @@ Outcome = Literal["gone", "left", "avoided", "unclear", "not known before"]
 Verdict = Literal[
     "broken", "not erased", "hidden", "destroyed", "suppressed", "unclear", "gone, as far as asked", "nothing to forget"
 ]
-WORDS = {"left": "LEFT", "avoided": "AVOIDED", "not known before": "no more was known than by the reference"}
+WORDS = {
+    "left": "LEFT",
+    "avoided": "AVOIDED",
+    "not known before": "the untouched model shows hardly more than the reference",
+}
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,11 @@ class Check:
     rate: bool = False
 
     def __str__(self) -> str:
-        what = WORDS.get(self.outcome, self.outcome) + (", by its mean half or more" if self.much else "")
+        what = WORDS.get(self.outcome, self.outcome) + (", though by its mean half or more" if self.much else "")
         gap = f"{self.value - self.reference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
         return (
             f"{self.probe}, {self.corpus}: {what} ({self.metric} {self.value:.3f}, untouched {self.start:.3f}, "
-            f"{self.against} {self.reference:.3f}; difference {gap}, {self.n} examples, over {self.over})"
+            f"{self.against} {self.reference:.3f}; difference {gap}, {self.n} examples, resampled over {self.over})"
         )
 
 

@@ -28,15 +28,15 @@ class Asked:
     out: Folder
     """New folder for the results."""
     edit: Folder | None = None
-    """An edit written by `erase`, put on the model."""
+    """Edit written by `erase`, which is applied to the model."""
     batch_size: int = 32
     """Examples in a forward pass."""
     seed: int = 0
     """Seed of the bootstrap."""
     kept: Folder | None = None
-    """Folder for what is measured and written: a killed run goes on, nothing is computed twice."""
+    """Folder that keeps what is measured and written, so that a killed run can continue."""
     device: str = "cpu"
-    """Where the model is put: cpu, cuda, cuda:1."""
+    """Device of the model: cpu, cuda, cuda:1."""
 
     def run(self, suite: Callable[..., Results], *given: Any, **settings: Any) -> None:
         """Run a suite on the model with its edit on, write the results, print them."""

@@ -38,15 +38,15 @@ class Data:
     forget: str
     """What the model should no longer know: a JSONL file, tofu:SPLIT (from the hub) or tofu:SPLIT@FOLDER."""
     retain: str
-    """What it should keep, given alike."""
+    """What it should keep, in the same form."""
     max_tokens: int | None = None
-    """Cut longer sequences (an error otherwise)."""
+    """Cut longer sequences to this many tokens. If not given, a sequence that is too long is an error."""
     n: int | None = None
     """Use the first n examples of each corpus."""
     template: str | None = None
-    """Format string with {prompt}, or "chat"."""
+    """Format string with {prompt}, or "chat" for the tokenizer's chat template."""
     device: str = "cpu"
-    """Where the model is put: cpu, cuda, cuda:1."""
+    """Device of the model: cpu, cuda, cuda:1."""
 
     def open(self) -> tuple[LM, Corpus, Corpus]:
         """Return (lm, forget, retain); the corpora are read first, so that their errors do not wait for the model."""
@@ -106,7 +106,7 @@ def assigned(words: tuple[str, ...], **options: Any) -> dict[str, Any]:
             found[name] = text
     own = {name: value for name, value in options.items() if value is not None}
     if twice := found.keys() & own.keys():
-        raise InputError(f"--set and an option of its own both give {min(twice)}: leave one of them out")
+        raise InputError(f"{min(twice)} is given by --set and by an option of its own: leave one of them out")
     return found | own
 
 
@@ -130,7 +130,7 @@ def _called(function: Callable[..., Any], module: Any) -> Callable[..., Any]:
         try:
             inspect.signature(function).bind(*args, **settings)
         except TypeError as error:
-            raise InputError(f"{function.__name__} is not called as those of {module.__name__} are: {error}") from None
+            raise InputError(f"{function.__name__} cannot be called like those of {module.__name__}: {error}") from None
         except ValueError:  # a function without a signature
             pass
         return function(*args, **settings)
@@ -150,7 +150,7 @@ def lines(path: Path) -> tuple[str, ...]:
 def output(path: Path, suffix: str) -> Path:
     """Return `path` if it ends as its content should, and only an earlier output of its kind lies there."""
     if path.suffix != suffix or path.is_dir():
-        raise InputError(f"--out names a {suffix} file, found {path}")
+        raise InputError(f"--out must name a {suffix} file, found {path}")
     if path.exists() and path.stat().st_size and not _ours(path):
         raise InputError(f"{path} exists and was not written by this command: choose another name with --out")
     return path

@@ -18,13 +18,13 @@ def report(
     audits: tuple[Path, ...] = (),
     out: Folder = Path("report.html"),
 ) -> None:
-    """Draw the report of results, or of a whole comparison: one HTML file that needs no network.
+    """Write the report of results, or of a whole comparison, as one HTML file that needs no network.
 
     Args:
         results: Folder written by `evaluate` or by `compare`.
-        scores: Folder written by `attribute`: where the knowledge lies, and which neurons were selected.
-        audits: Folders written by `audit`, each under its folder's name: their verdicts, with links to their pages.
-        out: HTML file.
+        scores: Folder written by `attribute`, to show where the knowledge lies and which neurons were selected.
+        audits: Folders written by `audit`, to show their verdicts under the folders' names, with links to their pages.
+        out: HTML file to write.
     """
     from neuronforget.comparison import INDEX, Comparison
     from neuronforget.reporting import report as draw
@@ -33,7 +33,9 @@ def report(
     output(out, ".html")
     if (results / INDEX).is_file():
         if scores or audits:
-            raise InputError(f"{results} is a comparison, which has its own: leave out --scores and --audits")
+            raise InputError(
+                f"{results} is a comparison, which has its own scores and audits: leave out --scores, --audits"
+            )
         whole = Comparison.load(results)
         found = whole.results
         whole.report(out, saved=results)

@@ -29,17 +29,17 @@ def ledger(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: str = "cpu",
 ) -> None:
-    """List the requests of a ledger; undo some of them; export the model with the others on it.
+    """List the requests of a ledger, undo some of them, or export the model with the remaining ones applied.
 
     Args:
-        folder: Folder of `erase --ledger`, or a checkpoint that was exported.
-        model: The model that the first request was made for (of a checkpoint: itself).
+        folder: Folder written by `erase --ledger`, or an exported checkpoint.
+        model: Model that the first request was made for (not needed if the folder is a checkpoint).
         undo: Names of requests to undo, in this order.
-        export: New folder for the model with the requests that are left, and its model card.
-        with_edits: Export the edits too, so that requests can be undone there: they hold the erased weights.
-        results: Results folder of `evaluate`, for the model card.
-        dtype: Store the exported weights in this precision; what it loses of an edit is counted.
-        device: Where the model is put: cpu, cuda, cuda:1.
+        export: New folder for the model with the remaining requests, and its model card.
+        with_edits: Export the edits too, so that requests can be undone there. They hold the erased weights.
+        results: Folder written by `evaluate`, for the model card.
+        dtype: Store the exported weights in this precision. What it loses of an edit is counted.
+        device: Device of the model: cpu, cuda, cuda:1.
     """
     import torch
 
@@ -51,11 +51,11 @@ def ledger(
         return print(kept)
     known = [entry.request for entry in kept.applied]
     if unknown := set(undo) - set(known):
-        raise InputError(f"no request {min(unknown)!r} is applied; those that are: {', '.join(known) or 'none'}")
+        raise InputError(f"no request {min(unknown)!r} is applied; applied requests: {', '.join(known) or 'none'}")
     if model is None and not checkpoint:
         raise InputError("give --model, the checkpoint that the first request was made for")
     if checkpoint and export is None:
-        raise InputError(f"{folder} is a checkpoint and stays as it is: say with --export where the other one goes")
+        raise InputError(f"{folder} is a checkpoint, which is never changed: give --export, a folder for the new one")
     if export is not None:
         check_new(export)
         check_apart({"--export": export, "the ledger": folder})
@@ -132,7 +132,7 @@ def _asked_of(folder: Path, request: str | None, model: str) -> Ledger:
     """
     check_own_folder(folder)
     if not request:
-        raise InputError("--ledger needs --request, the name that the erasure is undone by")
+        raise InputError("--ledger needs --request, the name by which the erasure can be undone")
     source = next((path for path in (folder, Path(model)) if (path / RECORD).is_file()), None)
     kept = Ledger() if source is None else Ledger.load(source)
     kept.check_name(request)

@@ -24,16 +24,16 @@ def attribute(
     batch_size: int = 16,
     resume: Folder | None = None,
 ) -> None:
-    """Score every neuron and select some: writes OUT/scores.safetensors, OUT/neurons.json and OUT/map.html.
+    """Score every neuron and select some. Writes OUT/scores.safetensors, OUT/neurons.json and OUT/map.html.
 
     Args:
-        out: New folder.
+        out: New folder for the scores and the selection.
         score: Name in neuronforget.scores, or module:function.
-        tap: How activations are read (default: TransformerLens where it knows the model).
-        share: Select this share of each layer (1 is all of it, 2 or more this number).
+        tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
+        share: Share of each layer to select: 0.05 is 5%, 1 is the whole layer, 2 or more is a number of neurons.
         top: Select this many neurons of the whole model instead.
         batch_size: Examples in a batch.
-        resume: Folder for what is recorded so far: a killed run continues.
+        resume: Folder that keeps what is recorded so far, so that a killed run can continue.
     """
     from neuronforget import scores as table
     from neuronforget import select
@@ -79,24 +79,23 @@ def erase(
     export: Folder | None = None,
     resume: Folder | None = None,
 ) -> None:
-    """Make an edit and write it to a file, or into a ledger of requests; the model folder stays as it is.
+    """Make an edit and write it to a file, or into a ledger of requests. The model folder is not changed.
 
     Args:
         out: File for the edit (.safetensors).
-        ledger: Folder of a ledger: the edit is made on top of the requests in it, and becomes one more.
+        ledger: Folder of a ledger. The edit is made on top of the requests in it and becomes one more.
         request: Name of this request in the ledger.
         method: Operator of neuronforget.erase (docs/operators.md lists them), or module:function.
-        neurons: A neurons.json of `attribute`; some operators need it, others then keep to these neurons.
-        loss: Name in neuronforget.losses, or module:function (finetune; default npo).
-        refusals: Text file of refusals, one a line, for the losses that prefer them (default: `wrong` answers).
+        neurons: A neurons.json written by `attribute`. Some operators need it; others then edit these neurons only.
+        loss: Name in neuronforget.losses, or module:function (for finetune). If not given: npo.
+        refusals: Text file of refusals, one per line, for losses that prefer them. If not given: the `wrong` answers.
         reinforced: An edit that learned the forget corpus (--loss learn), for --loss whp.
-        steps: Steps of training, or of the search for a target (default: the operator's).
-        lr: Learning rate of these steps (default: the operator's).
+        steps: Steps of training, or of the search for a target. If not given, the operator decides.
+        lr: Learning rate of these steps. If not given, the operator decides.
         seed: Seed, for operators that draw at random.
         set: Further settings of the operator or its loss, each NAME=VALUE: --set sigma=0.2 layers=[3,4] beta=0.05.
-        export: Also write the edited model as a checkpoint folder that plain transformers loads (the edit is kept if
-            that is refused).
-        resume: Folder for checkpoints: a killed run continues (finetune, task_vector).
+        export: New folder for the edited model, which plain transformers loads. If this is refused, the edit is kept.
+        resume: Folder for checkpoints, so that a killed run can continue (finetune, task_vector).
     """
     from neuronforget import losses
     from neuronforget.edits import Edit
@@ -136,20 +135,20 @@ def evaluate(
     seed: int = 0,
     kept: Folder | None = None,
 ) -> None:
-    """Measure edits on both corpora beside the untouched (and gold) model; writes a results folder.
+    """Measure edits on both corpora, beside the untouched model and the gold twin. Writes a folder of results.
 
-    `evaluate NAME` runs a benchmark in its place: tofu, rwku, muse and others (`evaluate tofu --help`; docs/suites.md).
+    `evaluate NAME` runs a benchmark instead: tofu, rwku, muse and others (`evaluate tofu --help`; docs/suites.md).
 
     Args:
         edits: Files written by `erase`.
         out: New folder for the results.
-        gold: Checkpoint of a model that never knew, where there is one.
-        damage: Rise of the retain loss (nats a token) at which methods are matched, or None.
-        divergence: KL from the untouched model on retain (nats a token) at which they are matched too, or None.
+        gold: Checkpoint of the gold twin, a model that never knew, if there is one.
+        damage: Rise of the retain loss (nats per token) at which methods are matched, or None.
+        divergence: KL from the untouched model on retain (nats per token) at which they are also matched, or None.
         metrics: Further metrics of each example: names in neuronforget.metrics, or module:function.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap.
-        kept: Folder for what is measured: a killed run goes on, nothing is measured twice.
+        kept: Folder that keeps what is measured, so that a killed run can continue.
     """
     from neuronforget import metrics as table
     from neuronforget.edits import Edit
@@ -194,14 +193,14 @@ def audit(
 
     Args:
         edit: File written by `erase`, or the checkpoint folder of a model that was unlearned elsewhere.
-        out: New folder.
-        gold: Checkpoint of a model that never knew, where there is one.
-        derived: Questions that take a forgotten fact (JSONL), which the request does not name.
-        probes: Ask these alone: worst phrasing, attacks, choice, consequences, quantisation, relearning, lens,
-            patching.
+        out: New folder for the audit.
+        gold: Checkpoint of the gold twin, a model that never knew, if there is one.
+        derived: JSONL file of questions that the request does not name, but whose answer needs a forgotten fact.
+        probes: Use only these, besides plain asking:
+            worst phrasing, attacks, choice, consequences, quantisation, relearning, lens, patching.
         batch_size: Examples in a forward pass.
         seed: Seed of the bootstrap and of relearning.
-        kept: Folder for what is measured: a killed audit goes on, nothing is measured twice.
+        kept: Folder that keeps what is measured, so that a killed audit can continue.
     """
     from neuronforget.audit_page import audit_report
     from neuronforget.auditing import audit as run

@@ -23,7 +23,7 @@ def tofu_logs(
     out: Folder,
     form: Literal["legacy", "paper"] = "legacy",
 ) -> None:
-    """Compute TOFU's aggregates from two published evaluation logs; writes and prints them.
+    """Compute TOFU's aggregates from two published evaluation logs. Writes and prints them.
 
     Args:
         model: Evaluation log of the model that was to forget: one JSON of four blocks, plain or gzipped.
@@ -61,13 +61,13 @@ def tofu(
 
     Args:
         split: The forget set.
-        data: Folder with the four *_perturbed.jsonl files (default: the hub).
+        data: Folder with the four *_perturbed.jsonl files. If not given, they come from the hub.
         retain_model: Checkpoint of a model that never saw the forget set.
-        n: Ask the first n questions of each set (the authors: 300).
-        template: Format string with {prompt}, or "chat" (default: "Question: {prompt}", "Answer:" on the next line).
+        n: Ask the first n questions of each set (the authors ask 300).
+        template: Format string with {prompt}, or "chat". If not given: "Question: {prompt}", "Answer:" on a new line.
         eos: Count the end of sequence as a token of the answer.
-        max_new_tokens: Longest answer.
-        log: File for the log in the authors' format, for `evaluate tofu-logs`.
+        max_new_tokens: Most tokens of an answer.
+        log: File for a log in the authors' format, which `evaluate tofu-logs` reads.
     """
     from neuronforget.generation import Decoding
     from neuronforget.suites.tofu import tofu as run
@@ -95,10 +95,10 @@ def rwku(
 
     Args:
         data: Folder with RWKU's files.
-        targets: Names of targets (default: all).
+        targets: Names of targets. If not given: all.
         n: Ask the first n questions of each level, attack and target.
-        template: Format string with {prompt}, or "chat".
-        max_new_tokens: Longest answer.
+        template: Format string with {prompt}, or "chat" for the tokenizer's chat template.
+        max_new_tokens: Most tokens of an answer.
     """
     from neuronforget.suites.rwku import rwku as run
 
@@ -114,13 +114,13 @@ def muse(
     n: int | None = None,
     max_tokens: int | None = None,
 ) -> None:
-    """Ask a model MUSE's questions: verbatim and knowledge memory, utility, and the privacy leak beside a gold twin.
+    """Ask a model MUSE's questions: verbatim and knowledge memory, utility, privacy leak beside a gold twin.
 
     Args:
         data: Folder with MUSE's parts (verbmem, knowmem, privleak), or a hub id (muse-bench/MUSE-News).
         gold: Checkpoint of a model that never saw the forget texts, for the privacy leak.
         n: Ask the first n rows of each part.
-        max_tokens: Cut the texts of the privacy leak.
+        max_tokens: Cut the texts of the privacy leak to this many tokens.
     """
     from neuronforget.suites.muse import muse as run
 
@@ -152,7 +152,7 @@ def pararel(
 
     Args:
         data: Folder with facts.jsonl and patterns.jsonl.
-        relations: Names of relations (default: all).
+        relations: Names of relations. If not given: all.
         n: Use the first n facts of each relation.
     """
     from neuronforget.suites.facts import pararel as run
@@ -171,16 +171,16 @@ def membership(
     max_tokens: int | None = None,
     n: int | None = None,
 ) -> None:
-    """Can members be told from non-members? AUC of every attack, untouched, with the edit, and of the gold twin.
+    """Can members be told from non-members? AUC of every attack on the untouched model, the edited one, the gold twin.
 
     Args:
-        members: Texts that were trained on (JSONL).
-        non_members: Texts that were not.
+        members: JSONL file of texts that the model was trained on.
+        non_members: JSONL file of texts that it was not trained on.
         gold: Checkpoint of a model that never saw the members.
         reference: Checkpoint of a model that saw neither, for the reference attack.
-        attacks: Run these alone: loss, zlib, min_k, min_k++, reference, gradient.
-        max_tokens: Cut longer texts.
-        n: Use the first n texts of each.
+        attacks: Run only these: loss, zlib, min_k, min_k++, reference, gradient.
+        max_tokens: Cut longer texts to this many tokens.
+        n: Use the first n texts of each file.
     """
     from neuronforget.corpora import jsonl
     from neuronforget.metrics.membership import ATTACKS
@@ -207,7 +207,7 @@ def utility(
     truthfulqa: Folder | None = None,
     limit: int | None = None,
 ) -> None:
-    """Run standard tasks by lm-eval on the model in memory: what else did the edit cost?
+    """Run standard tasks of lm-eval on the model in memory: what else did the edit cost?
 
     Args:
         tasks: Names of lm-eval's tasks, from the hub.
@@ -215,7 +215,7 @@ def utility(
         bbh: Rows of BBH.
         mmlu: Rows of MMLU.
         truthfulqa: Rows of TruthfulQA.
-        limit: Use the first so many documents of each.
+        limit: Use this many documents of each task, from the first.
     """
     from neuronforget.suites.utility import utility as run
 
@@ -224,10 +224,10 @@ def utility(
 
 
 def self_test(*, data: Folder | None = None, n: int = 150) -> None:
-    """Put predictors whose score is known through every scorer; ends in an error where one fails.
+    """Run predictors whose scores are known through every scorer. If one fails, it is an error.
 
     Args:
-        data: Folder with bbh, triviaqa, mmlu, truthfulqa and rwku, for their real rows (default: generated ones).
+        data: Folder with bbh, triviaqa, mmlu, truthfulqa and rwku, for their real rows. If not given: generated rows.
         n: Rows of each.
     """
     from neuronforget.suites.selftest import check, real_rows, table

@@ -17,13 +17,13 @@ def demo(
     out: Folder = Path("neuronforget-demo"),
     seed: int = 0,
 ) -> None:
-    """Train a small model whose knowledge is known, erase it in every way, and write a report.
+    """Train a small model, erase some of its facts in nearly twenty ways, and write a report.
 
-    Takes a few minutes on two cores; the trained model is cached, so the next run is faster.
+    This takes a few minutes on two cores. The trained model is cached, so the next run is faster.
 
     Args:
-        testbed: grafted, planted or routed (the true neurons are known), or ordinary (they are not: the harder case).
-        out: Folder for the report and everything behind it; an earlier demo there is replaced.
+        testbed: grafted, planted or routed (the true neurons are known), or ordinary (they are not, which is harder).
+        out: Folder for the report and all results. An earlier demo there is replaced.
         seed: Seed of the facts, the model and the methods.
     """
     from neuronforget.comparison import FILES
@@ -31,7 +31,7 @@ def demo(
     from neuronforget.testbed import people
 
     if out.exists() and not (out.is_dir() and {path.name for path in out.iterdir()} <= FILES):
-        raise InputError(f"{out} exists and is no earlier demo: choose another folder with --out")
+        raise InputError(f"{out} exists and is not an earlier demo: choose another folder with --out")
     check_new(out, replace=True)  # said before the training, not after it
     _compare_testbed(people(testbed, seed=seed), out, seed=seed, replace=True)
 
@@ -50,19 +50,19 @@ def testbed(
 ) -> None:
     """Train a small model that knows a corpus, and its gold twin that never saw the part to forget.
 
-    Writes two ordinary checkpoint folders, the corpora and the labels; go on with `compare --testbed`.
+    Writes two ordinary checkpoint folders, the corpora and the labels. Continue with `compare --testbed`.
 
     Args:
         source: people (generated facts) or tofu (real TOFU rows).
         out: New folder for the testbed.
-        path: Folder with TOFU's full.jsonl (default: the hub).
-        authors: TOFU authors to teach (20 rows each), or people.
+        path: Folder with TOFU's full.jsonl. If not given, it comes from the hub.
+        authors: How many TOFU authors (20 rows each), or people, to teach.
         forget_authors: How many of them are to be forgotten.
         kind: ordinary (trained on everything), grafted (facts in fresh neurons), planted (in value vectors) or
             routed (forget examples update chosen neurons only).
-        linked: People teach one another, and the model answers two-step questions (people alone).
-        steps: Training steps (default: by source).
-        seed: Seed.
+        linked: People teach one another, and the model answers two-step questions (with `people` only).
+        steps: Training steps. If not given, the source decides.
+        seed: Seed of everything that is drawn at random.
     """
     from neuronforget import testbed as beds
     from neuronforget.runs import check_new
@@ -102,29 +102,29 @@ def compare(
     device: str = "cpu",
     batch_size: int = 64,
 ) -> None:
-    """Run the whole path: attribution, every way to erase, all controls, evaluation, report.
+    """Run the whole path: attribution, every method with its controls, evaluation, audits, report.
 
     Give either --testbed, or --model, --forget and --retain. Writes OUT/report.html and everything behind it.
 
     Args:
-        out: New folder.
-        testbed: A folder written by `neuronforget testbed`.
+        out: New folder for the report and all results.
+        testbed: Folder written by `neuronforget testbed`.
         model: Checkpoint folder or hub id.
-        forget: JSONL file, tofu:SPLIT (from the hub) or tofu:SPLIT@FOLDER.
-        retain: The same.
-        gold: Checkpoint of a model that never knew, where there is one.
-        max_tokens: Cut longer sequences (an error otherwise).
+        forget: What the model should no longer know: a JSONL file, tofu:SPLIT (from the hub) or tofu:SPLIT@FOLDER.
+        retain: What it should keep, in the same form.
+        gold: Checkpoint of the gold twin, a model that never knew, if there is one.
+        max_tokens: Cut longer sequences to this many tokens. If not given, a sequence that is too long is an error.
         n: Use the first n examples of each corpus.
-        template: Format string with {prompt}, or "chat".
-        refusals: Text file of refusals, one a line, for DPO.
+        template: Format string with {prompt}, or "chat" for the tokenizer's chat template.
+        refusals: Text file of refusals, one per line, for DPO.
         operators: Further operators to run (docs/operators.md lists them), or module:function.
-        audited: Edits of which is asked whether they erase or only hide (the word alone: none).
+        audited: Edits to audit: erased, or only hidden? (--audited without a name: none.)
         score: Name in neuronforget.scores, or module:function.
-        share: Share of each layer to select (1 is all of it, 2 or more this number).
+        share: Share of each layer to select: 0.05 is 5%, 1 is the whole layer, 2 or more is a number of neurons.
         steps: Training steps of every trained method.
-        seed: Seed.
-        tap: How activations are read.
-        device: Where the model is put: cpu, cuda, cuda:1 (with --model).
+        seed: Seed of everything that is drawn at random.
+        tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
+        device: Device of the model: cpu, cuda, cuda:1 (with --model).
         batch_size: Examples in a forward pass.
     """
     from neuronforget import scores as table

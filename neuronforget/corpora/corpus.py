@@ -57,7 +57,7 @@ class Example:
         try:
             json.dumps(known, ensure_ascii=False).encode()
         except UnicodeEncodeError:
-            raise InputError("half of a surrogate pair, which is no text (such as \\ud800)") from None
+            raise InputError("half of a surrogate pair, which is not text (such as \\ud800)") from None
         return cls(**known)
 
 
@@ -82,7 +82,7 @@ class Corpus:
             raise InputError(f"corpus {self.name!r} is empty: give at least one example")
         if strange := next((e for e in self.examples if not isinstance(e, Example)), None):
             kind = type(strange).__name__
-            raise InputError(f"corpus {self.name!r} holds nf.Example, found {kind}: nf.Corpus.from_rows reads rows")
+            raise InputError(f"corpus {self.name!r} must hold nf.Example, found {kind}: nf.Corpus.from_rows reads rows")
         check_template(self.template)
 
     @classmethod
@@ -188,7 +188,7 @@ def check_template(template: str | None) -> None:
     except Exception:  # whatever a format string can raise
         sound = False
     if not sound:
-        raise InputError(f"template is 'chat' or a format string with {{prompt}}, not {template!r}")
+        raise InputError(f"template must be 'chat' or a format string with {{prompt}}, found {template!r}")
 
 
 def text_of(example: Example) -> str:

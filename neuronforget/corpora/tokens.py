@@ -79,7 +79,9 @@ def encode(
         row = _encode_one(corpus, example, i, tokenizer, where)
         if max_length is not None and len(row.ids) > max_length:
             size = len(row.ids)
-            raise InputError(f"{where}: {size} tokens, the model holds {max_length}; shorten it or set max_tokens")
+            raise InputError(
+                f"{where}: {size} tokens, but the model takes {max_length} at most; shorten it or set max_tokens"
+            )
         check_known(row.ids, where, tokenizer, known)
         rows.append(row)
     if not first:
@@ -91,10 +93,10 @@ def _warn_of_twice(corpus: Corpus, rows: Sequence[Encoded], tokenizer: Any) -> N
     """Warn in words that are the same for each corpus, so that those made of one (phrasings, halves) add no others."""
     begun = (e for e in corpus if e.answer.startswith(" ") and not in_chat(corpus, e))
     if any(templated(corpus.template, e.prompt, tokenizer).endswith(" ") for e in begun):
-        warn("some prompts end and their answers begin with a blank: take one off")
+        warn("some prompts end with a blank and their answers begin with one: take one off")
     bos = tokenizer.bos_token_id
     if bos is not None and any(row.ids[:2] == (bos, bos) for row in rows):
-        warn("some examples begin with two BOS: the tokenizer adds one, leave out your own")
+        warn("some examples begin with two BOS: the tokenizer adds one, so leave out your own")
 
 
 def check_known(ids: Sequence[int], where: str, tokenizer: Any, known: int | None) -> None:

@@ -62,7 +62,9 @@ class Adapter:
             k for k in ("use_dora", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save") if config.get(k)
         ]
         if config.get("peft_type") != "LORA" or odd:
-            raise InputError(f"{folder} is no plain LoRA ({config.get('peft_type')}, {', '.join(odd) or 'no options'})")
+            raise InputError(
+                f"{folder} is not a plain LoRA ({config.get('peft_type')}, {', '.join(odd) or 'no options'})"
+            )
         with reading(folder / "adapter_model.safetensors", "adapter"):
             stored = {
                 k.removeprefix("base_model.model."): v
@@ -124,7 +126,9 @@ def learn_adapter(
     taken = {name: torch.linalg.qr(rows.double().T).Q for name, rows in orthogonal_to.items() if len(rows)}
     for name, q in taken.items():
         if (left := q.shape[0] - q.shape[1]) < lora.rank:
-            raise InputError(f"{name} has {max(left, 0)} directions left for an adapter of rank {lora.rank}: lower it")
+            raise InputError(
+                f"{name} has {max(left, 0)} directions left for an adapter of rank {lora.rank}: lower the rank"
+            )
     work = Answering(lm, corpus, retain, preferred_answers(corpus, preferred, seed), batch_size, seed)
     work.check_loss(loss)
     with frozen(lm), adapted(lm, lora, lora.names(lm), seed=seed) as found:

@@ -204,11 +204,11 @@ class Answering:
         ids = self.lm.tokenizer(context, add_special_tokens=False)["input_ids"]
         if not ids or ((unknown := self.lm.tokenizer.unk_token_id) is not None and unknown in ids):
             raise InputError(
-                f"the model's tokenizer lacks words of the context {context[:60]!r}: bind one in its words"
+                f"the model's tokenizer cannot write the context {context[:60]!r}: bind one in words that it has"
             )
         width, longest = batch.input_ids.shape[1] + len(ids), self.lm.max_length
         if longest is not None and width > longest:
-            raise InputError(f"with its context an example has {width} tokens, the model holds {longest}: shorten it")
+            raise InputError(f"{width} tokens with the context, but the model takes {longest} at most: shorten it")
         first = self.lm.tokenizer.bos_token_id
         bos = int(first is not None and bool((batch.input_ids[:, 0] == first).all()))
         prefix = torch.tensor(ids, device=batch.input_ids.device).expand(len(batch.input_ids), -1)

@@ -104,7 +104,7 @@ def make(
                 given[f"{name}_{kind}"] = found
     made = operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
     if not isinstance(made, Edit):
-        raise InputError(f"an operator returns an Edit, {name_of(operator)} returned {type(made).__name__}")
+        raise InputError(f"an operator must return an Edit, but {name_of(operator)} returned {type(made).__name__}")
     return made
 
 
@@ -117,7 +117,9 @@ def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]
         return dict(settings)
     loss = settings.get("loss", inspect.signature(operator).parameters["loss"].default)
     if not callable(loss):
-        raise InputError(f"{name_of(operator)}: loss is a function (on the command line --loss NAME), found {loss!r}")
+        raise InputError(
+            f"{name_of(operator)}: loss must be a function (on the command line --loss NAME), found {loss!r}"
+        )
     mine = list(inspect.signature(loss).parameters)[1:]  # the first is what it is computed from
     own = {key: value for key, value in settings.items() if key in mine and not takes(operator, key)}
     _check_kinds(loss, own)
@@ -132,7 +134,7 @@ def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[st
     if needs_neurons(operator) and neurons is None:
         raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
     if neurons is not None and not takes(operator, "neurons"):
-        raise InputError(f"{name} edits no chosen neurons: leave out neurons= (--neurons)")
+        raise InputError(f"{name} does not edit chosen neurons: leave out neurons= (--neurons)")
     own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
     if missing := [key for key in required if key in own and key not in settings]:
         raise InputError(f"{name} needs the setting {missing[0]}")
@@ -148,7 +150,7 @@ def _check_kinds(function: Callable[..., Any], settings: Mapping[str, Any]) -> N
     for key, value in settings.items():
         if kind := _unlike(value, wanted[key], hints.get(key)):
             default = wanted[key].default
-            raise InputError(f"{name_of(function)}: {key} is {kind} (by default {default}), found {value!r}")
+            raise InputError(f"{name_of(function)}: {key} must be {kind} (by default {default}), found {value!r}")
 
 
 def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:

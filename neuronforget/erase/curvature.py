@@ -162,7 +162,7 @@ def checked(
 def check_solver(curvature: str, damping: float, steps: int, tolerance: float) -> None:
     """Raise InputError for settings that no solver can work with."""
     if curvature not in get_args(Curvature):
-        raise InputError(f"curvature is 'gauss_newton' or 'hessian', found {curvature!r}")
+        raise InputError(f"curvature must be 'gauss_newton' or 'hessian', found {curvature!r}")
     if not damping >= 0 or steps < 1 or not 0 < tolerance < 1:
         found = f"damping={damping}, steps={steps}, tolerance={tolerance}"
         raise InputError(f"solving needs damping >= 0, steps >= 1 and a tolerance between 0 and 1; found {found}")

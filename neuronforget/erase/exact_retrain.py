@@ -84,7 +84,9 @@ def sisa(lm: LM, corpus: Corpus, *, shards: int = 4, train: Train | None = None)
              for i, own in enumerate(_sharded(corpus, shards))]  # fmt: skip
     kept = tuple(part for part in parts if part is not None)
     if len(kept) < shards:
-        raise InputError(f"{shards - len(kept)} of {shards} shards would be empty (by subject, else by content): fewer")
+        raise InputError(
+            f"{shards - len(kept)} of {shards} shards would be empty (by subject, else by content): take fewer"
+        )
     train = partial(finetune, loss=learn, progress=False) if train is None else train
     return Sisa(kept, tuple(train(lm, part) for part in kept), train)
 

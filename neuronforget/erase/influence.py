@@ -92,7 +92,7 @@ def second_order_update(
     check_disjoint(forget, retain)
     check_solver(curvature, damping, steps, tolerance)
     if over not in ("retain", "all"):
-        raise InputError(f"over is 'retain' or 'all', found {over!r}")
+        raise InputError(f"over must be 'retain' or 'all', found {over!r}")
     with moved(lm, neurons) as at:
         size = len(retain) + (len(forget) if over == "all" else 0)
         parts = parts_of(lm, retain, size, batch_size)

@@ -68,7 +68,7 @@ def check_sharded(choice: Choice, ranks: Ranks) -> None:
         raise InputError("sharded= needs several processes: start them with torchrun or accelerate launch")
     if len(dtypes := {p.dtype for p in choice.lm.parameters.values()}) > 1:
         raise InputError(
-            f"{choice.lm.name} has weights of {len(dtypes)} dtypes, of which none can be spread: load it in one"
+            f"{choice.lm.name} has weights of {len(dtypes)} dtypes, which cannot be spread: load it in one dtype"
         )
 
 

@@ -47,7 +47,7 @@ class Choice:
 
     def __post_init__(self) -> None:
         if self.neurons is not None and self.lora is not None:
-            raise InputError("neurons= trains their weights, lora= adapters of whole maps: give one of them")
+            raise InputError("neurons= trains the neurons' weights, lora= adapters of whole maps: give one of the two")
 
     @property
     def label(self) -> str:

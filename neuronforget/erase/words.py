@@ -55,14 +55,14 @@ def concept_vector(
     check_neurons(lm, neurons)
     check_sigma(sigma)
     if mode not in ("zero", "noise"):
-        raise InputError(f"mode is 'zero' or 'noise', found {mode!r}")
+        raise InputError(f"mode must be 'zero' or 'noise', found {mode!r}")
     unembedding = unembedding_of(lm).double().cpu()
     tokens = _foremost(lm, neurons, unembedding, token_ids(lm, forget), most)
     rows = unembedding[tokens] - unembedding.mean(0)
     _, sizes, axes = torch.linalg.svd(rows, full_matrices=False)
     axes = axes[sizes > 1e-10 * sizes.max()]
     if len(axes) >= rows.shape[1]:
-        raise InputError(f"{len(tokens)} tokens span all {rows.shape[1]} directions: take fewer by most=, or ablate")
+        raise InputError(f"{len(tokens)} tokens span all {rows.shape[1]} directions: take fewer (most=), or ablate")
     draw = torch.Generator().manual_seed(seed)
 
     def changed(vectors: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def token_ids(lm: LM, tokens: Tokens) -> list[int]:
             found |= {token} if isinstance(token, int) else set(lm.tokenizer(token, add_special_tokens=False).input_ids)
     size = len(unembedding_of(lm))
     if not found or min(found) < 0 or max(found) >= size:
-        raise InputError(f"the tokens are ids under {size}, texts or a corpus of answers; found {sorted(found)[:8]}")
+        raise InputError(f"tokens must be ids below {size}, texts or a corpus of answers; found {sorted(found)[:8]}")
     return sorted(found)
 
 
@@ -148,7 +148,9 @@ def _lowering(unembedding: Tensor, tokens: list[int]) -> Float[Tensor, "d_model 
     back = torch.linalg.pinv(centred.T @ centred, hermitian=True) @ centred[tokens].T
     gram = centred[tokens] @ back
     if int(torch.linalg.matrix_rank(gram, hermitian=True)) < len(tokens):
-        raise InputError(f"{len(tokens)} tokens cannot be lowered one by one in {len(back)} directions: fewer by most=")
+        raise InputError(
+            f"{len(tokens)} tokens cannot be lowered one by one in {len(back)} directions: take fewer (most=)"
+        )
     return -torch.linalg.solve(gram, back.T).T
 
 
@@ -169,7 +171,9 @@ def _lowered(
         missing = (logits[tokens] - level).clamp_min(0) + 1e-3 * logits.std()
         vector = vector + down @ torch.where(high, missing, 0.0)
     names = ", ".join(map(str, tokens[:8]))
-    raise InputError(f"revs cannot bring tokens {names} under {asked} others: ask for a lower rank, or fewer by most=")
+    raise InputError(
+        f"revs cannot bring tokens {names} under {asked} others: lower rank=, or take fewer tokens (most=)"
+    )
 
 
 def _rewritten(lm: LM, neurons: Neurons, rewrite: Callable[[Tensor], Tensor]) -> list[Change]:

@@ -111,8 +111,8 @@ class Answered:
         start = float(answer_nll(self.passes.logits(self.batch, "start"), self.batch).mean())
         if now > EXPLODED * start:
             raise InputError(
-                f"the training explodes: answers that are to be kept are at {now:.1f} nats a token, at the start they "
-                f"were at {start:.1f}, and guessing among all tokens gives {guess:.1f}: lower lr"
+                f"the training explodes: answers that are to be kept are at {now:.1f} nats per token, at the "
+                f"start they were at {start:.1f}, and guessing among all tokens gives {guess:.1f}: lower lr"
             )
 
     @property
@@ -239,6 +239,6 @@ def valued(loss: Loss, outputs: Outputs) -> Float[Tensor, ""]:
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.requires_grad:
         found = f"a tensor {list(value.shape)} without gradient" if isinstance(value, Tensor) else repr(value)[:60]
         raise InputError(
-            f"a loss returns one number as a tensor that depends on the weights in training, found {found}"
+            f"a loss must return one number as a tensor that depends on the weights in training, found {found}"
         )
     return value.reshape(())

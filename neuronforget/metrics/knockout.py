@@ -86,7 +86,7 @@ def ablation_curve(
     layer, drawn anew at each k. The model is left as it was. Raises InputError for impossible counts, before any work.
     """
     if kind not in ("knock_out", "keep_only"):
-        raise InputError(f"kind is 'knock_out' or 'keep_only', not {kind!r}")
+        raise InputError(f"kind must be 'knock_out' or 'keep_only', found {kind!r}")
     if controls < 1:
         raise InputError(f"a curve needs a control to be compared with: controls must be 1 or more, found {controls}")
     if (scores.layers, tuple(scores.values.shape)) != (layers_of(lm), lm.shape):

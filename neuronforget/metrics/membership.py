@@ -125,7 +125,7 @@ def text_scores(
     """
     rows = lm.encode(corpus)
     if reference is not None and [r.ids for r in encode(corpus, reference.tokenizer)] != [r.ids for r in rows]:
-        raise InputError(f"{reference.name} cuts the texts into other tokens than {lm.name}: it is no reference for it")
+        raise InputError(f"{reference.name} tokenises the texts differently from {lm.name}: it cannot be its reference")
     sizes = [len(zlib.compress("".join(join(e.prompt, e.answer)).encode())) for e in corpus]
     other = reference if "reference" in attacks else None
 

@@ -76,7 +76,7 @@ def normalised(text: str) -> str:
 
 def _best(score: Callable[[str, str], float], text: str, answers: Sequence[str], shape: Any = str.strip) -> float:
     if isinstance(answers, str) or not answers:
-        raise InputError(f"right answers are a list of texts, one at least; found {answers!r}")
+        raise InputError(f"right answers must be a list of texts, one at least; found {answers!r}")
 
     def one(answer: str) -> float:
         form = shape if shape(answer) else _plain  # ")" is nothing but punctuation

@@ -77,7 +77,7 @@ def model_utility(parts: Mapping[str, float | ndarray]) -> float | ndarray:
     from scipy.stats import hmean
 
     if lacking := [name for name in NINE if name not in parts]:
-        raise InputError(f"model utility is of nine numbers, of which {lacking[0]!r} is not given")
+        raise InputError(f"model utility needs nine numbers, of which {lacking[0]!r} is not given")
     return hmean(np.stack([parts[name] for name in NINE]), axis=0)
 
 

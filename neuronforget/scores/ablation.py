@@ -51,7 +51,7 @@ def exact(
     (default 1e15 on a CPU, 1e18 elsewhere).
     """
     if position not in (None, -1):
-        raise InputError(f"position is None (everywhere) or -1 (the last prompt token), not {position!r}")
+        raise InputError(f"position must be None (everywhere) or -1 (the last prompt token), found {position!r}")
     chosen = _chosen(lm, neurons)
     rows = encoded(lm, forget, retain)
     every = [row for part in rows for row in part]

@@ -31,7 +31,7 @@ def path_of_blocks(lm: LM) -> str:
     for i in range(1, len(words)):
         if isinstance(lm.model.get_submodule(path := ".".join(words[:i])), nn.ModuleList):
             return path
-    raise InputError(f"{lm.sites[0].path} lies in no list of blocks: what was asked for goes block by block")
+    raise InputError(f"{lm.sites[0].path} is not in a list of blocks: what was asked for goes block by block")
 
 
 def layer_of(path: str, name: str) -> int | None:

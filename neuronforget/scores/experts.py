@@ -51,7 +51,7 @@ class PeakCounts:
             side = torch.logspace(-4, 4, 129, dtype=torch.float64)
             edges = torch.cat([-side.flip(0), torch.zeros(1, dtype=torch.float64), side])
         if not len(edges) or not (edges[1:] > edges[:-1]).all():
-            raise InputError("edges must be numbers that rise")
+            raise InputError("edges must be increasing numbers")
         peaks, edges = peaks_of(moments), edges.double()
         counts = torch.zeros(*peaks.shape[1:], len(edges) + 1, dtype=torch.int64)
         for example in peaks:  # one at a time: nothing of size examples x neurons x bins
@@ -86,7 +86,9 @@ def expert(
     if retain is None:
         raise InputError("expert compares two corpora: give retain moments too")
     if measure not in get_args(Measure) or response not in get_args(Response):
-        raise InputError(f"measure is 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}")
+        raise InputError(
+            f"measure must be 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}"
+        )
     name, error = f"expert:{measure}" + (":magnitude" if response == "magnitude" else ""), None
     if isinstance(forget, Moments) and isinstance(retain, Moments):
         found, about = both(peaks_of, forget, retain), sources(forget, retain)

@@ -140,9 +140,9 @@ class _Gating:
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
-            raise InputError(f"objective is 'erase' or 'keep', not {self.objective!r}")
+            raise InputError(f"objective must be 'erase' or 'keep', found {self.objective!r}")
         if not (self.sparsity >= 0 and self.alpha >= 0 and math.isfinite(self.sparsity + self.alpha)):
-            raise InputError(f"sparsity and alpha are weights from 0 up; found {self.sparsity}, {self.alpha}")
+            raise InputError(f"sparsity and alpha must be weights of 0 or more; found {self.sparsity}, {self.alpha}")
         if self.batch_size < 1:
             raise InputError(f"batch_size must be at least 1, found {self.batch_size}")
 

@@ -45,7 +45,9 @@ def integrated(
     (one integrates nothing), for a model that cannot be run from a block upward, and where memory is short.
     """
     if steps < 2:
-        raise InputError(f"integrated needs two or more steps (20 is usual), found {steps}: one point is no integral")
+        raise InputError(
+            f"integrated needs two or more steps (20 is usual), found {steps}: one point is not an integral"
+        )
     rows = encoded(lm, forget, retain)
     together = max(len(same) for part in rows for same in by_prompt_length(part))
     needed = lm.shape[0] * min(batch_size, steps * together)

@@ -156,7 +156,7 @@ def _encoded_wrong(lm: LM, corpus: Corpus, i: int, wrong: str) -> Encoded:
         return lm.encode(replace(corpus, examples=(example,)))[0]
     except InputError as error:
         raise InputError(
-            f"corpus {corpus.name!r}, example {i}: its wrong answer {wrong[:40]!r} is no use: {error}"
+            f"corpus {corpus.name!r}, example {i}: its wrong answer {wrong[:40]!r} cannot be used: {error}"
         ) from None
 
 

@@ -154,7 +154,7 @@ def contrasted(
         return (forget - retain) / error.clamp_min(tiny), torch.ones_like(error)
     if contrast == "ratio":
         if bool((forget < 0).any() or (retain < 0).any()):
-            warn("contrast='ratio' of a score that has both signs: below zero on retain it turns the order round")
+            warn("contrast='ratio' of a score with both signs: where retain is below zero, the order is reversed")
         return forget / (retain + floor(retain)), None
     raise InputError(f"unknown contrast {contrast!r}: use 'difference', 'ratio' or 'z'")
 

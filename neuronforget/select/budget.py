@@ -51,7 +51,7 @@ def retain_budget(
                 f"{scores.name!r} predicts no rise of the loss ({scores.sign}): use grad_x_act, mean_patch or exact"
             )
     if not 0 <= epsilon < math.inf:
-        raise InputError(f"epsilon is a rise of the retain loss in nats, from 0 up; found {epsilon}")
+        raise InputError(f"epsilon must be a rise of the retain loss in nats, 0 or more; found {epsilon}")
     values, signed = forget.values.flatten(), retain.values.flatten()
     costs = signed if credit else signed.clamp_min(0)
     most = values.numel() if k is None else how_many(k, values.numel())

@@ -65,7 +65,7 @@ def permutation_null(
     `q`.
     """
     if not 0 < q < 1:
-        raise InputError(f"q is a rate between 0 and 1, found {q}")
+        raise InputError(f"q must be a rate between 0 and 1, found {q}")
     if null == "own" and 1 / (1 + permutations) > q:
         raise InputError(f"{permutations} permutations give no p-value under {q}: use {int(1 / q)} or more")
     units = [m.examples for m in (forget, retain)] if subjects is None else [len({*subjects_of(c)}) for c in subjects]
@@ -88,8 +88,8 @@ def _smallest(units: Sequence[int], q: float, permutations: int, pooled: int) ->
         return 1 / (1 + permutations * pooled)
     if (ways := comb(sum(units), units[0])) * q < 1:
         raise InputError(
-            f"{units[0]} of forget and {units[1]} of retain are relabelled in {ways} ways alone, none of which gives a "
-            f"p-value under {q}: take more, or null='pooled'"
+            f"{units[0]} of forget and {units[1]} of retain can be relabelled in {ways} ways only, none of which "
+            f"gives a p-value under {q}: take more, or null='pooled'"
         )
     return max(1 / (1 + permutations), 1 / ways)
 
@@ -115,7 +115,7 @@ def permutation_p(
     different models, without a per-example table, of one example only, or NaN.
     """
     if null not in get_args(Null) or side not in get_args(Side):
-        raise InputError(f"null is 'own' or 'pooled', side 'larger' or 'both'; found {null!r}, {side!r}")
+        raise InputError(f"null must be 'own' or 'pooled', side 'larger' or 'both'; found {null!r}, {side!r}")
     if permutations < 1:
         raise InputError(f"permutations must be at least 1, found {permutations}")
     pair = effects(forget, retain, effect, subjects)

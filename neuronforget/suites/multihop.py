@@ -106,7 +106,7 @@ def through(found: Sequence[Chain], erased: Corpus) -> tuple[Corpus | None, Corp
     Raises InputError where no example names its subject.
     """
     if all(example.subject is None for example in erased):
-        raise InputError(f"no example of {erased.name!r} names its subject: which chains take it cannot be told")
+        raise InputError(f"no example of {erased.name!r} names its subject: which chains need it is unknown")
     gone = {(e.subject, e.answer) for e in erased}
     hit = [any((f.subject, f.object) in gone for f in (c.first, c.second)) for c in found]
     return tuple(  # type: ignore[return-value]

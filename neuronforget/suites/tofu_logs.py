@@ -79,7 +79,7 @@ def read_log(path: str | Path, sets: tuple[str, ...] = SETS) -> dict[str, Block]
         content = Path(path).read_bytes()
         log: Any = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
         if not isinstance(log, dict):
-            raise InputError(f"{path}: an evaluation log is an object of four blocks, found {type(log).__name__}")
+            raise InputError(f"{path}: an evaluation log must be an object of four blocks, found {type(log).__name__}")
         return {name: _block(log, BLOCKS[name], path) for name in sets}
 
 
@@ -107,7 +107,7 @@ def _numbers(values: list[Any], rows: tuple[str, ...], where: str, field: str) -
     for row, value in zip(rows, values, strict=True):
         cells = value if lists and isinstance(value, list) else [value]
         if lists and (not isinstance(value, list) or not value or len(value) != count):
-            raise InputError(f"{where}: row {row!r} is no list of as many numbers as row {rows[0]!r}")
+            raise InputError(f"{where}: row {row!r} is not a list of as many numbers as row {rows[0]!r}")
         if not all(isinstance(x, int | float) and not isinstance(x, bool) and np.isfinite(x) for x in cells):
             raise InputError(f"{where}: row {row!r} is {value!r}, not finite: a broken model has not forgotten")
         if not all(-ROUNDING <= x <= most + ROUNDING for x in cells):

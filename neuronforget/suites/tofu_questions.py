@@ -90,6 +90,6 @@ def check_room(lm: LM, sets: dict[str, Questions], decoding: Decoding) -> None:
         longest = max(row.answer_start for row in rows)
         if lm.max_length is not None and longest + decoding.max_new_tokens > lm.max_length:
             raise InputError(
-                f"{found.truth.name}: a question of {longest} tokens and {decoding.max_new_tokens} of answer, the "
-                f"model holds {lm.max_length}: ask for shorter answers (max_new_tokens)"
+                f"{found.truth.name}: a question of {longest} tokens and {decoding.max_new_tokens} of answer, but the "
+                f"model takes {lm.max_length} at most: ask for shorter answers (max_new_tokens)"
             )

@@ -100,7 +100,7 @@ def _columns(samples: Mapping[Any, Sequence[Mapping[str, Any]]]) -> Iterator[Col
 def _not_nan(_model: Any, _given: Any, out: Any) -> None:
     """Of options whose likelihoods are NaN lm-eval takes the first: stop the run in its place."""
     if torch.isnan(out.logits[:, -1]).any():
-        raise InputError("the model returns NaN while a task is asked: it is broken, which is no forgetting")
+        raise InputError("the model returns NaN while a task is asked: it is broken, which is not forgetting")
 
 
 def perplexity(lm: LM, corpus: Corpus, *, batch_size: int = 32, kept: str | Path | None = None) -> dict[str, float]:

@@ -110,7 +110,7 @@ def _kept(made: Testbed, folder: Path) -> Testbed:
 
 def _check(kind: Kind, forget: Corpus, retain: Corpus, derived: Corpus | None, shape: Shape) -> None:
     if kind not in get_args(Kind):
-        raise InputError(f"kind is one of {', '.join(get_args(Kind))}; found {kind!r}")
+        raise InputError(f"kind must be one of {', '.join(get_args(Kind))}; found {kind!r}")
     check_disjoint(forget, retain)
     if derived is not None:
         check_disjoint(derived, forget)

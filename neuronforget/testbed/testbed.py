@@ -75,7 +75,9 @@ class Testbed:
         """Read what `save` wrote."""
         folder = Path(folder)
         if not (folder / "testbed.json").is_file():
-            raise InputError(f"{folder} is no testbed: it has no testbed.json (make one with `neuronforget testbed`)")
+            raise InputError(
+                f"{folder} is not a testbed: it has no testbed.json (make one with `neuronforget testbed`)"
+            )
         with reading(folder / "testbed.json", "testbed"):
             body = json.loads((folder / "testbed.json").read_text(encoding="utf-8"))
             settings, refusals, info = body["corpora"], tuple(body["refusals"]), body["info"]

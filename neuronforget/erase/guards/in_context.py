@@ -59,7 +59,7 @@ def icu(
     longest = max(len(lm.tokenizer(f"{e.prompt} {e.answer}")["input_ids"]) for c in (forget, retain) for e in c)
     if lm.max_length is not None and len(ids) + longest > lm.max_length:
         raise InputError(
-            f"the context has {len(ids)} tokens, the longest example {longest}, the model holds {lm.max_length}: "
+            f"the context has {len(ids)} tokens, the longest example {longest}, but the model takes {lm.max_length}: "
             f"show fewer examples than shown={shown}, kept={kept}"
         )
     guard = Guard.of(lm, "icu", {"context": torch.tensor(ids)})
@@ -131,7 +131,9 @@ def _install(lm: LM, guard: Guard) -> Iterator[Any]:
         mask = _ones(given, kwargs, len(context)) if mask is None else mask.clone()
         longest = len(context) + mask.shape[1]
         if lm.max_length is not None and longest > lm.max_length:
-            raise InputError(f"with icu's context a row has {longest} tokens, the model holds {lm.max_length}")
+            raise InputError(
+                f"with icu's context a row has {longest} tokens, but the model takes {lm.max_length} at most"
+            )
         start = mask.argmax(1)
         if not given.goes_on:
             first = given.ids.gather(1, start[:, None])[:, 0] == (bos if bos == int(context[0]) else -1)
