@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,12 @@ from torch.nn.utils import prune
 from transformers.integrations.moe import batched_mm_experts_forward, use_experts_implementation
 
 import neuronforget as nf
+from neuronforget import routed
 from neuronforget.auditing.quantisation import TRIPS, quantised
 from neuronforget.corpora import Corpus
-from neuronforget.routed import Layout, RoutedMLP, open_experts, routed_layers
+from neuronforget.routed import RoutedMLP, open_experts, routed_layers
 from neuronforget.sites import mostly_routed
+from neuronforget.stacks import Layout
 from neuronforget.taps import TorchHooks
 
 EXPERTS, OWN, TOKENS, TOP = 5, 6, 7, 2
@@ -89,6 +92,62 @@ def test_opened_experts_compute_what_transformers_computes_in_every_layout(layou
     names = {name for name, _ in opened.named_parameters()}
     own = Layout(EXPERTS, *layout)
     assert own.opened(kept).keys() == own.opened_names == names and own.stacked_names == kept.keys()
+
+
+#: Choices of experts: two of five, one of them never; one expert twice; all; those of a single token.
+CHOICES = {
+    "two": [[t % 4, (t + 1) % 4] for t in range(TOKENS)],
+    "twice": [[t % 5, t % 2] for t in range(TOKENS)],
+    "all": [torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(t)).tolist() for t in range(TOKENS)],
+    "one token": [[3, 1]],
+}
+
+
+def derivatives(module: Any, index: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """The output, the gradients of all that goes into it, and the gradient of one of these."""
+    torch.manual_seed(1)
+    hidden = torch.randn(len(index), WIDTH, dtype=torch.float64).to(dtype).requires_grad_()
+    weights = torch.rand(index.shape, dtype=torch.float64).to(dtype).requires_grad_()
+    inputs = {"hidden": hidden, "weights": weights, **dict(module.named_parameters())}
+    out = module(hidden, index, weights)
+    grads = torch.autograd.grad(out.square().sum(), list(inputs.values()), create_graph=True)
+    (again,) = torch.autograd.grad(grads[0].square().sum(), hidden)
+    return {"out": out, "again": again, **dict(zip(inputs, grads, strict=True))}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("layout", [(True, False, False, True), (True, True, True, False), (False, True, False, True)])
+def test_neurons_that_are_read_and_maps_that_are_hooked_are_the_same_function(
+    layout: tuple[bool, ...], choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(sys.modules[__name__], "OWN", 8)
+    plain, index = of_layout(*layout), torch.tensor(CHOICES[choice])
+    wanted = derivatives(plain, index)
+    stacked = {name: wanted.pop(name) for name, _ in plain.named_parameters()}
+    wanted |= Layout(EXPERTS, *layout).opened(stacked)
+    opened = RoutedMLP(plain)
+    torch.testing.assert_close(derivatives(opened, index), wanted, rtol=1e-11, atol=1e-10)
+    with monkeypatch.context() as patch:  # of a GPU's kernel there is a plain form, in single precision
+        patch.setattr(routed, "_has_kernel", lambda rows, weights: True)
+        found = derivatives(copy.deepcopy(opened).float(), index, torch.float32)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=0, atol=1e-4 * value.abs().max().item())
+    for name in ("down", "up"):
+        opened.get_submodule(name).register_forward_pre_hook(lambda _module, inputs: inputs)
+        torch.testing.assert_close(derivatives(opened, index), wanted, rtol=1e-11, atol=1e-10)
+
+
+def test_opened_experts_round_in_half_precision_no_worse_than_transformers_does() -> None:
+    torch.manual_seed(0)
+    plain, index = of_layout(True, False, False, True), torch.tensor(CHOICES["two"])
+    exact = derivatives(plain, index)["out"]
+    theirs = derivatives(plain.bfloat16(), index, torch.bfloat16)["out"]
+    opened = RoutedMLP(plain)
+    for name in ("", "down", "up"):
+        opened.get_submodule(name).register_forward_pre_hook(lambda _module, inputs: inputs)
+        own = derivatives(opened, index, torch.bfloat16)["out"]
+        assert (own - exact).norm() < 1.1 * (theirs - exact).norm()
 
 
 def test_a_neuron_is_its_expert_s_output_times_the_weight_of_the_route() -> None:

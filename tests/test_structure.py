@@ -14,7 +14,7 @@ import neuronforget as nf
 ROOT = Path(nf.__file__).parent
 LEAVES = {"arguments", "errors", "ranks", "runs"}
 ORDER = [
-    "corpora", "likelihood", "kinds", "routed", "sites", "models", "taps", "moments", "unfinished", "recording",
+    "corpora", "likelihood", "kinds", "stacks", "routed", "sites", "models", "taps", "moments", "unfinished", "recording",
     "losses", "stopping", "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates",
     "guarding", "kept", "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger",
     "slices", "lowrank", "erase",
