@@ -24,6 +24,9 @@ from neuronforget.stacks import STATED, Layout
 #: What opened experts do not do, as newer versions of it state: a norm behind each, other experts elsewhere.
 _BEYOND = ("has_post_expert_norm", "_is_expert_parallel")
 
+#: The key under which `expert_info` has it.
+OWN = "neurons of an expert"
+
 
 class RoutedMLP(nn.Module):
     """A layer's experts as one MLP: `up` (and `gate`) map [d_model -> experts * width], `down` back.
@@ -198,6 +201,18 @@ def experts_of_a_layer(model: nn.Module) -> int:
         found = f"layers of {sorted(counts)} experts" if counts else "none that is opened (nf.open_experts)"
         raise InputError(f"whole experts need as many in each layer; {type(model).__name__} has {found}")
     return counts.pop()
+
+
+def expert_info(model: nn.Module) -> dict[str, int]:
+    """Return what is told with numbers of a mixture: how many neurons each opened expert has; nothing of others."""
+    experts = next((module for module in model.modules() if isinstance(module, RoutedMLP)), None)
+    return {} if experts is None else {OWN: len(experts.up.weight) // experts.layout.count}
+
+
+def neuron_name(layer: int, neuron: int, own: int = 0) -> str:
+    """Return what a neuron is called: where experts have `own` neurons each, by its expert and its number there."""
+    where = f"neuron {neuron}" if not own else f"expert {neuron // own}, neuron {neuron % own}"
+    return f"layer {layer}, {where}"
 
 
 @checks_kinds

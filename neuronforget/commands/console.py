@@ -47,12 +47,18 @@ class Data:
     """Format string with {prompt}, or "chat"."""
     device: str = "cpu"
     """Where the model is put: cpu, cuda, cuda:1."""
+    experts: bool | None = None
+    """Read the neurons of routed experts, not of dense MLPs (default: where more layers have them)."""
 
     def open(self) -> tuple[LM, Corpus, Corpus]:
         """Return (lm, forget, retain); the corpora are read first, so that their errors do not wait for the model."""
         forget, retain = self.corpus(self.forget), self.corpus(self.retain)
         check_disjoint(forget, retain)
-        return load(self.model, device=self.device), forget, retain
+        return self.load(self.model), forget, retain
+
+    def load(self, path: str | Path) -> LM:
+        """Load a checkpoint as the model is loaded."""
+        return load(path, device=self.device, experts=self.experts)
 
     def corpus(self, spec: str) -> Corpus:
         """Read one corpus by its file name or its tofu: name."""

@@ -28,6 +28,7 @@ def ledger(
     results: Folder | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: str = "cpu",
+    experts: bool | None = None,
 ) -> None:
     """List the requests of a ledger; undo some of them; export the model with the others on it.
 
@@ -40,6 +41,7 @@ def ledger(
         results: Results folder of `evaluate`, for the model card.
         dtype: Store the exported weights in this precision; what it loses of an edit is counted.
         device: Where the model is put: cpu, cuda, cuda:1.
+        experts: Read the neurons of routed experts, as the requests were made (default: where more layers have them).
     """
     import torch
 
@@ -60,7 +62,7 @@ def ledger(
         check_new(export)
         check_apart({"--export": export, "the ledger": folder})
     measured = Results.load(results).rows if results else ()
-    lm = load(model or folder, device=device)
+    lm = load(model or folder, device=device, experts=experts)
     kept.replay(lm)
     for name in undo:
         kept.undo(lm, name)
