@@ -120,7 +120,8 @@ class Routes:
             if out.requires_grad:
                 out.register_hook(Tensor.contiguous)  # it takes no gradient in turns
         else:
-            own = zip(rows.tensor_split(ends.tolist()[:-1]), weights.unbind(0), strict=True)
+            sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+            own = zip(rows.split(sizes), weights.unbind(0), strict=True)  # one gradient of all rows, not one of each
             out = torch.cat([nn.functional.linear(some, weight) for some, weight in own if len(some)])
         return out if biases is None else out + biases.index_select(0, self.expert)
 
