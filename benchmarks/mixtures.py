@@ -1,8 +1,9 @@
 """What opened experts cost: `python benchmarks/mixtures.py`.
 
-One step is what attribution needs of a model: the forward pass and the backward pass of activations. The same random
-mixture as transformers computes it (each expert its own tokens) and with its experts opened (all experts all tokens),
-beside a dense model of as many neurons, in turns. Writes results/<date>-<device>-mixtures.json and .md.
+One step is what attribution needs of a model: the forward pass and the backward pass of activations, each layer's
+neurons read on the way. The same random mixture as transformers computes it (its neurons cannot be read) and with its
+experts opened, with its neurons read and without, beside a dense model of as many neurons, in turns. Writes
+results/<date>-<device>-mixtures.json and .md.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from gauges import counted, gpu_peak, in_turns, medians, tensor_peak  # noqa: E4
 from torch import Tensor, nn  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
+from neuronforget.sites import Site  # noqa: E402
 
 VOCAB, HEADS = 1024, 8
 #: Name -> experts, experts of a token, neurons of each, residual width, layers, examples and tokens of a batch.
@@ -52,10 +54,19 @@ def models(name: str, device: str) -> dict[str, nn.Module]:
             for kind, model in found.items()}  # fmt: skip
 
 
-def step(model: Any, tokens: Tensor) -> None:
-    """Compute the loss and its gradients of every activation."""
+def step(model: Any, tokens: Tensor, sites: Sequence[Site] = ()) -> None:
+    """Compute the loss and its gradients of every activation, reading those of `sites` until theirs are known."""
+    kept: dict[str, Tensor] = {}
+
+    def read(path: str, _module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        kept[path] = inputs[0].detach()
+        inputs[0].register_hook(lambda _grad: kept.update({path: _grad.new_empty(0)}))
+
+    hooks = [model.get_submodule(site.path).register_forward_pre_hook(partial(read, site.path)) for site in sites]
     embedded = model.get_input_embeddings()(tokens).requires_grad_()
     logits = model(inputs_embeds=embedded, use_cache=False).logits
+    for hook in hooks:
+        hook.remove()
     torch.autograd.grad(logits.float().log_softmax(-1)[..., 0].mean(), embedded)
 
 
@@ -63,7 +74,10 @@ def measured(name: str, turns: int, device: str) -> dict[str, Any]:
     """Return milliseconds and MB of each, and the ratios of the opened mixture to the others."""
     made = models(name, device)
     tokens = torch.randint(VOCAB, SHAPES[name][5], generator=torch.Generator().manual_seed(1)).to(device)
-    calls: dict[str, Callable[[], None]] = {kind: partial(step, model, tokens) for kind, model in made.items()}
+    read = {kind: nf.LM(made[kind]).sites for kind in ("opened", "dense")}
+    calls: dict[str, Callable[[], None]] = {kind: partial(step, model, tokens, read.get(kind, ()))
+                                            for kind, model in made.items()}  # fmt: skip
+    calls["opened, unread"] = partial(step, made["opened"], tokens)
     for call in calls.values():
         call()
     times = {kind: 1e3 * seconds for kind, seconds in medians(in_turns(calls, turns, device)).items()}
@@ -71,7 +85,8 @@ def measured(name: str, turns: int, device: str) -> dict[str, Any]:
     row: dict[str, Any] = {"shape": name, "neurons a layer": SHAPES[name][0] * SHAPES[name][2]}
     for what, found in (("ms", times), ("MB", peaks)):
         row |= {f"{what} {kind}": value for kind, value in found.items()}
-        row |= {f"{what}: opened/{kind}": found["opened"] / found[kind] for kind in ("mixture", "dense")}
+        for one, other in (("opened", "mixture"), ("opened", "dense"), ("opened, unread", "mixture")):
+            row[f"{what}: {one}/{other}"] = found[one] / found[other]
     return row
 
 
@@ -90,8 +105,8 @@ def main() -> None:
         f"Forward and activation backward of random models of {VOCAB} tokens, median of {options.turns} in turns; "
         "peaks are of one step, "
         + ("weights of all three included" if options.device == "cuda" else "beside the weights")
-        + ". `mixture`: experts as transformers computes them; `opened`: after `nf.open_experts`; `dense`: a Llama "
-        "of as many neurons a layer."
+        + ". `mixture`: experts as transformers computes them; `opened`: after `nf.open_experts`, its "
+        "neurons read; `opened, unread`: the same without; `dense`: a Llama of as many neurons a layer, read."
     )
     print(table_of(rows))
     print(write_results("Benchmark of opened experts", {"environment": environment(options.device), "mixtures": rows},

@@ -13,6 +13,7 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.ranks import launched
 from neuronforget.recording import record
+from neuronforget.routed import expert_info
 from neuronforget.runs import environment
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
@@ -49,7 +50,10 @@ def attribute(
         if resume is not None:
             settings["resume"] = _resumable(score, resume)
         scores = _checked(score(lm, *whole, batch_size=batch_size, progress=progress, **settings), score, lm)
-        about = [{"corpus": c.name, "data": c.digest(), "model": lm.name, **environment()} for c in whole]
+        about = [
+            {"corpus": c.name, "data": c.digest(), "model": lm.name, **expert_info(lm.model), **environment()}
+            for c in whole
+        ]
     else:
         table = needs(score) == "examples"
         kept = [Unfinished(resume, label) if resume is not None else None for label in ("forget", "retain")]

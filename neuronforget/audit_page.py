@@ -10,6 +10,7 @@ from neuronforget.auditing.cases import EDITED
 from neuronforget.pages import Section, page, reproduce
 from neuronforget.pictures import Picture
 from neuronforget.residues import residue_pictures
+from neuronforget.routed import OWN, neuron_name
 from neuronforget.tables import Table
 
 
@@ -63,12 +64,12 @@ def _table(checks: tuple[Check, ...]) -> Table:
 
 def _neurons(audit: Audit) -> list[Table]:
     shown = {k: v for k, v in audit.neurons.items() if isinstance(v, int | float)}
-    units = audit.neurons.get("units", {})
+    units, own = audit.neurons.get("units", {}), audit.neurons.get(OWN, 0)
     rows = [(name, f"{value:.4g}") for name, value in shown.items()]
     rows += [(f"units, {who}", what) for who, what in units.items()]
     found = [Table("What the edit did to neurons (contributions in logits per token)", ("", "value"), tuple(rows))]
     for name in ("lost most", "suppress most"):
-        best = tuple((str(i), str(j), f"{value:.4g}") for i, j, value in audit.neurons.get(name, []))
+        best = tuple((neuron_name(i, j, own), f"{value:.4g}") for i, j, value in audit.neurons.get(name, []))
         if best:
-            found.append(Table(f"Neurons that {name}", ("layer", "neuron", "logits"), best))
+            found.append(Table(f"Neurons that {name}", ("neuron", "logits"), best))
     return found

@@ -56,7 +56,10 @@ class Change:
                 raise InputError(f"the model already has {self.name}, which this edit would add: another edit is on")
             return
         if parameter is None:
-            raise InputError(f"the model has no parameter {self.name}: {_why_missing(self.name, model)}")
+            check_experts([self], model)
+            raise InputError(
+                f"the model has no parameter {self.name}: this edit was made for another model, or is not on"
+            )
         reaches = self.index is None or not len(self.index) or int(self.index.max()) < parameter.shape[self.dim]
         found = self.read(parameter.detach()) if reaches else parameter.detach()
         if found.shape != expected.shape or not torch.equal(found, expected.to(found.device)):
@@ -115,11 +118,16 @@ def mlp_biases(lm: LM, wanted: bool) -> Iterator[None]:
             module.register_parameter("bias", None)
 
 
-def _why_missing(name: str, model: nn.Module) -> str:
-    """Are its experts closed where the edit was made for open ones, or the other way round?"""
-    parent = name.rpartition(".")[0]
-    if {parent, parent.rpartition(".")[0]} & routed_layers(model).keys():
-        return "its experts are not open: nf.open_experts(model)"
-    if any(path == parent and isinstance(module, RoutedMLP) for path, module in model.named_modules()):
-        return "its experts are open, and the edit was made for closed ones: nf.load(..., experts=False)"
-    return "this edit was made for another model, or is not on"
+def check_experts(changes: Iterable[Change], model: nn.Module) -> None:
+    """Raise InputError where changes were made for opened experts and these are closed, or the other way round."""
+    closed, opened = routed_layers(model).keys(), {p for p, m in model.named_modules() if isinstance(m, RoutedMLP)}
+    there = dict(model.named_parameters(remove_duplicate=False)).keys()
+    for name in (change.name for change in changes if change.name not in there):
+        parent = name.rpartition(".")[0]
+        if {parent, parent.rpartition(".")[0]} & closed:
+            why = "its experts are not open: nf.open_experts(model)"
+        elif parent in opened:
+            why = "its experts are open, and the edit was made for closed ones: nf.load(..., experts=False)"
+        else:
+            continue
+        raise InputError(f"the model has no parameter {name}: {why}")

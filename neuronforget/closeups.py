@@ -23,6 +23,7 @@ from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only, frozen
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
+from neuronforget.routed import neuron_name
 from neuronforget.scores import Scores, lens
 from neuronforget.taps import TorchHooks
 from neuronforget.taps.protocol import by_example
@@ -57,6 +58,12 @@ class Card:
     suppressed: tuple[str, ...]
     examples: tuple[tuple[str, str, float], ...]
     changes: dict[str, tuple[float, float]]
+    own: int = 0  # neurons of an expert, of a mixture
+
+    @property
+    def name(self) -> str:
+        """What the neuron is called."""
+        return neuron_name(self.layer, self.neuron, self.own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +179,7 @@ def neuron_cards(
             layer, j, float(scores.values[place[layer], j]), int(rank[place[layer] * width + j]),
             *words, examples,
             {name: (float(changed[name][place[layer], j]), float(shifts[name][place[layer], j])) for name in edits},
+            scores.own,
         )
         for (layer, j), words, examples in zip(chosen, read, active, strict=True)
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from neuronforget.changes import Change
+from neuronforget.changes import Change, check_experts
 from neuronforget.checkpoints import RECORD, check_holds, checkpoint, read_record, write_record
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError, reading
@@ -77,6 +77,7 @@ class Ledger:
         self.check_name(request)
         if not edit.changes:
             raise InputError(f"{request}: this edit changes no weight (a guard): a ledger holds edits of weights")
+        check_experts(edit.changes, lm.model)
         if unknown := {c.name for c in edit.changes if c.before is not None} - lm.parameters.keys():
             raise InputError(f"{request}: the model has no parameter {min(unknown)} (a tied weight goes by one name)")
         found = self._check(lm) if self.entries else lm.digest()
@@ -129,6 +130,7 @@ class Ledger:
         if not self.entries or (found := lm.digest()) == self.model:
             return
         if found != self.start:
+            self._check_experts(lm)
             raise InputError(f"this ledger is of another model: it starts at {self.start} or {self.model}, not {found}")
         done: list[Edit] = []
         try:
@@ -201,8 +203,12 @@ class Ledger:
     def _check(self, lm: LM) -> str:
         """Return the model's hash. Raises InputError unless it is as this ledger left it."""
         if (found := lm.digest()) != self.model:
+            self._check_experts(lm)
             raise InputError(f"the model is not as this ledger left it: expected {self.model}, found {found}")
         return found
+
+    def _check_experts(self, lm: LM) -> None:
+        check_experts([c for entry in self.applied if entry.edit for c in entry.edit.changes], lm.model)
 
     def _names(self) -> str:
         return ", ".join(entry.request for entry in self.applied) or "none"

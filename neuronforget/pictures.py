@@ -16,7 +16,6 @@ from neuronforget.figures.style import label, scopes_of
 from neuronforget.neurons import Neurons
 from neuronforget.readings import drawn_in, told_in
 from neuronforget.results import Results
-from neuronforget.scores import Scores
 from neuronforget.tables import Table, interval, results_table
 
 BOTH = "Lower and further right is better: less of forget is answered, and more of retain."
@@ -113,66 +112,6 @@ def _sweep(results: Results, drawn: str, metric: str) -> Table:
     return Table("The points of the lines", columns, tuple(rows))
 
 
-def map_pictures(
-    scores: Scores, neurons: Neurons | None, truth: Neurons | None, controls: Sequence[Neurons]
-) -> list[Picture]:
-    """Return the map of the scores, their rank profile, and the selection by layer."""
-    top = scores.ranked.flatten().sort(descending=True, stable=True).indices[:40].tolist()
-    width = scores.values.shape[1]
-    best = [(scores.layers[i // width], i % width) for i in top]
-    rows = [
-        (str(layer), str(j), f"{scores.values[scores.layers.index(layer), j]:.4g}",
-         _mark(neurons, (layer, j)), _mark(truth, (layer, j)))
-        for layer, j in best
-    ]  # fmt: skip
-    table = Table(
-        "The forty neurons that have most to do with forget, by score",
-        ("layer", "neuron", scores.name, "selected", "true"),
-        tuple(rows),
-    )
-    found = [
-        Picture("Map of the neurons", _map_caption(scores), figures.attribution_map(scores, neurons, truth), table),
-        Picture(
-            "Rank profile",
-            "Scores in descending order, one line per layer. A steep start means that few neurons carry most of the "
-            "score. Crosses are true neurons, where these are known.",
-            figures.rank_profile(scores, truth),
-            _by_rank(scores),
-        ),
-    ]
-    if neurons is not None:
-        held = [s.mask().sum(1).tolist() for s in (neurons, *((truth, neurons & truth) if truth else ()))]
-        counts = [(str(layer), *map(str, row)) for layer, *row in zip(neurons.layers, *held, strict=True)]
-        columns = ("layer", "selected", *(("true", "selected and true") if truth else ()))
-        caption = "Neurons selected in each layer and, where the true neurons are known, how many of them are selected."
-        found.append(
-            Picture(
-                "The selection by layer",
-                caption,
-                figures.layer_share(neurons, controls, truth),
-                Table("Neurons by layer", columns, tuple(counts)),
-            )
-        )
-    return found
-
-
-def _by_rank(scores: Scores) -> Table:
-    """Scores at ranks 1, 2, 5, 10, 20 ... of every layer, and the last."""
-    width = scores.values.shape[1]
-    ranks = [n for power in range(len(str(width))) for n in (10**power, 2 * 10**power, 5 * 10**power) if n < width]
-    rows = []
-    for layer, values, ranked in zip(scores.layers, scores.values, scores.ranked, strict=True):
-        falling = values[ranked.argsort(descending=True, stable=True)]
-        rows.append((str(layer), *(f"{falling[rank - 1]:.4g}" for rank in (*ranks, width))))
-    return Table(f"{scores.name} by rank within the layer", ("layer", *map(str, (*ranks, width))), tuple(rows))
-
-
-def _map_caption(scores: Scores) -> str:
-    limit = float(np.quantile(scores.values.abs().numpy(), figures.QUANTILE))
-    sign = scores.sign[0].upper() + scores.sign[1:]
-    return f"{sign}. The colours end at ±{limit:.3g}, the {figures.QUANTILE:.1%} quantile of the magnitudes."
-
-
 def shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[int]) -> Picture:
     """Return where each edit moved the activations, by layer."""
     rows = [
@@ -188,10 +127,6 @@ def shift_picture(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: S
         Table("RMS change", ("edit", "corpus", *(f"layer {layer}" for layer in layers)), tuple(rows)),
         wide=True,
     )
-
-
-def _mark(neurons: Neurons | None, neuron: tuple[int, int]) -> str:
-    return "" if neurons is None else "yes" if neuron in neurons else "no"
 
 
 def closeup_pictures(found: Closeups, neurons: Neurons | None) -> list[Picture]:

@@ -27,6 +27,7 @@ from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only, check_whole
 from neuronforget.moments import Moments, check_fields, merge
 from neuronforget.ranks import Ranks, launched
+from neuronforget.routed import expert_info
 from neuronforget.runs import environment
 from neuronforget.taps import Tap, open_tap
 from neuronforget.unfinished import Tally, Unfinished
@@ -87,8 +88,8 @@ def record(
     total = merge(part for part in ranks.each(tally.total) if part is not None)
     if unfinished is not None and unfinished is not resume:
         unfinished.clear(ranks)  # else its owner has more to do, and clears it
-    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, "tap": reader.name}
-    return _finish(total, lm, {**info, "positions": positions, **environment()})
+    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, **expert_info(lm.model)}
+    return _finish(total, lm, {**info, "tap": reader.name, "positions": positions, **environment()})
 
 
 def _work(lm: LM, corpus: Source, tap: Tap, settings: tuple[Any, ...]) -> dict[str, Any]:

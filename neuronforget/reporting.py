@@ -12,12 +12,12 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.auditing import Audit
 from neuronforget.closeups import Closeups
 from neuronforget.findings import audited, describe
+from neuronforget.maps import map_pictures
 from neuronforget.neurons import Neurons
 from neuronforget.pages import Section, page, reproduce
 from neuronforget.pictures import (
     closeup_pictures,
     comparison_pictures,
-    map_pictures,
     measured,
     moved_pictures,
     shift_picture,

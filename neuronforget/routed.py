@@ -2,8 +2,9 @@
 
 transformers keeps a layer's experts in three-dimensional weights and multiplies each by the few tokens that it gets.
 Here one output projection's input holds every expert's neurons, each times the routing weight of its expert, so that
-a neuron is what it is in a dense MLP: one input, one column. Every expert computes every token, and counts 0 for those
-that are not routed to it: exact, at rather more than the cost of a dense MLP as wide as all experts together.
+a neuron is what it is in a dense MLP: one input, one column. Experts compute the tokens that are routed to them, and
+that input is made where something reads or changes it; where something is put on the maps that feed the neurons, every
+expert computes every token, and counts 0 for those that are not routed to it. All three are the same function.
 """
 
 from __future__ import annotations
@@ -18,88 +19,13 @@ from torch import Tensor, nn
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.kinds import adapted_maps
+from neuronforget.stacks import STATED, Layout
 
-#: What transformers states of every class of experts that it can compute in several ways.
-_STATED = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
 #: What opened experts do not do, as newer versions of it state: a norm behind each, other experts elsewhere.
 _BEYOND = ("has_post_expert_norm", "_is_expert_parallel")
 
-
-@dataclass(frozen=True)
-class Layout:
-    """How transformers stacks the weights of `count` experts; `opened` and `stacked` are each other's inverse."""
-
-    count: int
-    gated: bool
-    biased: bool
-    transposed: bool
-    concatenated: bool
-
-    @classmethod
-    def of(cls, experts: Any) -> Layout:
-        """Read it off a module of experts."""
-        gated, biased, transposed, concatenated = (getattr(experts, name) for name in _STATED[:4])
-        return cls(experts.num_experts, gated, biased, transposed, concatenated)
-
-    @property
-    def feed(self) -> str:
-        """Name of the stacked weight that feeds the neurons."""
-        return "gate_up_proj" if self.gated else "up_proj"
-
-    @property
-    def stacked_names(self) -> set[str]:
-        """Names of the stacked weights."""
-        weights = {self.feed, "down_proj"}
-        return weights | {f"{name}_bias" for name in weights} if self.biased else weights
-
-    @property
-    def opened_names(self) -> set[str]:
-        """Names of the weights of one MLP."""
-        maps = ("gate", "up") if self.gated else ("up",)
-        weights = {f"{name}.weight" for name in (*maps, "down")}
-        return weights | {f"{name}.bias" for name in maps} | {"down_bias"} if self.biased else weights
-
-    def opened(self, stacked: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights of one MLP, `[experts * width, d_model]` and, of `down`, the transpose."""
-        feed, down = stacked[self.feed], stacked["down_proj"]
-        found = self._feeding("weight", feed.mT if self.transposed else feed)
-        found["down.weight"] = (down if self.transposed else down.mT).flatten(0, 1).T.contiguous()
-        if self.biased:
-            found |= self._feeding("bias", stacked[f"{self.feed}_bias"])
-            found["down_bias"] = stacked["down_proj_bias"]
-        return found
-
-    def _feeding(self, kind: str, feed: Tensor) -> dict[str, Tensor]:
-        halves = self.split(feed, 1) if self.gated else (feed,)
-        names = ("gate", "up")[-len(halves) :]
-        return {f"{n}.{kind}": half.flatten(0, 1).contiguous() for n, half in zip(names, halves, strict=True)}
-
-    def stacked(self, opened: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights as transformers keeps them."""
-        feed, down = self._fed("weight", opened), opened["down.weight"].T.unflatten(0, (self.count, -1))
-        found = {
-            self.feed: (feed.mT if self.transposed else feed).contiguous(),
-            "down_proj": (down if self.transposed else down.mT).contiguous(),
-        }
-        if self.biased:
-            found |= {f"{self.feed}_bias": self._fed("bias", opened), "down_proj_bias": opened["down_bias"]}
-        return found
-
-    def _fed(self, kind: str, opened: Mapping[str, Tensor]) -> Tensor:
-        up = opened[f"up.{kind}"].unflatten(0, (self.count, -1))
-        return self.joined(opened[f"gate.{kind}"].unflatten(0, (self.count, -1)), up, 1) if self.gated else up
-
-    def split(self, both: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """Return gates and ups: one after the other, or in turns."""
-        sizes, axis = ((2, -1), dim) if self.concatenated else ((-1, 2), dim + 1)
-        gate, up = both.unflatten(dim, sizes).unbind(axis)
-        return gate, up
-
-    def joined(self, gate: Tensor, up: Tensor, dim: int) -> Tensor:
-        """Undo `split`."""
-        return (
-            torch.cat((gate, up), dim) if self.concatenated else torch.stack((gate, up), dim + 1).flatten(dim, dim + 1)
-        )
+#: The key under which `expert_info` has it.
+OWN = "neurons of an expert"
 
 
 class RoutedMLP(nn.Module):
@@ -132,20 +58,100 @@ class RoutedMLP(nn.Module):
         """Return what the experts make of tokens `[token, d_model]`, each of those that it is routed to."""
         routed = top_k_weights.new_zeros(len(hidden_states), self.layout.count)
         routed = routed.scatter_add(1, top_k_index, top_k_weights).to(hidden_states.dtype)
-        acts = self._acts(hidden_states, (routed == 0).unsqueeze(-1)) * routed.unsqueeze(-1)
-        out: Tensor = self.down(acts.flatten(1))
+        feeding = [made for made in (self.up, self.gate) if made is not None]
+        if torch.compiler.is_compiling() or not all(map(_is_plain, feeding)):
+            out = self.down(self._acts_of_all(hidden_states, routed.unsqueeze(-1)).flatten(1))
+        else:
+            routes = Routes.of(top_k_index, self.layout.count)
+            rows = routes.rows(hidden_states)
+            shares = top_k_weights.flatten().index_select(0, routes.order).to(rows.dtype).unsqueeze(-1)
+            acts = self._activated([routes.mapped(rows, *_of_each(m, routes.count)) for m in feeding]) * shares
+            out = self._written(acts, routes)
         return out if self.down_bias is None else out + routed @ self.down_bias
 
-    def _acts(self, hidden: Tensor, elsewhere: Tensor) -> Tensor:
-        """Neurons before routing, `[token, expert, neuron]`, of experts that never see a token those of zeros.
+    def _acts_of_all(self, hidden: Tensor, routed: Tensor) -> Tensor:
+        """Neurons `[token, expert, neuron]` by every expert on every token: what is put on the maps meets all of them.
 
-        0 times what overflows in such an expert would be NaN, and so would its gradient.
+        An expert counts 0 where it never sees a token: 0 times what overflows there would be NaN, its gradient too.
         """
-        up = self.up(hidden).unflatten(-1, (self.layout.count, -1)).masked_fill(elsewhere, 0)
+        feeding = (made(hidden) for made in (self.up, self.gate) if made is not None)
+        shaped = [fed.unflatten(-1, (self.layout.count, -1)).masked_fill(routed == 0, 0) for fed in feeding]
+        return self._activated(shaped) * routed
+
+    def _activated(self, feeding: list[Tensor]) -> Tensor:
         if self.gate is None:
-            return self.act_fn(up)  # type: ignore[no-any-return]
-        gate = self.gate(hidden).unflatten(-1, (self.layout.count, -1)).masked_fill(elsewhere, 0)
-        return self._rule[0](self.layout.joined(gate, up, 2)) if self._rule else self.act_fn(gate) * up
+            return self.act_fn(*feeding)  # type: ignore[no-any-return]
+        up, gate = feeding
+        return self._rule[0](self.layout.joined(gate, up, up.ndim - 1)) if self._rule else self.act_fn(gate) * up
+
+    def _written(self, acts: Tensor, routes: Routes) -> Tensor:
+        if _is_plain(self.down):
+            return routes.summed(routes.mapped(acts, self.down.weight.unflatten(1, (routes.count, -1)).transpose(0, 1)))
+        return self.down(routes.spread(acts))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Routes:
+    """The pairs of a token and an expert that it is routed to, in the order of experts.
+
+    Sums run in the order of a token's choices, so that results are the same on any device, every time.
+    """
+
+    order: Tensor  # of each pair, its place in `[token, choice]`
+    expert: Tensor
+    choices: int
+    count: int
+
+    @classmethod
+    def of(cls, index: Tensor, count: int) -> Routes:
+        """Sort the choices `[token, choice]` among `count` experts."""
+        expert, order = index.flatten().sort(stable=True)
+        return cls(order, expert, index.shape[1], count)
+
+    def rows(self, hidden: Tensor) -> Tensor:
+        """Return each pair's row of `[token, d]`."""
+        return hidden.unsqueeze(1).expand(-1, self.choices, -1).flatten(0, 1).index_select(0, self.order)
+
+    def mapped(self, rows: Tensor, weights: Tensor, biases: Tensor | None = None) -> Tensor:
+        """Return each expert's linear map, of `weights` `[expert, out, in]`, of its own pairs' rows."""
+        ends = torch.searchsorted(self.expert, torch.arange(self.count, device=rows.device), right=True)
+        if _has_kernel(rows, weights):
+            out = nn.functional.grouped_mm(rows, weights.mT, offs=ends.int())
+            if out.requires_grad:
+                out.register_hook(Tensor.contiguous)  # it takes no gradient in turns
+        else:
+            sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
+            own = zip(rows.split(sizes), weights.unbind(0), strict=True)  # one gradient of all rows, not one of each
+            out = torch.cat([nn.functional.linear(some, weight) for some, weight in own if len(some)])
+        return out if biases is None else out + biases.index_select(0, self.expert)
+
+    def spread(self, rows: Tensor) -> Tensor:
+        """Return the table `[token, expert * d]` of the pairs' rows, 0 elsewhere."""
+        tokens = len(self.order) // self.choices
+        place = self.order // self.choices * self.count + self.expert
+        return rows.new_zeros(tokens * self.count, rows.shape[1]).index_add_(0, place, rows).view(tokens, -1)
+
+    def summed(self, rows: Tensor) -> Tensor:
+        """Return the sum of each token's rows, `[token, d]`."""
+        return rows.index_select(0, self.order.argsort()).unflatten(0, (-1, self.choices)).sum(1)
+
+
+def _has_kernel(rows: Tensor, weights: Tensor) -> bool:
+    """Has torch one product for all experts here, as transformers uses it: on a GPU, of rows of whole 16 bytes?"""
+    if not rows.is_cuda or {rows.dtype, weights.dtype} != {torch.bfloat16} or any(n % 8 for n in weights.shape[1:]):
+        return False
+    return hasattr(nn.functional, "grouped_mm") and torch.cuda.get_device_capability(rows.device) >= (8, 0)
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Is it a linear map that nothing is put on: a hook, an adapter, a parametrisation, another forward?"""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) is nn.Linear and "forward" not in vars(module) and not any(hooks)
+
+
+def _of_each(made: nn.Linear, count: int) -> tuple[Tensor, Tensor | None]:
+    """Weights `[expert, neuron, d_model]` and biases `[expert, neuron]` of a map of all experts."""
+    return made.weight.unflatten(0, (count, -1)), None if made.bias is None else made.bias.unflatten(0, (count, -1))
 
 
 def _linear(opened: Mapping[str, Tensor], name: str, trained: bool) -> nn.Linear:
@@ -175,7 +181,7 @@ def routed_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_experts(module: nn.Module) -> bool:
-    return all(hasattr(module, name) for name in _STATED)
+    return all(hasattr(module, name) for name in STATED)
 
 
 def _can_be_opened(module: nn.Module) -> bool:
@@ -196,6 +202,18 @@ def experts_of_a_layer(model: nn.Module) -> int:
         found = f"layers of {sorted(counts)} experts" if counts else "none that is opened (nf.open_experts)"
         raise InputError(f"whole experts need as many in each layer; {type(model).__name__} has {found}")
     return counts.pop()
+
+
+def expert_info(model: nn.Module) -> dict[str, int]:
+    """Return what is told with numbers of a mixture: how many neurons each opened expert has; nothing of others."""
+    experts = next((module for module in model.modules() if isinstance(module, RoutedMLP)), None)
+    return {} if experts is None else {OWN: len(experts.up.weight) // experts.layout.count}
+
+
+def neuron_name(layer: int, neuron: int, own: int = 0) -> str:
+    """Return what a neuron is called: where experts have `own` neurons each, by its expert and its number there."""
+    where = f"neuron {neuron}" if not own else f"expert {neuron // own}, neuron {neuron % own}"
+    return f"layer {layer}, {where}"
 
 
 @checks_kinds

@@ -11,7 +11,8 @@ import neuronforget as nf
 from neuronforget.audit_page import audit_report
 from neuronforget.auditing import Check
 from neuronforget.closeups import Card, Closeups, Highlight
-from neuronforget.pictures import Picture, closeup_pictures, comparison_pictures, map_pictures, moved_pictures
+from neuronforget.maps import map_pictures
+from neuronforget.pictures import Picture, closeup_pictures, comparison_pictures, moved_pictures
 from neuronforget.residues import DRAWN, residue_pictures
 
 LAYERS, WIDTH = 32, 14336

@@ -217,6 +217,13 @@ def test_other_last_layers_are_run_as_rows(family: str, position: int | None) ->
     assert last_layer(lm, rows.clean_run(lm, single(*EXAMPLES[0]), position), torch.arange(40)) is None
 
 
+def test_the_closed_form_is_not_tried_where_blocks_hand_on_streams_side_by_side() -> None:
+    lm = lm_of("llama")
+    clean = rows.clean_run(lm, single(*EXAMPLES[0]), None)
+    wide = replace(clean, inputs={layer: torch.cat([state, state], -1) for layer, state in clean.inputs.items()})
+    assert last_layer(lm, clean, torch.arange(3)) is not None and last_layer(lm, wide, torch.arange(3)) is None
+
+
 def test_the_closed_form_keeps_the_products_of_a_shortlist_alone_and_the_memory_check_counts_them(
     lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,7 +30,8 @@ WIDTH, MLP, DEPTH = 96, 384, 3
 _LLAMA = {"hidden_size": WIDTH, "intermediate_size": MLP, "num_hidden_layers": DEPTH, "num_attention_heads": 4,
           "num_key_value_heads": 4, "max_position_embeddings": 256}  # fmt: skip
 _GPT = {"n_embd": WIDTH, "n_layer": DEPTH, "n_head": 4, "n_positions": 256, "n_inner": MLP}
-SHAPES = {"qwen2": _LLAMA, "gpt2": _GPT, "gemma2": {**_LLAMA, "head_dim": 24}, "gpt_neox": _LLAMA}
+_MIXTURE = {**_LLAMA, "intermediate_size": 96, "num_local_experts": 16, "num_experts_per_tok": 2}
+SHAPES = {"mixtral": _MIXTURE, "qwen2": _LLAMA, "gpt2": _GPT, "gemma2": {**_LLAMA, "head_dim": 24}, "gpt_neox": _LLAMA}
 
 
 def lm_of(tokenizer: Any, family: str = "qwen2", dtype: torch.dtype = torch.float32) -> LM:
@@ -100,6 +101,17 @@ def test_the_plan_holds_for_other_families_and_with_what_saves_memory(
     assert 0.5 < plan.total / found < 2
     if saving:
         assert plan.total < 0.6 * planned(choice, work).total
+
+
+@pytest.mark.parametrize("kind", ["neurons", "whole"])
+def test_a_mixture_keeps_the_states_of_the_experts_of_a_token_unless_its_maps_are_hooked(
+    tokenizer: Any, kind: str
+) -> None:
+    lm, (forget, retain) = lm_of(tokenizer, "mixtral"), corpora()
+    choice, work = choices(lm)[kind], Answering(lm, forget, retain, None, 8, 0)
+    settings: dict[str, Any] = {"neurons": choice.neurons, "batch_size": 8, "steps": 2, "progress": False}
+    found = peak(lambda: erase.finetune(lm, forget, retain, loss=losses.grad_diff, **settings))
+    assert 0.5 < planned(choice, work).total / found < 2
 
 
 @pytest.mark.parametrize("family", FAMILIES)

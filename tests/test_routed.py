@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,10 +19,15 @@ from torch.nn.utils import prune
 from transformers.integrations.moe import batched_mm_experts_forward, use_experts_implementation
 
 import neuronforget as nf
+from neuronforget import routed
 from neuronforget.auditing.quantisation import TRIPS, quantised
+from neuronforget.closeups import closeups
 from neuronforget.corpora import Corpus
-from neuronforget.routed import Layout, RoutedMLP, open_experts, routed_layers
+from neuronforget.erase import second_moments
+from neuronforget.maps import map_pictures
+from neuronforget.routed import RoutedMLP, open_experts, routed_layers
 from neuronforget.sites import mostly_routed
+from neuronforget.stacks import Layout
 from neuronforget.taps import TorchHooks
 
 EXPERTS, OWN, TOKENS, TOP = 5, 6, 7, 2
@@ -89,6 +95,62 @@ def test_opened_experts_compute_what_transformers_computes_in_every_layout(layou
     names = {name for name, _ in opened.named_parameters()}
     own = Layout(EXPERTS, *layout)
     assert own.opened(kept).keys() == own.opened_names == names and own.stacked_names == kept.keys()
+
+
+#: Choices of experts: two of five, one of them never; one expert twice; all; those of a single token.
+CHOICES = {
+    "two": [[t % 4, (t + 1) % 4] for t in range(TOKENS)],
+    "twice": [[t % 5, t % 2] for t in range(TOKENS)],
+    "all": [torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(t)).tolist() for t in range(TOKENS)],
+    "one token": [[3, 1]],
+}
+
+
+def derivatives(module: Any, index: Tensor, dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+    """The output, the gradients of all that goes into it, and the gradient of one of these."""
+    torch.manual_seed(1)
+    hidden = torch.randn(len(index), WIDTH, dtype=torch.float64).to(dtype).requires_grad_()
+    weights = torch.rand(index.shape, dtype=torch.float64).to(dtype).requires_grad_()
+    inputs = {"hidden": hidden, "weights": weights, **dict(module.named_parameters())}
+    out = module(hidden, index, weights)
+    grads = torch.autograd.grad(out.square().sum(), list(inputs.values()), create_graph=True)
+    (again,) = torch.autograd.grad(grads[0].square().sum(), hidden)
+    return {"out": out, "again": again, **dict(zip(inputs, grads, strict=True))}
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("layout", [(True, False, False, True), (True, True, True, False), (False, True, False, True)])
+def test_neurons_that_are_read_and_maps_that_are_hooked_are_the_same_function(
+    layout: tuple[bool, ...], choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(sys.modules[__name__], "OWN", 8)
+    plain, index = of_layout(*layout), torch.tensor(CHOICES[choice])
+    wanted = derivatives(plain, index)
+    stacked = {name: wanted.pop(name) for name, _ in plain.named_parameters()}
+    wanted |= Layout(EXPERTS, *layout).opened(stacked)
+    opened = RoutedMLP(plain)
+    torch.testing.assert_close(derivatives(opened, index), wanted, rtol=1e-11, atol=1e-10)
+    with monkeypatch.context() as patch:  # of a GPU's kernel there is a plain form, in single precision
+        patch.setattr(routed, "_has_kernel", lambda rows, weights: True)
+        found = derivatives(copy.deepcopy(opened).float(), index, torch.float32)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].double(), value, rtol=0, atol=1e-4 * value.abs().max().item())
+    for name in ("down", "up"):
+        opened.get_submodule(name).register_forward_pre_hook(lambda _module, inputs: inputs)
+        torch.testing.assert_close(derivatives(opened, index), wanted, rtol=1e-11, atol=1e-10)
+
+
+def test_opened_experts_round_in_half_precision_no_worse_than_transformers_does() -> None:
+    torch.manual_seed(0)
+    plain, index = of_layout(True, False, False, True), torch.tensor(CHOICES["two"])
+    exact = derivatives(plain, index)["out"]
+    theirs = derivatives(plain.bfloat16(), index, torch.bfloat16)["out"]
+    opened = RoutedMLP(plain)
+    for name in ("", "down", "up"):
+        opened.get_submodule(name).register_forward_pre_hook(lambda _module, inputs: inputs)
+        own = derivatives(opened, index, torch.bfloat16)["out"]
+        assert (own - exact).norm() < 1.1 * (theirs - exact).norm()
 
 
 def test_a_neuron_is_its_expert_s_output_times_the_weight_of_the_route() -> None:
@@ -189,7 +251,11 @@ def test_the_whole_way_from_a_folder_by_the_command_line(
         Corpus(rows, name).save(tmp_path / f"{name}.jsonl")
     sides = ("--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl")
     given, at = ("--model", tmp_path / "model", *sides), tmp_path / "out"
-    assert run(monkeypatch, "attribute", *given, "--share", 0.1, "--out", at / "scores") == 0
+    for asked in (("--experts", "False"), ("--top", 1, "--whole-experts", 2), ("--whole-experts", 9)):
+        assert run(monkeypatch, "attribute", *given, *asked, "--out", at / "scores") == 2
+    assert run(monkeypatch, "attribute", *given, "--whole-experts", 2, "--out", at / "scores") == 0
+    chosen, page = nf.Neurons.load(at / "scores" / "neurons.json"), (at / "scores" / "map.html").read_text()
+    assert len(chosen) == 24 and chosen.info["rule"] == "experts" and '<h3 id="the-experts">' in page
     assert run(monkeypatch, "erase", *given, "--neurons", at / "scores" / "neurons.json", "--out",
                at / "edit.safetensors", "--export", at / "erased") == 0  # fmt: skip
     assert nf.load(at / "erased").shape == nf.load(tmp_path / "model").shape == (DEPTH, 48)
@@ -360,9 +426,62 @@ def test_an_edit_of_experts_says_what_a_model_or_a_checkpoint_lacks(
     edit = nf.Edit((nf.Change(f"{path}.down_proj", stacked + 1, stacked),))
     with edit.on(closed), pytest.raises(nf.InputError, match=r"its experts are open.*experts=False"):
         edit.apply(lm)
+    kept = nf.Ledger()
+    kept.apply(lm, nf.erase.ablate(lm, chosen), request="one")
+    for done in (
+        kept.replay,
+        kept.undo_all,
+        lambda other: nf.Ledger().apply(other, kept.entries[0].edit, request="two"),
+    ):
+        with pytest.raises(nf.InputError, match=r"its experts are not open: nf\.open_experts"):
+            done(closed)
+    kept.undo(lm, "one")
     mean = nf.erase.ablate(lm, chosen, mode="mean", moments=nf.record(lm, corpus, progress=False))
     with pytest.raises(nf.InputError, match="cannot hold the bias this edit adds"):
         mean.export(lm, tmp_path / "out")
+
+
+def test_a_neuron_of_a_mixture_goes_by_its_expert_and_its_number_there(tokenizer: Any, corpus: Corpus) -> None:
+    lm = nf.LM(build("mixtral", vocab_size=len(tokenizer)), tokenizer)  # 4 experts of 10 neurons
+    forget, retain = Corpus(corpus.examples[:3], "forget"), Corpus(corpus.examples[3:], "retain")
+    moments = {side.name: nf.record(lm, side, progress=False) for side in (forget, retain)}
+    for scores in (
+        nf.scores.grad_x_act(moments["forget"], moments["retain"]),
+        nf.attribute(lm, forget, score=nf.scores.exact, neurons=[(1, 13)], progress=False),
+    ):
+        layer, j = divmod(int(scores.values.abs().argmax()), 40)
+        assert f"at layer {layer}, expert {j // 10}, neuron {j % 10};" in repr(scores)
+    assert "extreme" in repr(scores) and "layer 1, expert 1, neuron 3" in repr(scores)
+    assert repr(nf.scores.lens(lm, [(1, 13)])[0]).startswith("layer 1, expert 1, neuron 3: + ")
+    chosen = nf.select.experts(lm, scores, 1)
+    shifts: dict[str, Any] = {"forget": moments["forget"]["mean"].numpy()}
+    (card, *_) = closeups(lm, forget, moments, scores, chosen, {}, {"none": shifts}).cards
+    assert card.name == "layer 1, expert 1, neuron 3"
+    found = {picture.title: picture for picture in map_pictures(scores, chosen, None, ())}
+    assert found["Map of the neurons"].table.rows[0][:3:2] == (card.name, "yes")
+    marks = found["Map of the neurons"].figure.data[1]
+    assert [1, 3] in marks.customdata and "expert %{customdata[0]}, neuron" in marks.hovertemplate
+    experts = found["The experts"]
+    assert experts.table.rows[0] == ("layer 1, expert 1", f"{scores.values[1, 13]:.4g}", "10")
+    assert experts.figure.data[0].z[1][1] == scores.values[1].sum() and len(experts.figure.data[0].z[0]) == 4
+    plain = nf.Scores(scores.values, "any", "large", (0, 1))
+    assert "layer 1, neuron 13" in repr(plain) and len(map_pictures(plain, chosen, None, ())) == 3
+    with pytest.raises(nf.InputError, match="nothing to draw by expert"):
+        nf.figures.by_expert(plain)
+
+
+def test_second_moments_that_do_not_fit_are_refused_before_the_work(
+    tokenizer: Any, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = nf.LM(build("mixtral", vocab_size=len(tokenizer)), tokenizer)
+    facts = Corpus((nf.Example("Anna Berg was born in", "Oslo", subject="Anna Berg"),), "facts")
+    need = 8 * 3 * 40**2  # of one layer, and twice while it is solved for
+    monkeypatch.setattr(second_moments, "free_bytes", lambda _device: need)
+    second_moments.check_room({0: torch.arange(40)})
+    monkeypatch.setattr(second_moments, "free_bytes", lambda _device: need - 1)
+    for operator in (nf.erase.rank_one, nf.erase.memit, nf.erase.alpha_edit):
+        with pytest.raises(nf.InputError, match=r"second moments of 40 neurons of a layer need .*give neurons="):
+            operator(lm, facts, Corpus(corpus.examples[3:], "retain"))
 
 
 def test_the_benchmark_measures_one_model_twice(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,13 +14,13 @@ import neuronforget as nf
 ROOT = Path(nf.__file__).parent
 LEAVES = {"arguments", "errors", "ranks", "runs"}
 ORDER = [
-    "corpora", "likelihood", "kinds", "routed", "sites", "models", "taps", "moments", "unfinished", "recording",
-    "losses", "stopping", "resuming", "train", "scores", "attribution", "neurons", "select", "changes", "certificates",
-    "guarding", "kept", "generation", "precision", "cards", "checkpoints", "edits", "rebasing", "ledger",
-    "slices", "lowrank", "erase",
+    "corpora", "likelihood", "kinds", "stacks", "routed", "sites", "models", "taps", "moments", "unfinished",
+    "recording", "losses", "stopping", "resuming", "train", "scores", "attribution", "neurons", "select", "changes",
+    "certificates", "guarding", "kept", "generation", "precision", "cards", "checkpoints", "edits", "rebasing",
+    "ledger", "slices", "lowrank", "erase",
     "intervals", "results", "ranking", "metrics", "measuring", "evaluation", "auditing", "suites", "testbed",
-    "readings", "findings", "closeups", "colours", "figures", "tables", "pictures", "pages", "residues", "reporting",
-    "audit_page", "comparison", "arms", "comparing", "commands", "cli",
+    "readings", "findings", "closeups", "colours", "figures", "tables", "pictures", "maps", "pages", "residues",
+    "reporting", "audit_page", "comparison", "arms", "comparing", "commands", "cli",
 ]  # fmt: skip
 
 

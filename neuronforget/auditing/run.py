@@ -39,6 +39,7 @@ from neuronforget.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
 from neuronforget.results import Results, Tables, example_rows, tidy_row
+from neuronforget.routed import expert_info
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -180,7 +181,8 @@ def _neurons(case: Case) -> dict[str, Any]:
     found = moved(case)
     layers = [site.layer for site in case.subjects[0].lm.sites]
     strongest = {name: [(layers[i], j, v) for i, j, v in rows] for name, rows in found.strongest().items()}
-    return {**found.summary(), **strongest, "units": units(case)}
+    about = expert_info(case.subject(UNTOUCHED).lm.model)
+    return {**found.summary(), **about, **strongest, "units": units(case)}
 
 
 def _tables(readings: Sequence[Reading], seed: int) -> Tables:

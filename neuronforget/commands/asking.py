@@ -14,7 +14,7 @@ from neuronforget.commands.requests import check_apart
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
 from neuronforget.intervals import check_seed
-from neuronforget.models import load
+from neuronforget.models import LM, load
 from neuronforget.results import Results
 from neuronforget.runs import check_new
 
@@ -37,16 +37,22 @@ class Asked:
     """Folder that keeps what is measured and written, so that a killed run can continue."""
     device: str = "cpu"
     """Device of the model: cpu, cuda, cuda:1."""
+    experts: bool | None = None
+    """Read the neurons of routed experts (True) or of dense MLPs (False). If not given: whichever more layers have."""
 
     def run(self, suite: Callable[..., Results], *given: Any, **settings: Any) -> None:
         """Run a suite on the model with its edit on, write the results, print them."""
         self.check(log=settings.get("log"))
         made = Edit.load(self.edit) if self.edit else None
-        lm = load(self.model, device=self.device)
+        lm = self.load(self.model)
         with made.on(lm) if made else nullcontext():
             results = suite(lm, *given, batch_size=self.batch_size, kept=self.kept, seed=self.seed, **settings)
         on = {"file": str(self.edit), **made.info} if made else None
         saved(replace(results, info={**results.info, "edit": on}), self.out)
+
+    def load(self, path: str | Path) -> LM:
+        """Load a checkpoint as the model is loaded."""
+        return load(path, device=self.device, experts=self.experts)
 
     def check(self, log: Path | None = None) -> None:
         """Raise InputError unless the results are new, apart from what else is written, and the numbers usable."""

@@ -47,12 +47,18 @@ class Data:
     """Format string with {prompt}, or "chat" for the tokenizer's chat template."""
     device: str = "cpu"
     """Device of the model: cpu, cuda, cuda:1."""
+    experts: bool | None = None
+    """Read the neurons of routed experts (True) or of dense MLPs (False). If not given: whichever more layers have."""
 
     def open(self) -> tuple[LM, Corpus, Corpus]:
         """Return (lm, forget, retain); the corpora are read first, so that their errors do not wait for the model."""
         forget, retain = self.corpus(self.forget), self.corpus(self.retain)
         check_disjoint(forget, retain)
-        return load(self.model, device=self.device), forget, retain
+        return self.load(self.model), forget, retain
+
+    def load(self, path: str | Path) -> LM:
+        """Load a checkpoint as the model is loaded."""
+        return load(path, device=self.device, experts=self.experts)
 
     def corpus(self, spec: str) -> Corpus:
         """Read one corpus by its file name or its tofu: name."""

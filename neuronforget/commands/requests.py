@@ -28,6 +28,7 @@ def ledger(
     results: Folder | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: str = "cpu",
+    experts: bool | None = None,
 ) -> None:
     """List the requests of a ledger, undo some of them, or export the model with the remaining ones applied.
 
@@ -40,6 +41,7 @@ def ledger(
         results: Folder written by `evaluate`, for the model card.
         dtype: Store the exported weights in this precision. What it loses of an edit is counted.
         device: Device of the model: cpu, cuda, cuda:1.
+        experts: Read the neurons of routed experts, as for the requests. If not given: whichever more layers have.
     """
     import torch
 
@@ -60,7 +62,7 @@ def ledger(
         check_new(export)
         check_apart({"--export": export, "the ledger": folder})
     measured = Results.load(results).rows if results else ()
-    lm = load(model or folder, device=device)
+    lm = load(model or folder, device=device, experts=experts)
     kept.replay(lm)
     for name in undo:
         kept.undo(lm, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,9 @@ import tyro
 from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, show, with_command
 from neuronforget.commands.requests import Places, check_apart
 from neuronforget.errors import InputError
+from neuronforget.models import LM
+from neuronforget.neurons import Neurons
+from neuronforget.scores import Scores
 
 
 def attribute(
@@ -21,6 +25,7 @@ def attribute(
     tap: Tap | None = None,
     share: float | None = 0.05,
     top: int | None = None,
+    whole_experts: int | None = None,
     batch_size: int = 16,
     resume: Folder | None = None,
 ) -> None:
@@ -32,33 +37,46 @@ def attribute(
         tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
         share: Share of each layer to select: 0.05 is 5%, 1 is the whole layer, 2 or more is a number of neurons.
         top: Select this many neurons of the whole model instead.
+        whole_experts: Select all neurons of this many routed experts of the whole model instead.
         batch_size: Examples in a batch.
         resume: Folder that keeps what is recorded so far, so that a killed run can continue.
     """
     from neuronforget import scores as table
-    from neuronforget import select
     from neuronforget.attribution import attribute as run
+    from neuronforget.maps import map_pictures
     from neuronforget.pages import Section, page
-    from neuronforget.pictures import map_pictures
     from neuronforget.ranks import launched
     from neuronforget.runs import check_new, whole_folder
 
     check_new(out)
     chosen = named(score, table)
     lm, forget, retain = data.open()
-    layers, width = lm.shape
-    count = 0.05 if share is None else share
-    select.how_many(*((count, width) if top is None else (top, layers * width)))  # said before the work
+    selected = _selection(lm, 0.05 if share is None else share, top, whole_experts)  # says what is wrong
     scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size, resume=resume)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
-    neurons = select.top(scores, top) if top is not None else select.per_layer(scores, count)
+    neurons = selected(scores)
     with whole_folder(out) as scratch:
         scores.save(scratch / "scores.safetensors")
         neurons.save(scratch / "neurons.json")
         where = Section("Where the knowledge lies", pictures=map_pictures(scores, neurons, None, ()))
         page(scratch / "map.html", f"{scores.name}: {forget.name}", [where])
     print(f"{scores}\n{neurons}\nwritten to {out}")
+
+
+def _selection(lm: LM, share: float, top: int | None, experts: int | None) -> Callable[[Scores], Neurons]:
+    """Return the rule that was asked for. Raises InputError for two of them, and for one that the model cannot fill."""
+    from neuronforget import select
+    from neuronforget.routed import experts_of_a_layer
+
+    layers, width = lm.shape
+    if experts is not None:
+        if top is not None:
+            raise InputError("--top and --whole-experts are two selections: leave one of them out")
+        select.how_many(experts, layers * experts_of_a_layer(lm.model), "experts")
+        return lambda scores: select.experts(lm, scores, experts)
+    select.how_many(*((share, width) if top is None else (top, layers * width)))
+    return lambda scores: select.per_layer(scores, share) if top is None else select.top(scores, top)
 
 
 def erase(
@@ -100,7 +118,6 @@ def erase(
     from neuronforget import losses
     from neuronforget.edits import Edit
     from neuronforget.erase.catalogue import OPERATORS, addressed, check_call, make
-    from neuronforget.neurons import Neurons
     from neuronforget.ranks import launched
 
     places = Places.of(data.model, out, ledger, export, request)
@@ -154,7 +171,6 @@ def evaluate(
     from neuronforget.edits import Edit
     from neuronforget.evaluation import evaluate as run
     from neuronforget.measuring import METRICS
-    from neuronforget.models import load
     from neuronforget.runs import check_new
 
     check_new(out)
@@ -166,7 +182,7 @@ def evaluate(
     there = {metric.__name__ for metric in METRICS}
     asked = (*METRICS, *(named(metric, table) for metric in dict.fromkeys(metrics) if metric not in there))
     lm, forget, retain = data.open()
-    twin = load(gold, device=data.device) if gold else None
+    twin = data.load(gold) if gold else None
     settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
     settings |= {"metrics": asked, "kept": kept}
     certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
@@ -206,15 +222,14 @@ def audit(
     from neuronforget.auditing import audit as run
     from neuronforget.corpora import jsonl
     from neuronforget.edits import Edit
-    from neuronforget.models import load
     from neuronforget.runs import check_new, whole_folder
 
     check_new(out)
     check_apart({"--out": out, "--kept": kept})
     made = None if edit.is_dir() else Edit.load(edit)
     lm, forget, retain = data.open()
-    other = made or load(edit, device=data.device)
-    twin = load(gold, device=data.device) if gold else None
+    other = made or data.load(edit)
+    twin = data.load(gold) if gold else None
     what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None
     settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
     found = run(lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, **settings)

@@ -13,7 +13,6 @@ import tyro
 from neuronforget.commands.asking import Asked, saved, write_figures
 from neuronforget.commands.console import Folder, asking_for, output
 from neuronforget.edits import Edit
-from neuronforget.models import load
 
 
 def tofu_logs(
@@ -77,7 +76,7 @@ def tofu(
     if log is not None and log.suffix != ".gz":
         output(log, ".json")
     protocol = Protocol(**({"template": template} if template else {}), eos=eos, decoding=Decoding(max_new_tokens, ()))
-    retain_lm = load(retain_model, device=asked.device) if retain_model else None
+    retain_lm = asked.load(retain_model) if retain_model else None
     with asking_for("--data FOLDER"):
         asked.run(run, split, path=data, retain_lm=retain_lm, n=n, protocol=protocol, log=log)
 
@@ -125,7 +124,7 @@ def muse(
     from neuronforget.suites.muse import muse as run
 
     asked.check()
-    twin = load(gold, device=asked.device) if gold else None
+    twin = asked.load(gold) if gold else None
     asked.run(run, data, gold=twin, n=n, max_tokens=max_tokens)
 
 
@@ -189,9 +188,9 @@ def membership(
     asked.check()
     sides = [jsonl(path, n=n, max_tokens=max_tokens) for path in (members, non_members)]
     made = {"edited": Edit.load(asked.edit)} if asked.edit else {}
-    twin, other = (load(path, device=asked.device) if path else None for path in (gold, reference))
+    twin, other = (asked.load(path) if path else None for path in (gold, reference))
     found = run(
-        load(asked.model, device=asked.device), *sides, edits=made, gold=twin, reference=other,
+        asked.load(asked.model), *sides, edits=made, gold=twin, reference=other,
         attacks=attacks or ATTACKS, batch_size=asked.batch_size, kept=asked.kept, seed=asked.seed,
     )  # fmt: skip
     saved(found, asked.out)

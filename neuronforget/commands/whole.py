@@ -100,6 +100,7 @@ def compare(
     seed: int = 0,
     tap: Tap | None = None,
     device: str = "cpu",
+    experts: bool | None = None,
     batch_size: int = 64,
 ) -> None:
     """Run the whole path: attribution, every method with its controls, evaluation, audits, report.
@@ -125,11 +126,11 @@ def compare(
         seed: Seed of everything that is drawn at random.
         tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
         device: Device of the model: cpu, cuda, cuda:1 (with --model).
+        experts: Read neurons of routed experts or of dense MLPs (with --model). If not given: whichever more layers have.
         batch_size: Examples in a forward pass.
     """
     from neuronforget import scores as table
     from neuronforget.erase import OPERATORS
-    from neuronforget.models import load
     from neuronforget.runs import check_new
     from neuronforget.testbed import Testbed
 
@@ -139,13 +140,14 @@ def compare(
     settings |= {"tap": tap, "batch_size": batch_size, "seed": seed}
     if testbed is not None:
         given = {"model": model, "forget": forget, "retain": retain, "gold": gold, "n": n, "max-tokens": max_tokens}
-        _check_alone({**given, "template": template, "refusals": refusals})
+        _check_alone({**given, "template": template, "refusals": refusals, "experts": experts})
         return _compare_testbed(Testbed.load(testbed), out, **settings)
     if not (model and forget and retain):
         raise InputError("give --testbed, or all of --model, --forget and --retain")
     settings["preferred"] = lines(refusals) if refusals else None
-    lm, bad, good = Data(model, forget, retain, max_tokens, n, template, device).open()
-    twin = load(gold, device=device) if gold else None
+    data = Data(model, forget, retain, max_tokens, n, template, device, experts)
+    lm, bad, good = data.open()
+    twin = data.load(gold) if gold else None
     _compare(lm, bad, good, out, gold=twin, **settings)
 
 

@@ -2,8 +2,9 @@
 
 For each trained value 4 bytes of itself in fp32, 4 of its gradient, 8 of AdamW's two means, 4 if a budget keeps it, and
 what it was before; the edit then holds the old and new values of all that it covers. For a backward pass, a token
-keeps in every block about 12 times the width, 4 times the neurons (3 without a gate) and its row of attention weights
-or of the mask, and the logits once, with their softmax and its gradient.
+keeps in every block about 12 times the width, 4 times the neurons (3 without a gate; of opened experts one more, and
+its state, but only for the experts that it is routed to, where nothing hooks their maps) and its row of attention
+weights or of the mask, and the logits once, with their softmax and its gradient.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from neuronforget.erase.sharded import largest
 from neuronforget.erase.trained import Choice
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.routed import OWN, expert_info
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.cost import free_bytes
 
@@ -117,15 +119,24 @@ def footprint(
 def _states(lm: LM, tokens: int, inputs: int, checkpointing: bool) -> int:
     """One example's bytes of states that are kept for the backward pass."""
     config, width, size = lm.model.config.get_text_config(), lm.sites[0].d_model, lm.model.dtype.itemsize
-    gated = len([part for part in lm.sites[0].read if part.name.endswith("weight")]) > 1
     eager = getattr(config, "_attn_implementation", "") == "eager"
     attention = 2 * WIDE * getattr(config, "num_attention_heads", 1) * tokens if eager else size * tokens
-    block = size * (12 * width + (4 if gated else 3) * lm.shape[1]) + attention
+    block = size * (12 * width + _neuron_states(lm, bool(inputs))) + attention
     depth = len(blocks_of(lm))
     wide = WIDE * inputs if size < WIDE else 0  # what adapters and slices are given is copied to fp32
     blocks = depth * size * width + block + wide // depth if checkpointing else depth * block + wide
     vocab = lm.model.get_input_embeddings().weight.shape[0]
     return tokens * (blocks + vocab * (2 * WIDE + size))
+
+
+def _neuron_states(lm: LM, hooked: bool) -> int:
+    """A token's values at the neurons of a block; `hooked`: adapters or slices are at the maps that feed them."""
+    copies = 4 if len([part for part in lm.sites[0].read if part.name.endswith("weight")]) > 1 else 3
+    chosen = getattr(lm.model.config.get_text_config(), "num_experts_per_tok", None)
+    own = expert_info(lm.model).get(OWN, 0)
+    if hooked or not own or not chosen:  # every expert computes every token, if there are any
+        return copies * lm.shape[1]
+    return chosen * ((copies + 1) * own + lm.sites[0].d_model)
 
 
 def _said(size: float) -> str:

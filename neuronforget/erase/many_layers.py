@@ -24,7 +24,7 @@ from neuronforget.erase.beginning import operator
 from neuronforget.erase.facts import Aim, check_reach, moved, output_changes, solve_layers
 from neuronforget.erase.least_change import least_change, null_change
 from neuronforget.erase.rank_one import check_facts
-from neuronforget.erase.second_moments import second_moments
+from neuronforget.erase.second_moments import check_room, second_moments
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
@@ -112,6 +112,7 @@ def _chosen(lm: LM, neurons: Neurons | None, layers: Sequence[int] | None) -> Ne
         numbers = [site.layer for site in lm.sites[max(middle - 4, 0) : middle + 1]] if layers is None else layers
         neurons = all_of(lm, numbers)
     check_neurons(lm, neurons)
+    check_room(neurons.by_layer())
     return neurons
 
 

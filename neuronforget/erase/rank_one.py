@@ -19,7 +19,7 @@ from neuronforget.erase.ablate import all_of, finished
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.facts import Aim, check_reach, output_changes, solve_layers
 from neuronforget.erase.least_change import least_change
-from neuronforget.erase.second_moments import second_moments
+from neuronforget.erase.second_moments import check_room, second_moments
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
@@ -61,6 +61,7 @@ def rank_one(
         neurons = all_of(lm, [lm.sites[(len(lm.sites) - 1) // 2].layer if layer is None else layer])
     check_neurons(lm, neurons)
     chosen = neurons.by_layer()
+    check_room(chosen)
     modules = [lm.model.get_submodule(site.path) for site in lm.sites if site.layer in chosen]
     work = aim.batches(lm, forget, batch_size)
     with activations_only(lm):

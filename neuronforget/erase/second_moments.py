@@ -19,9 +19,24 @@ from neuronforget.corpora import Corpus, Encoded
 from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.runs import check_writable, content_key, whole_file
+from neuronforget.scores.cost import free_bytes
 from neuronforget.taps import TorchHooks
 
 Second = Float[Tensor, "neuron neuron"]
+
+
+def check_room(chosen: Mapping[int, Tensor]) -> None:
+    """Raise InputError where second moments of so many neurons do not fit the memory that is free.
+
+    Those of all layers are kept, and a layer's are copied twice to be solved for.
+    """
+    widest = max(map(len, chosen.values()))
+    need = 8 * (sum(len(index) ** 2 for index in chosen.values()) + 2 * widest**2)
+    if need > (free := free_bytes(torch.device("cpu"))):
+        raise InputError(
+            f"too little memory: second moments of {widest} neurons of a layer need about {need / 2**30:.1f} GiB in "
+            f"all, {free / 2**30:.1f} GiB are free: give neurons=, a selection, or fewer layers"
+        )
 
 
 def second_moments(

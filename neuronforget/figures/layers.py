@@ -10,8 +10,10 @@ from plotly.subplots import make_subplots
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.colours import GREY, OKABE_ITO
-from neuronforget.figures.style import ABOVE, styled, text
+from neuronforget.errors import InputError
+from neuronforget.figures.style import ABOVE, scale, styled, text
 from neuronforget.neurons import Neurons
+from neuronforget.scores import Scores
 
 
 @checks_kinds
@@ -37,6 +39,28 @@ def layer_share(neurons: Neurons, controls: Sequence[Neurons] = (), truth: Neuro
     figure.update_yaxes(title="layer", type="category")
     figure.update_layout(barmode="group", legend=ABOVE)
     return styled(figure, 140 + 60 * len(layers) if len(layers) < 12 else 80 + 30 * len(layers))
+
+
+@checks_kinds
+def by_expert(scores: Scores) -> go.Figure:
+    """Draw the sum of the scores of each expert's neurons, layer 0 at the bottom; colours are symmetric about 0.
+
+    Raises InputError for scores that do not say which neurons are an expert's (those of another model).
+    """
+    if not scores.own:
+        raise InputError("these scores are of no opened mixture of experts: there is nothing to draw by expert")
+    sums = scores.values.unflatten(1, (-1, scores.own)).sum(2).numpy()
+    limit = float(np.abs(sums).max()) or 1.0
+    cells = go.Heatmap(
+        z=sums, x=list(range(sums.shape[1])), y=[str(layer) for layer in scores.layers], colorscale="RdBu_r",
+        zmin=-limit, zmax=limit, colorbar=scale(scores.name),
+        hovertemplate="layer %{y}, expert %{x}: %{z:.4g}<extra></extra>",
+    )  # fmt: skip
+    figure = go.Figure(cells)
+    figure.update_xaxes(title="expert")
+    figure.update_yaxes(title="layer", type="category", range=[-0.5, len(sums) - 0.5])
+    styled(figure, 180 + 44 * len(sums) if len(sums) < 12 else 100 + 22 * len(sums))
+    return figure.update_layout(margin_b=96)
 
 
 def activation_shift(shifts: Mapping[str, Mapping[str, Sequence[float]]], layers: Sequence[int]) -> go.Figure:

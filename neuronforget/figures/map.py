@@ -63,9 +63,10 @@ def attribution_map(
         ("true neuron", truth, "x-thin", OKABE_ITO[2]),
     ):
         if chosen is not None:
-            figure.add_trace(_marks(kind, chosen, size, symbol, colour))
+            figure.add_trace(_marks(kind, chosen, size, symbol, colour, scores.own))
     binning = f", {size} to a cell, which shows the one of largest magnitude" if size > 1 else ""
-    figure.update_xaxes(title=f"neuron{binning}", range=[-size / 2, (cells.shape[1] - 0.5) * size])
+    each = f" ({scores.own} of each expert)" if scores.own else ""
+    figure.update_xaxes(title=f"neuron{each}{binning}", range=[-size / 2, (cells.shape[1] - 0.5) * size])
     figure.update_yaxes(title="layer", type="category", range=[-0.5, len(cells) - 0.5])
     figure.update_layout(legend=ABOVE)
     styled(figure, 180 + 44 * len(values) if len(values) < 12 else 100 + 22 * len(values))
@@ -109,9 +110,10 @@ def rank_profile(scores: Scores, truth: Neurons | None = None) -> go.Figure:
     return styled(figure, 420).update_layout(legend=ABOVE)
 
 
-def _marks(kind: str, chosen: Neurons, size: int, symbol: str, colour: str) -> go.Scatter:
+def _marks(kind: str, chosen: Neurons, size: int, symbol: str, colour: str, own: int) -> go.Scatter:
     every = sorted(chosen.members)
     members = [every[i] for i in spread(len(every))]
+    named = "expert %{customdata[0]}, neuron %{customdata[1]}" if own else "neuron %{customdata}"
     size_of_mark = 6 if kind != "selected" or len(members) > FEW_MARKS else 9
     return go.Scatter(
         x=[j // size * size for _, j in members],
@@ -124,6 +126,6 @@ def _marks(kind: str, chosen: Neurons, size: int, symbol: str, colour: str) -> g
             "color": colour,
             "line": {"width": 1.4 if len(members) <= FEW_MARKS else 0.8, "color": colour},
         },
-        customdata=[j for _, j in members],
-        hovertemplate=f"{kind}: layer %{{y}}, neuron %{{customdata}}<extra></extra>",
+        customdata=[divmod(j, own) if own else j for _, j in members],
+        hovertemplate=f"{kind}: layer %{{y}}, {named}<extra></extra>",
     )

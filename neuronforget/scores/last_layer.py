@@ -70,6 +70,8 @@ def last_layer(lm: LM, clean: Clean, neurons: Int[Tensor, "measured"]) -> LastLa
     site, norm, head = lm.sites[-1], _final_norm(lm), lm.model.get_output_embeddings()
     if norm is None or site.layer + 1 != len(blocks_of(lm)):
         return None
+    if clean.inputs[site.layer + 1].shape[-1] != site.d_model:  # streams beside each other (hyper-connections)
+        return None
     unembed = head.weight.detach()
     write = lm.parameters[site.write.name].detach().to(unembed)
     ones = torch.ones_like(clean.inputs[site.layer + 1][0, :1])

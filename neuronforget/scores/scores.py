@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neuronforget.errors import InputError, reading, warn
 from neuronforget.moments import Moments
+from neuronforget.routed import OWN, neuron_name
 
 Contrast = Literal["difference", "ratio", "z"]
 
@@ -66,10 +67,15 @@ class Scores:
                 f"score {self.name!r} is NaN or infinite for {int((~torch.isfinite(self.values)).sum())} neurons"
             )
 
+    @property
+    def own(self) -> int:
+        """How many neurons each expert of a mixture has; 0 for another model, or where it is not known."""
+        return int((self.info.get("forget") or {}).get(OWN, 0))
+
     def __repr__(self) -> str:
         flat, width = self.values.flatten(), self.values.shape[1]
         best = int(flat.abs().argmax())
-        where = f"layer {self.layers[best // width]}, neuron {best % width}"
+        where = neuron_name(self.layers[best // width], best % width, self.own)
         size = f"{len(self.layers)} layers of {width}"
         return f"Scores({self.name!r}, {size}, extreme {flat[best]:.4g} at {where}; {self.sign})"
 

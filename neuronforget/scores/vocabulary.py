@@ -13,6 +13,7 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.tokens import piece
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.routed import OWN, expert_info, neuron_name
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,11 @@ class TopTokens:
     neuron: int
     promoted: tuple[tuple[str, float], ...]
     suppressed: tuple[tuple[str, float], ...]
+    own: int = 0  # neurons of an expert, of a mixture
 
     def __repr__(self) -> str:
         up, down = (" ".join(repr(token) for token, _ in part) for part in (self.promoted, self.suppressed))
-        return f"layer {self.layer}, neuron {self.neuron}: + {up} | - {down}"
+        return f"{neuron_name(self.layer, self.neuron, self.own)}: + {up} | - {down}"
 
 
 @checks_kinds
@@ -48,7 +50,7 @@ def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[Top
     def said(token: int) -> str:
         return piece(lm.tokenizer, [*word, token], len(word))  # within a text, so that a word keeps its blank
 
-    found = []
+    found, own = [], expert_info(lm.model).get(OWN, 0)
     for layer, j in neurons:
         if layer not in sites or not 0 <= j < lm.shape[1]:
             raise InputError(f"no neuron {j} in layer {layer}: the model has layers {tuple(sites)} of {lm.shape[1]}")
@@ -58,7 +60,7 @@ def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[Top
         up, down = logits.topk(k), (-logits).topk(k)
         ends = [(top.indices.tolist(), top.values.tolist()) for top in (up, down)]
         promoted, suppressed = [[(said(i), v) for i, v in zip(*end, strict=True)] for end in ends]
-        found.append(TopTokens(layer, j, tuple(promoted), tuple((token, -v) for token, v in suppressed)))
+        found.append(TopTokens(layer, j, tuple(promoted), tuple((token, -v) for token, v in suppressed), own))
     return found
 
 
