@@ -126,7 +126,7 @@ def compare(
         seed: Seed of everything that is drawn at random.
         tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
         device: Device of the model: cpu, cuda, cuda:1 (with --model).
-        experts: Read neurons of routed experts or of dense MLPs (with --model). If not given: whichever more layers have.
+        experts: Read routed experts' neurons or dense MLPs' (with --model). If not given: whichever more layers have.
         batch_size: Examples in a forward pass.
     """
     from neuronforget import scores as table
