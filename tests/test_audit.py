@@ -36,8 +36,8 @@ def audited(name: str, gold: bool = True) -> nf.Audit:
         "guard": lambda: nf.erase.guards.eco(made.lm, made.forget, made.retain, sigma=12.0),
         "npo": lambda: nf.erase.finetune(made.lm, made.forget, made.retain, progress=False),
         "npo on chosen neurons": lambda: nf.erase.finetune(
-            made.lm, made.forget, made.retain, neurons=made.planted, progress=False
-        ),
+            made.lm, made.forget, made.retain, neurons=made.planted, steps=120, progress=False
+        ),  # by the default's 60 it chooses the right answer in one or three of 24, as the processor rounds
         "output": lambda: nf.erase.finetune(
             made.lm, made.forget, made.retain, neurons=all_of(made.lm, last), lr=3e-3, progress=False
         ),
@@ -218,6 +218,14 @@ def readings(edited: list[float], untouched: list[float], gold: list[float] | No
         ([0.0] * 20, [1.0] * 20, None, {"floor": np.full(20, 0.25), "sign": -1}, "avoided", 0.25),
         ([0.0] * 20, [1.0] * 20, [0.7] * 20, {"floor": np.full(20, 0.25), "two_sided": True}, "avoided", 0.7),
         ([0.25] * 20, [1.0] * 20, [0.7] * 20, {"floor": np.full(20, 0.25), "two_sided": True}, "gone", 0.7),  # chance
+        (
+            [1, 0, 0, 0, 0, 0, 0, 0],
+            [1.0] * 8,
+            [0.6] * 8,
+            {"floor": np.full(8, 0.25), "two_sided": True},
+            "unclear",
+            0.6,
+        ),
         ([1.0] * 4, [1.0] * 4, None, {"floor": np.full(4, 0.5)}, "unclear", 0.5),  # four of four: .5^4 = .06
         ([0.0] * 5, [1.0] * 5, [0.0] * 5, {}, "unclear", 0.0),  # half of what was known: .5^5 = .03
         ([0.18] * 8, [1.0] * 8, [0.1] * 8, {"least": 0.1}, "gone", 0.1),

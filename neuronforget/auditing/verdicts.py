@@ -44,7 +44,7 @@ class Check:
     below, and below chance, where right and wrong are compared (where no more was known than by the reference: by
     `KNOWN_BY`, and below the untouched model too); "unclear": neither, and the interval reaches half of
     start - reference, a value is NaN, or half could be left and none of so few examples show it. `much`: it is unclear,
-    but by its mean half of that is left, or the answer chosen less than half as often as by chance and the reference.
+    but by its mean half of that is left, or the answer chosen at most half as often as by chance and the reference.
     `rate`: all lie between 0 and 1.
     """
 
@@ -107,7 +107,7 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
     below_chance = _below_chance(edited, seed, 1 - ALPHA if GOLD in who else level)  # beside gold a second condition
     down = edited.sign < 0 or edited.two_sided
     chance = reference if edited.floor is None else min(reference, mean(edited.floor))
-    avoids = down and value < MUCH * chance
+    avoids = down and value <= MUCH * chance < chance
     unknown = known - reference <= KNOWN_BY
     outcome: Outcome = "gone"
     if unknown and edited.two_sided and high < 0 and gap < -KNOWN_BY and below_chance and _fell(who, seed, level):
