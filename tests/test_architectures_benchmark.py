@@ -45,10 +45,14 @@ def test_the_page_names_what_the_committed_results_name() -> None:
     }
     page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
     tried, readme = len(rows) - len(kinds["not built"]), (ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"of {tried} architectures of transformers {len(kinds['read'])} are read" in readme
+    assert f"{len(kinds['read'])} of the {tried} architectures in transformers" in readme
     assert f"**Read: {len(kinds['read'])} of the {tried} that could be built**, none of them wrongly" in page
     assert not kinds["wrong"] and f"before any work: {len(kinds['refused'])}.**" in page
     assert f"**Not tried: {len(kinds['not built'])}**" in page
+    assert (
+        f"| read | {len(kinds['read'])} of {tried} |" in page and f"| not tried | {len(kinds['not built'])} |" in page
+    )
     lists = [re.findall(r"`([\w-]+)`", part) for part in page.split("\n\n") if part.startswith("`") and "," in part]
     assert lists[0] == kinds["read"] and lists[-1] == kinds["not built"]
+    assert f"{len(lists[1] + lists[2])} of the models that are read have routed experts: {len(lists[1])} have" in page
     assert set(kinds["refused"]) <= set(re.findall(r"`([\w-]+)`", page))
