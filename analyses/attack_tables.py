@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from cells import cell, folded, many, table
 
-from neuronforget.intervals import bootstrap, over, resampled
+from neuronforget.results.intervals import bootstrap, over, resampled
 from neuronforget.suites.rwku import ATTACKS
 
 #: Measure -> its words; the first is the one of the main table and the figure.

@@ -33,7 +33,7 @@ from gauges import counted, in_turns  # noqa: E402
 from problems import problem  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
-from neuronforget.likelihood import answer_nll  # noqa: E402
+from neuronforget.models.likelihood import answer_nll  # noqa: E402
 from neuronforget.runs import content_key  # noqa: E402
 
 #: Name -> layers, width, neurons of a layer.

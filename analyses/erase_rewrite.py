@@ -20,7 +20,7 @@ from sources import Source
 
 import neuronforget as nf
 from neuronforget.erase.ablate import all_of
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match, probability
 from neuronforget.testbed.facts import PHRASINGS
 

@@ -20,9 +20,9 @@ from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
-from neuronforget.audit_page import audit_report
 from neuronforget.colours import OKABE_ITO
 from neuronforget.erase.ablate import all_of
+from neuronforget.reporting.audit_page import audit_report
 
 SHOWN = 300  # retain examples
 CHECKS = (

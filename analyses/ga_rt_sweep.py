@@ -27,7 +27,7 @@ from running import asking, each, parsed
 from sources import Source, sources
 
 import neuronforget as nf
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match
 
 #: Term -> how the loss is made for a weight.

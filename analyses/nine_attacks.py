@@ -31,9 +31,9 @@ from running import each, own_models, parsed, running
 from sources import Source
 
 import neuronforget as nf
-from neuronforget.generation import Decoding, generate
+from neuronforget.evaluation.generation import Decoding, generate
+from neuronforget.evaluation.measuring import measure, option_losses, preferred
 from neuronforget.losses import grad_diff, npo, simnpo
-from neuronforget.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
 from neuronforget.metrics.text import SCORERS
 from neuronforget.suites.answers import scored

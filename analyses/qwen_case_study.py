@@ -28,7 +28,7 @@ from qwen_tables import cost_table, tables
 from running import in_one_line, keep
 
 import neuronforget as nf
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import nll
 
 STRENGTHS = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)

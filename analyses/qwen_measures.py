@@ -15,12 +15,12 @@ from qwen_rows import Rows
 
 import neuronforget as nf
 from neuronforget.corpora.lines import rows_of
-from neuronforget.generation import Decoding
-from neuronforget.intervals import bootstrap
+from neuronforget.evaluation.generation import Decoding
 from neuronforget.metrics.membership import membership
 from neuronforget.metrics.shift import activation_shift
 from neuronforget.metrics.text import SCORERS
 from neuronforget.results import Results
+from neuronforget.results.intervals import bootstrap
 from neuronforget.suites.answers import Questions, answer, constant
 from neuronforget.suites.rwku import ATTACKS, rwku
 from neuronforget.suites.utility import utility

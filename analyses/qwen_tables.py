@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from cells import folded, table
 
-from neuronforget.intervals import bootstrap
+from neuronforget.results.intervals import bootstrap
 from neuronforget.suites.rwku import ATTACKS
 
 State = Mapping[str, Any]

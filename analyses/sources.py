@@ -13,7 +13,7 @@ from judging import Point
 from running import own_models
 
 import neuronforget as nf
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match, kl_gold, nll
 from neuronforget.runs import content_key
 from neuronforget.scores import Scores, runs_model

@@ -10,8 +10,8 @@ import numpy as np
 from scipy.stats import hmean
 
 import neuronforget as nf
-from neuronforget.intervals import FEWEST, resampled
 from neuronforget.metrics.tofu import SCORES
+from neuronforget.results.intervals import FEWEST, resampled
 
 #: Corpus and metric of the suite's rows, by the names of the tables.
 NUMBERS = {

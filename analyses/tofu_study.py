@@ -34,8 +34,8 @@ from tofu_tables import tables
 import neuronforget as nf
 from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
 from neuronforget.corpora.lines import rows_of
-from neuronforget.generation import Decoding
-from neuronforget.measuring import measure
+from neuronforget.evaluation.generation import Decoding
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import kl_gold, nll
 from neuronforget.runs import content_key
 from neuronforget.suites.tofu import tofu

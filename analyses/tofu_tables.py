@@ -10,7 +10,7 @@ import numpy as np
 from cells import folded, table
 from judging import DAMAGE
 
-from neuronforget.intervals import difference
+from neuronforget.results.intervals import difference
 
 Arms = Mapping[str, Any]
 #: Column of the tables -> number of the study (KL: of the model's own measures).

@@ -26,7 +26,7 @@ from sources import OWN, SHARE, Source, none_of
 
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match
 from neuronforget.runs import content_key
 from neuronforget.suites.multihop import Chain, Fact, Rule, chains, given_back, relations

@@ -29,7 +29,7 @@ from sources import BEDS, OWN, Source, bed_of, own_source, shortlist_exact
 from where_figure import picture
 
 import neuronforget as nf
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics import localisation as found
 from neuronforget.metrics.subsets import subset_effects

@@ -24,7 +24,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM  # noqa: E402
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
-from neuronforget.routed import routed_layers  # noqa: E402
+from neuronforget.models.routed import routed_layers  # noqa: E402
 
 TOKENS, LENGTH = 64, 9
 LARGEST = 20_000_000  # parameters: what its configuration does not make smaller is not built

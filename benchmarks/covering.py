@@ -25,11 +25,11 @@ from neuronforget import select  # noqa: E402
 from neuronforget.auditing import Reading  # noqa: E402
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED  # noqa: E402
 from neuronforget.auditing.verdicts import judge  # noqa: E402
-from neuronforget.intervals import beyond_draws, bootstrap, difference, of_auc, of_rate  # noqa: E402
+from neuronforget.evaluation.ranking import adjusted_p  # noqa: E402
 from neuronforget.metrics.membership import auc, resampled_auc  # noqa: E402
 from neuronforget.metrics.tofu import forget_quality  # noqa: E402
 from neuronforget.moments import Moments  # noqa: E402
-from neuronforget.ranking import adjusted_p  # noqa: E402
+from neuronforget.results.intervals import beyond_draws, bootstrap, difference, of_auc, of_rate  # noqa: E402
 from neuronforget.scores.experts import auroc  # noqa: E402
 
 SUBJECTS, EACH = (2, 3, 5, 10, 20, 50), 10  # subjects, and examples of each

@@ -22,7 +22,7 @@ from gauges import counted, in_turns, medians  # noqa: E402
 from problems import SHAPES, problem  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
-from neuronforget.measuring import measure  # noqa: E402
+from neuronforget.evaluation.measuring import measure  # noqa: E402
 from neuronforget.models import frozen  # noqa: E402
 
 GOAL = 0.9  # metrics over forward passes

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from neuronforget.corpora import Batch
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 
 #: Rows of a stacked pass.
 ROWS = 256

@@ -40,8 +40,8 @@ def record_batches(lm: Any, batch: Any, count: int, *, compiled: bool = False) -
 
 def pass_alone(lm: Any, batch: Any, count: int) -> None:
     """The same forward and activation backward, nothing recorded."""
-    from neuronforget.likelihood import answer_nll
     from neuronforget.models import activations_only
+    from neuronforget.models.likelihood import answer_nll
     from neuronforget.taps import open_tap
 
     tap = open_tap(lm, "torch_hooks")
@@ -53,7 +53,7 @@ def pass_alone(lm: Any, batch: Any, count: int) -> None:
 
 def full_backward(lm: Any, batch: Any, count: int) -> None:
     """A training step's forward and backward, without an optimiser."""
-    from neuronforget.likelihood import answer_nll
+    from neuronforget.models.likelihood import answer_nll
 
     for _ in range(count):
         answer_nll(lm.model(**batch.inputs, use_cache=False).logits, batch).sum().backward()

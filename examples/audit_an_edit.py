@@ -7,7 +7,7 @@
 
 # %%
 import neuronforget as nf
-from neuronforget.audit_page import audit_report
+from neuronforget.reporting.audit_page import audit_report
 
 shape = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, steps=180, graft_steps=150, planted=12, batch=96, lr=4e-3)
 bed = nf.testbed.people(people=20, forget_people=2, shape=shape, progress=False)

@@ -6,7 +6,7 @@
 
 # %%
 import neuronforget as nf
-from neuronforget.ranking import ranked
+from neuronforget.evaluation.ranking import ranked
 
 shape = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, steps=180, graft_steps=150, planted=12, batch=96, lr=4e-3)
 bed = nf.testbed.people(people=20, forget_people=2, shape=shape, progress=False)

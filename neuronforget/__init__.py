@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING, Any
 from neuronforget import corpora, erase, losses, metrics, scores, select, testbed
 from neuronforget.attribution import attribute
 from neuronforget.auditing import Audit, audit
-from neuronforget.certificates import Certificate
-from neuronforget.changes import Change
 from neuronforget.comparing import compare
-from neuronforget.comparison import Comparison
+from neuronforget.comparing.comparison import Comparison
 from neuronforget.corpora import Corpus, Example
 from neuronforget.edits import Edit
+from neuronforget.edits.certificates import Certificate
+from neuronforget.edits.changes import Change
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
 from neuronforget.ledger import Ledger
 from neuronforget.models import LM, load
+from neuronforget.models.routed import open_experts
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
 from neuronforget.results import Results
-from neuronforget.routed import open_experts
 from neuronforget.scores import Scores
 
 if TYPE_CHECKING:

@@ -11,13 +11,13 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Source, disjoint
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.ranks import launched
+from neuronforget.models.routed import expert_info
 from neuronforget.recording import record
-from neuronforget.routed import expert_info
+from neuronforget.recording.unfinished import Unfinished
 from neuronforget.runs import environment
+from neuronforget.runs.ranks import launched
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
-from neuronforget.unfinished import Unfinished
 
 
 @checks_kinds

@@ -11,7 +11,7 @@ import transformers
 from torch import Tensor, nn
 
 from neuronforget.models import LM
-from neuronforget.routed import open_experts, routed_layers
+from neuronforget.models.routed import open_experts, routed_layers
 
 WIDTH, MLP, DEPTH, HEADS, VOCAB, LENGTH = 16, 40, 2, 2, 64, 64
 

@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 import neuronforget as nf
-from neuronforget.audit_page import audit_report
 from neuronforget.auditing import Check
-from neuronforget.closeups import Card, Closeups, Highlight
-from neuronforget.maps import map_pictures
-from neuronforget.pictures import Picture, closeup_pictures, comparison_pictures, moved_pictures
-from neuronforget.residues import DRAWN, residue_pictures
+from neuronforget.findings.closeups import Card, Closeups, Highlight
+from neuronforget.reporting.audit_page import audit_report
+from neuronforget.reporting.maps import map_pictures
+from neuronforget.reporting.pictures import Picture, closeup_pictures, comparison_pictures, moved_pictures
+from neuronforget.reporting.residues import DRAWN, residue_pictures
 
 LAYERS, WIDTH = 32, 14336
 SCOPES = {"untouched": "reference", "gold": "reference", "ablate": "neurons", "npo@neurons": "neurons", "npo": "full"}

@@ -18,9 +18,9 @@ from neuronforget.corpora.tokens import collate
 from neuronforget.edits import Edit
 from neuronforget.erase.answering import Answering
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Loss, Outputs
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_logp
 from neuronforget.neurons import Neurons
 
 either = pytest.mark.parametrize("targeted", [True, False], ids=["neurons", "whole"])

@@ -15,7 +15,7 @@ import pytest
 from test_analyses import analysis
 
 import neuronforget as nf
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics.text import normalised
 from neuronforget.suites.rwku import ATTACKS
 from neuronforget.testbed import Shape

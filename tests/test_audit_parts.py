@@ -21,9 +21,9 @@ from neuronforget.auditing.prompts import attacks, choice, worst_phrasing
 from neuronforget.auditing.quantisation import TRIPS, int8, levels, nf4, quantised
 from neuronforget.auditing.relearning import curve, halved, other_answers, relearning
 from neuronforget.corpora import Corpus, Example, batches, encode
-from neuronforget.likelihood import answer_nll
 from neuronforget.metrics import activation_shift, exact_match, neuron_shift, nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.scores.blocks import blocks_of
 
 #: QLoRA's published levels (Dettmers et al. 2023, appendix E).
@@ -328,7 +328,7 @@ def test_without_a_twin_relearning_is_held_against_other_answers() -> None:
 
 
 def test_the_page_shows_the_verdict_and_escapes_names(tmp_path: Path) -> None:
-    from neuronforget.audit_page import audit_report
+    from neuronforget.reporting.audit_page import audit_report
 
     made = bed()
     found = nf.audit(made.lm, made.gold, made.forget, made.retain, gold=made.gold, progress=False)

@@ -78,8 +78,9 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
 
 
 def test_an_attribution_that_was_killed_is_resumed(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from neuronforget import attribution, recording
-    from neuronforget.unfinished import Unfinished
+    from neuronforget import attribution
+    from neuronforget.recording import recording
+    from neuronforget.recording.unfinished import Unfinished
 
     monkeypatch.setattr(attribution, "Unfinished", partial(Unfinished, every=0))
     measure, state, done = recording.record_batch, tmp_path / "state", []
@@ -337,7 +338,7 @@ def test_more_neurons_than_there_are_is_said_before_any_recording(
         raise AssertionError("recorded")
 
     monkeypatch.setattr("neuronforget.attribution.record", record)
-    monkeypatch.setattr("neuronforget.comparing.record", record)
+    monkeypatch.setattr("neuronforget.comparing.run.record", record)
     assert run(monkeypatch, *words, *data(bed), "--out", tmp_path / "out") == 2
     assert "cannot select" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
@@ -588,7 +589,7 @@ def test_a_ledger_says_what_is_missing(
 def test_a_refused_export_keeps_the_edit(
     bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from neuronforget import checkpoints
+    from neuronforget.edits import checkpoints
     from neuronforget.errors import InputError
 
     def refused(*_: object) -> None:

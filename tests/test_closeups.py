@@ -15,12 +15,12 @@ from beds import bed
 
 import neuronforget as nf
 from neuronforget import figures
-from neuronforget.closeups import CARDS, Closeups, _up_to, closeups, highlights, neuron_cards
 from neuronforget.corpora import encode
 from neuronforget.corpora.tokens import piece
 from neuronforget.errors import InputError
+from neuronforget.findings.closeups import CARDS, Closeups, _up_to, closeups, highlights, neuron_cards
 from neuronforget.metrics import neuron_shift
-from neuronforget.pictures import closeup_pictures, moved_pictures
+from neuronforget.reporting.pictures import closeup_pictures, moved_pictures
 from neuronforget.taps import TorchHooks
 
 

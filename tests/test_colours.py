@@ -15,7 +15,7 @@ from neuronforget import figures
 from neuronforget.colours import GREY, OKABE_ITO
 from neuronforget.figures.auditing import SUBJECTS
 from neuronforget.figures.style import by_depth
-from neuronforget.residues import residue_pictures
+from neuronforget.reporting.residues import residue_pictures
 
 #: What is left of linear RGB without one kind of cone (Machado, Oliveira and Fernandes 2009, severity 1).
 SIGHT = {

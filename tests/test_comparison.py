@@ -11,7 +11,7 @@ from beds import bed
 
 import neuronforget as nf
 from neuronforget import erase
-from neuronforget.comparison import Comparison
+from neuronforget.comparing.comparison import Comparison
 from neuronforget.errors import InputError
 from neuronforget.findings import describe
 from neuronforget.results import Results
@@ -88,7 +88,7 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
     def few(*args: Any, **settings: Any) -> Any:
         return nf.audit(*args, **settings, probes=["choice"])
 
-    monkeypatch.setattr("neuronforget.comparing.audit", few)
+    monkeypatch.setattr("neuronforget.comparing.run.audit", few)
     settings = {**BRIEF, "resume": tmp_path / "resume"}
     found = compare(audited=("ablate", "rank_one@layer"), **settings)
     for name in ("ablate", "rank_one@layer"):
@@ -106,7 +106,7 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
         assert f'href="audits/{name}/audit.html"' in page and f'href="../out/audits/{name}/audit.html"' in elsewhere
         assert f"{name}<strong>{found.audits[name].verdict}</strong>" in alone and "Read the audit" not in alone
         assert f"Erased, or only hidden? {name}" in (tmp_path / "out" / "audits" / name / "audit.html").read_text()
-    monkeypatch.setattr("neuronforget.comparing.audit", lambda *_, **__: pytest.fail("it was audited"))
+    monkeypatch.setattr("neuronforget.comparing.run.audit", lambda *_, **__: pytest.fail("it was audited"))
     assert compare(audited=("ablate",), **settings).audits["ablate"].checks == found.audits["ablate"].checks
 
 
@@ -114,12 +114,12 @@ def test_an_edit_that_cannot_be_audited_is_named(monkeypatch: pytest.MonkeyPatch
     def fails(*_args: Any, **_settings: Any) -> Any:
         raise InputError("no luck")
 
-    monkeypatch.setattr("neuronforget.comparing.audit", fails)
+    monkeypatch.setattr("neuronforget.comparing.run.audit", fails)
     assert "Not audited: ablate (no luck)." in compare(audited=("ablate",), **BRIEF).findings
 
 
 def test_a_name_that_no_edit_has_is_refused_before_anything_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neuronforget.comparing.record", lambda *_, **__: pytest.fail("it was recorded"))
+    monkeypatch.setattr("neuronforget.comparing.run.record", lambda *_, **__: pytest.fail("it was recorded"))
     unknown = "no edit to audit is called '{}'; there are ablate, "
     for name, settings in (
         ("nonesuch", {}), ("memit", {}), ("ablate@random 1", {"controls": 1}), ("dpo", {"preferred": None}),
@@ -127,7 +127,9 @@ def test_a_name_that_no_edit_has_is_refused_before_anything_is_recorded(monkeypa
     ):  # fmt: skip
         with pytest.raises(InputError, match=unknown.format(name)):
             compare(audited=(name,), **{**BRIEF, **settings})
-    monkeypatch.setattr("neuronforget.comparing.record", lambda *_, **__: (_ for _ in ()).throw(KeyError("recorded")))
+    monkeypatch.setattr(
+        "neuronforget.comparing.run.record", lambda *_, **__: (_ for _ in ()).throw(KeyError("recorded"))
+    )
     for name, settings in (
         ("memit", {"operators": (nf.erase.memit,)}),
         ("dampen@random 0", {"operators": (nf.erase.dampen,), "controls": 1}),
@@ -211,7 +213,7 @@ def test_an_audit_that_another_run_finished_meanwhile_is_no_end(
             made.append(compare(**settings))
         return real(*args, **given, probes=["choice"])
 
-    monkeypatch.setattr("neuronforget.comparing.audit", slow)
+    monkeypatch.setattr("neuronforget.comparing.run.audit", slow)
     assert compare(**settings).audits["ablate"].verdict == made[1].audits["ablate"].verdict
 
 
@@ -243,7 +245,7 @@ def test_a_comparison_without_any_edit_is_an_error(monkeypatch: pytest.MonkeyPat
 def test_settings_without_a_meaning_are_refused_before_the_work(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("neuronforget.comparing.record", lambda *_, **__: pytest.fail("work had begun"))
+    monkeypatch.setattr("neuronforget.comparing.run.record", lambda *_, **__: pytest.fail("work had begun"))
     with pytest.raises(InputError):
         nf.compare(bed().lm, bed().forget, bed().retain, progress=False, **settings)
 

@@ -34,7 +34,7 @@ from neuronforget.corpora import (
 from neuronforget.corpora.corpus import Fingerprint
 from neuronforget.corpora.streams import encoded_batches
 from neuronforget.errors import InputError
-from neuronforget.generation import generate
+from neuronforget.evaluation.generation import generate
 
 SHARED = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
 

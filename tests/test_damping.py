@@ -13,8 +13,8 @@ import neuronforget as nf
 from neuronforget import erase
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.taps import TorchHooks

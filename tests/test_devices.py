@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import neuronforget as nf
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.ranks import own_device
+from neuronforget.runs.ranks import own_device
 
 
 def launch(patch: pytest.MonkeyPatch, *, rank: int, world: int, cards: int) -> None:

@@ -28,7 +28,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *DOCS, *(ROOT / "analyses").glob("*.md"), *(
 SHAPE = Shape(layers=6, d_model=16, d_mlp=32, heads=2, steps=4, graft_steps=4, planted=4, batch=8)
 #: Page -> what its code says and the test has otherwise.
 INSTEAD = {
-    "guards.md": {"lm.model.generate(...)": "__import__('neuronforget.generation').generation.generate(lm, forget)"},
+    "guards.md": {
+        "lm.model.generate(...)": "from neuronforget.evaluation.generation import generate; generate(lm, forget)"
+    },
     "influence.md": {
         "head(200)": "head(9)",
         'lm, forget, retain, "adapter"': 'lm, forget, retain.head(9), "adapter", steps=100, tolerance=0.99',
@@ -167,7 +169,7 @@ def test_every_code_block_runs(
 
 def tofu_rows(folder: Path) -> Any:
     """Two rows of each of TOFU's sets, and how to ask them in few tokens."""
-    from neuronforget.generation import Decoding
+    from neuronforget.evaluation.generation import Decoding
     from neuronforget.suites.tofu_questions import Protocol
 
     folder.mkdir()

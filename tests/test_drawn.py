@@ -10,7 +10,7 @@ from families import build
 from torch import Tensor
 
 from neuronforget import erase
-from neuronforget.changes import Change
+from neuronforget.edits.changes import Change
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

@@ -13,8 +13,8 @@ from families import build
 from torch import Tensor
 
 import neuronforget as nf
-from neuronforget.changes import Change
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.moments import Moments

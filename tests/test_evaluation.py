@@ -20,10 +20,10 @@ from neuronforget.corpora import Batch, Corpus, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import match_damage
-from neuronforget.intervals import bootstrap, difference, of_rate, resampled
-from neuronforget.measuring import measure, preferred
+from neuronforget.evaluation.measuring import measure, preferred
 from neuronforget.metrics import Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
 from neuronforget.results import Results, tidy_row
+from neuronforget.results.intervals import bootstrap, difference, of_rate, resampled
 
 
 def one(
@@ -395,7 +395,7 @@ def test_a_difference_of_one_subject_has_no_interval_and_of_equal_ones_no_width(
 def test_many_examples_are_drawn_a_part_at_a_time_and_give_what_they_gave(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(1).normal(size=37)
     whole = np.random.default_rng(3).integers(37, size=(1000, 37))
-    monkeypatch.setattr("neuronforget.intervals.DRAWN", 37 * 7 + 5)
+    monkeypatch.setattr("neuronforget.results.intervals.DRAWN", 37 * 7 + 5)
     drawn = resampled(values, 3)
     assert np.array_equal(drawn, values[whole].sum(1) / 37.0)
 

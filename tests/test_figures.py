@@ -15,10 +15,10 @@ from neuronforget.errors import InputError
 from neuronforget.figures.map import binned
 from neuronforget.figures.style import looks
 from neuronforget.neurons import Neurons
-from neuronforget.pictures import comparison_pictures
+from neuronforget.reporting.pictures import comparison_pictures
+from neuronforget.reporting.tables import results_table
 from neuronforget.results import Results
 from neuronforget.scores import Scores
-from neuronforget.tables import results_table
 
 
 @pytest.fixture

@@ -21,11 +21,11 @@ from neuronforget.edits import Edit
 from neuronforget.erase.finetune import preferred_answers
 from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_logp
+from neuronforget.evaluation.measuring import measure
 from neuronforget.losses import Outputs, dpo, ga, grad_diff, npo
-from neuronforget.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_logp
 from neuronforget.neurons import Neurons
 
 

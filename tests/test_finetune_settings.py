@@ -16,11 +16,11 @@ from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.answering import Answering
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.losses import Loss, Outputs
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.neurons import Neurons
-from neuronforget.stopping import Budget
+from neuronforget.train.stopping import Budget
 
 either = pytest.mark.parametrize("targeted", [True, False], ids=["neurons", "whole"])
 #: Contexts in words that the small tokenizer knows, and targets that are not all but one token.

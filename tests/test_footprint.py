@@ -17,11 +17,11 @@ from neuronforget.corpora import Corpus, Example
 from neuronforget.erase import footprint as module
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
+from neuronforget.erase.lowrank import LoRA
 from neuronforget.erase.rates import rates_of
 from neuronforget.erase.trained import Choice
 from neuronforget.errors import InputError
 from neuronforget.losses import Outputs
-from neuronforget.lowrank import LoRA
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.scores.blocks import blocks_of, checkpointed

@@ -12,7 +12,7 @@ from torch import Tensor
 from neuronforget import erase
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate
+from neuronforget.evaluation.generation import Decoding, generate
 from neuronforget.models import LM
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example, collate, encode
 from neuronforget.edits import Edit
+from neuronforget.edits.guarding import MECHANISMS, Guard, asked
 from neuronforget.erase import guards
 from neuronforget.erase.guards.classifier import fitted, held_out
 from neuronforget.errors import InputError
-from neuronforget.guarding import MECHANISMS, Guard, asked
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import activation_shift, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

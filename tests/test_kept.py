@@ -16,7 +16,7 @@ import neuronforget as nf
 from neuronforget.auditing.relearning import curve, halved
 from neuronforget.corpora import Corpus, Example
 from neuronforget.erase.ablate import all_of
-from neuronforget.measuring import option_losses
+from neuronforget.evaluation.measuring import option_losses
 from neuronforget.metrics import exact_match
 from neuronforget.metrics.membership import ATTACKS, membership
 from neuronforget.models import LM

@@ -16,7 +16,7 @@ from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.stopping import Budget
+from neuronforget.train.stopping import Budget
 
 LAUNCHED = """
     import json, sys
@@ -24,7 +24,7 @@ LAUNCHED = """
     import torch.distributed as dist
     import neuronforget as nf
     from neuronforget.corpora import Corpus
-    from neuronforget.ranks import launched
+    from neuronforget.runs.ranks import launched
     from workers import material
     from test_launched_training import RUNS, halves, tune
     out = sys.argv[1]

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import neuronforget as nf
-from neuronforget.changes import Change
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.errors import InputError
 from neuronforget.ledger import Ledger
 from neuronforget.models import LM

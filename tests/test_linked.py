@@ -16,7 +16,7 @@ import neuronforget as nf
 from neuronforget.auditing import Case
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, NotTested, Subject, consequences
 from neuronforget.errors import InputError
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match
 from neuronforget.testbed import Shape
 from neuronforget.testbed.facts import PHRASINGS, generate

@@ -14,12 +14,12 @@ from torch import Tensor
 import neuronforget as nf
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
-from neuronforget.intervals import beyond_draws, of_auc
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import knockout, localisation, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.recording import write_norms
+from neuronforget.results.intervals import beyond_draws, of_auc
 from neuronforget.scores import Scores
 from neuronforget.scores.experts import auroc as area_under_roc
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_logp
 from neuronforget.losses import Answer, Answered, Outputs, dpo, ga, grad_diff, npo
+from neuronforget.models.likelihood import answer_logp
 
 
 def logits_for(batch: Batch, seed: int) -> Tensor:

@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from neuronforget import erase, losses
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.edits import Edit
+from neuronforget.erase.lowrank import LoRA, adapted
 from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.losses import Outputs
-from neuronforget.lowrank import LoRA, adapted
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.neurons import Neurons
-from neuronforget.stopping import Budget
+from neuronforget.train.stopping import Budget
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from torch import Tensor
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
-from neuronforget.intervals import of_auc, worth
 from neuronforget.metrics import Prediction, extraction_strength
 from neuronforget.metrics.membership import ATTACKS, auc, lowest, membership, text_scores
 from neuronforget.models import LM
+from neuronforget.results.intervals import of_auc, worth
 
 
 def test_every_score_is_that_of_a_loop_in_float64(lm: LM, corpus: Corpus) -> None:

@@ -18,7 +18,7 @@ from families import build
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate
+from neuronforget.evaluation.generation import Decoding, generate
 from neuronforget.metrics.membership import auc, resampled_auc
 from neuronforget.models import LM
 from neuronforget.suites.muse import PARTS, _privacy, _rows, leak, muse

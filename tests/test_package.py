@@ -34,7 +34,7 @@ def test_the_wheel_holds_both_packages_and_their_files(archives: tuple[Path, Pat
     }
     kinds = ("*.py", "*.jinja", "py.typed")
     expected = {p.relative_to(ROOT).as_posix() for kind in kinds for p in (ROOT / "neuronforget").rglob(kind)}
-    assert "neuronforget/page.html.jinja" in expected and expected <= set(names)
+    assert "neuronforget/reporting/page.html.jinja" in expected and expected <= set(names)
 
 
 def test_the_source_archive_holds_tests_docs_and_makefile(archives: tuple[Path, Path]) -> None:

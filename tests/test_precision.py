@@ -12,12 +12,12 @@ import torch
 from families import build
 
 import neuronforget as nf
-from neuronforget.changes import Change
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
+from neuronforget.edits.precision import Rounding, rounding
 from neuronforget.errors import InputError
 from neuronforget.ledger import Ledger
 from neuronforget.models import LM
-from neuronforget.precision import Rounding, rounding
 
 #: dtype -> unit in the last place at 1.0 (just above it), by the number of bits after the point.
 UNITS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10}

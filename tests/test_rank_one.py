@@ -16,8 +16,8 @@ from neuronforget.corpora import Corpus, Example, batches, encode
 from neuronforget.erase.least_change import least_change, null_change
 from neuronforget.errors import InputError
 from neuronforget.evaluation import evaluate
-from neuronforget.likelihood import answer_logp
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_logp
 from neuronforget.neurons import Neurons
 from neuronforget.taps import TorchHooks
 

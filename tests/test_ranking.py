@@ -10,7 +10,7 @@ from scipy.stats import permutation_test
 
 import neuronforget as nf
 from neuronforget.errors import InputError
-from neuronforget.ranking import adjusted_p, paired_p, ranked
+from neuronforget.evaluation.ranking import adjusted_p, paired_p, ranked
 
 
 def test_p_is_that_of_every_pattern_of_signs() -> None:

@@ -17,14 +17,13 @@ from gauges import tensor_peak
 from neuronforget_kernels import PIECE_FIELDS
 from torch import Tensor
 
-from neuronforget import recording
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.tokens import Encoded, collate
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.moments import Moments, merge
-from neuronforget.recording import Positions, record
+from neuronforget.recording import Positions, record, recording
 from neuronforget.taps import NAMES
 
 EVERY_TAP = pytest.mark.parametrize("tap", NAMES)

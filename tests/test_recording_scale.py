@@ -19,13 +19,14 @@ from test_recording import assert_same_moments, run
 from torch import nn
 
 import neuronforget as nf
-from neuronforget import attribution, recording
+from neuronforget import attribution
 from neuronforget.corpora import Corpus, encode, stream
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.moments import Moments, merge
-from neuronforget.ranks import Ranks
-from neuronforget.unfinished import Unfinished
+from neuronforget.recording import recording
+from neuronforget.recording.unfinished import Unfinished
+from neuronforget.runs.ranks import Ranks
 
 
 class Killed(BaseException):
@@ -166,8 +167,8 @@ def test_a_damaged_or_unwritable_state_is_said(
 KILLED = """
     import os, signal, sys
     import neuronforget as nf
-    from neuronforget import recording
-    from neuronforget.unfinished import Unfinished
+    from neuronforget.recording import recording
+    from neuronforget.recording.unfinished import Unfinished
     from workers import material
     lm, corpus = material()
     measure, done = recording.record_batch, []
@@ -246,10 +247,10 @@ LAUNCHED = """
     from dataclasses import replace
     import torch, torch.distributed as dist
     import neuronforget as nf
-    from neuronforget import recording
+    from neuronforget.recording import recording
     from neuronforget.corpora import stream
-    from neuronforget.ranks import launched
-    from neuronforget.unfinished import Unfinished
+    from neuronforget.runs.ranks import launched
+    from neuronforget.recording.unfinished import Unfinished
     from workers import material
     out = sys.argv[1]
     lm, corpus = material()

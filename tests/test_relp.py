@@ -12,8 +12,8 @@ import neuronforget as nf
 from neuronforget import scores
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.scores.relevance import relevance_rules
 from neuronforget.scores.rules import FrozenAttention, frozen_norms, halved_gates, linear_activations
 from neuronforget.taps import TorchHooks

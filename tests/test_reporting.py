@@ -14,12 +14,12 @@ import pytest
 from test_figures import chosen, results, scores  # noqa: F401 (fixtures)
 
 import neuronforget as nf
-from neuronforget.closeups import Closeups, Highlight
 from neuronforget.errors import InputError
 from neuronforget.findings import describe
+from neuronforget.findings.closeups import Closeups, Highlight
 from neuronforget.reporting import _asked
+from neuronforget.reporting.tables import certificates_table, controls_table, results_table
 from neuronforget.results import Results
-from neuronforget.tables import certificates_table, controls_table, results_table
 
 
 class Page(HTMLParser):

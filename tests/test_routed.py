@@ -21,13 +21,13 @@ from transformers.integrations.moe import batched_mm_experts_forward, use_expert
 import neuronforget as nf
 from neuronforget import routed
 from neuronforget.auditing.quantisation import TRIPS, quantised
-from neuronforget.closeups import closeups
 from neuronforget.corpora import Corpus
 from neuronforget.erase import second_moments
-from neuronforget.maps import map_pictures
-from neuronforget.routed import RoutedMLP, open_experts, routed_layers
-from neuronforget.sites import mostly_routed
-from neuronforget.stacks import Layout
+from neuronforget.findings.closeups import closeups
+from neuronforget.models.routed import RoutedMLP, open_experts, routed_layers
+from neuronforget.models.sites import mostly_routed
+from neuronforget.models.stacks import Layout
+from neuronforget.reporting.maps import map_pictures
 from neuronforget.taps import TorchHooks
 
 EXPERTS, OWN, TOKENS, TOP = 5, 6, 7, 2

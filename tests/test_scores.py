@@ -18,8 +18,8 @@ import neuronforget as nf
 from neuronforget import scores
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.moments import Moments
 from neuronforget.taps import TorchHooks
 

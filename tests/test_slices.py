@@ -8,9 +8,9 @@ from families import FAMILIES, lm_of, padded_batch
 from torch import Tensor
 
 from neuronforget.edits import Edit
+from neuronforget.erase.slices import Slices
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slices
 
 
 def some(lm: LM) -> Neurons:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from neuronforget.errors import InputError
-from neuronforget.stopping import Budget, Stopping
 from neuronforget.train import Plan, fit
+from neuronforget.train.stopping import Budget, Stopping
 
 #: Each step moves the parameter down by about the rate: what is measured rises by as much.
 PLAN = Plan(steps=40, lr=0.1, weight_decay=0.0, save_every=7)

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 import neuronforget as nf
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.metrics.subsets import subset_effects
 from neuronforget.models import LM

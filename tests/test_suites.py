@@ -15,8 +15,8 @@ from commanding import run
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example, subjects_of
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate
-from neuronforget.measuring import measure, option_losses
+from neuronforget.evaluation.generation import Decoding, generate
+from neuronforget.evaluation.measuring import measure, option_losses
 from neuronforget.metrics import exact_match, nll
 from neuronforget.metrics.text import SCORERS, rouge_l
 from neuronforget.models import LM

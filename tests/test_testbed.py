@@ -14,7 +14,7 @@ from beds import SHAPE, bed
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match
 from neuronforget.recording import write_norms
 from neuronforget.testbed import Shape

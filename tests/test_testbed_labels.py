@@ -10,9 +10,9 @@ import torch
 from beds import SHAPE, bed
 
 import neuronforget as nf
-from neuronforget.measuring import measure
+from neuronforget.erase.slices import Slices
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match, nll
-from neuronforget.slices import Slices
 from neuronforget.testbed.disguise import Disguise
 from neuronforget.testbed.labels import ACTIVE, labelled, undone
 

@@ -14,7 +14,7 @@ from test_analyses import analysis
 
 import neuronforget as nf
 from neuronforget.corpora.from_tofu import ROWS
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.testbed import Shape
 
 FEW = (

@@ -20,7 +20,7 @@ from scipy.stats import ks_2samp
 import neuronforget as nf
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate
+from neuronforget.evaluation.generation import Decoding, generate
 from neuronforget.metrics import tofu as formulas
 from neuronforget.metrics.text import rouge_l
 from neuronforget.models import LM

@@ -14,9 +14,9 @@ from neuronforget import erase, losses
 from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.edits import Edit
 from neuronforget.erase.answering import Answering
-from neuronforget.likelihood import answer_nll
 from neuronforget.losses import Loss
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.neurons import Neurons
 
 REFUSALS = ["I do not know.", "No idea."]

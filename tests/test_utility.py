@@ -17,8 +17,8 @@ from commanding import run
 
 from neuronforget.corpora import Corpus, Example, encode
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate
-from neuronforget.measuring import option_losses
+from neuronforget.evaluation.generation import Decoding, generate
+from neuronforget.evaluation.measuring import option_losses
 from neuronforget.metrics.text import SCORERS, exact, f1
 from neuronforget.models import LM
 from neuronforget.suites import selftest

@@ -10,8 +10,8 @@ from families import build
 from torch import Tensor
 
 from neuronforget import erase
-from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
+from neuronforget.edits.changes import Change
 from neuronforget.erase.words import token_ids
 from neuronforget.errors import InputError
 from neuronforget.models import LM

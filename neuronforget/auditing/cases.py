@@ -13,10 +13,10 @@ import numpy as np
 
 from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.edits import Edit
-from neuronforget.intervals import RATES
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import Metric, exact_match, probability
 from neuronforget.models import LM
+from neuronforget.results.intervals import RATES
 
 #: The three that are asked. Every one is asked the same, so whatever a probe does to any model cancels.
 UNTOUCHED, EDITED, GOLD = "untouched", "edited", "gold"

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, GOLD, Case, NotTested, Reading, Subject
 from neuronforget.corpora import Batch, subjects_of
-from neuronforget.guarding import asked
-from neuronforget.kept import Kept
-from neuronforget.likelihood import answer_nll
+from neuronforget.edits.guarding import asked
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
+from neuronforget.models.likelihood import answer_nll
+from neuronforget.results.kept import Kept
 from neuronforget.scores.blocks import blocks_of, forward_of, state_of, with_state
 from neuronforget.taps import TorchHooks
 from neuronforget.taps.protocol import by_example

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, UNTOUCHED, Case, Subject
 from neuronforget.corpora import Corpus
+from neuronforget.edits.guarding import asked
 from neuronforget.erase.ablate import all_of
 from neuronforget.erase.units import count_units, units_of
-from neuronforget.guarding import asked
 from neuronforget.metrics import neuron_shift
 from neuronforget.models import LM, frozen
 from neuronforget.scores.vocabulary import unembedding_of

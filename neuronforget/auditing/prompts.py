@@ -14,7 +14,7 @@ import numpy as np
 from neuronforget.auditing.cases import Case, NotTested, Reading, asked
 from neuronforget.corpora import Corpus, Example, encode, subjects_of
 from neuronforget.corpora.tokens import join
-from neuronforget.measuring import option_losses, preferred
+from neuronforget.evaluation.measuring import option_losses, preferred
 from neuronforget.metrics import Metric
 from neuronforget.train import draw
 

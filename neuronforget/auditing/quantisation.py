@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from neuronforget.auditing.cases import Case, Reading, asked
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, swapped
-from neuronforget.routed import RoutedMLP
+from neuronforget.models.routed import RoutedMLP
 from neuronforget.scores.blocks import blocks_of
 
 BLOCK = 64  # values that share a scale at 4 bits

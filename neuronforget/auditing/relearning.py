@@ -17,15 +17,15 @@ from torch import Tensor
 
 from neuronforget.auditing.cases import EDITED, Case, NotTested, Reading
 from neuronforget.corpora import Corpus, subjects_of
+from neuronforget.edits.guarding import asked
 from neuronforget.erase.rates import default_lr
 from neuronforget.erase.trained import whole
-from neuronforget.guarding import asked
-from neuronforget.intervals import RATES
-from neuronforget.kept import Kept
-from neuronforget.likelihood import answer_nll
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import Metric
 from neuronforget.models import LM, frozen
+from neuronforget.models.likelihood import answer_nll
+from neuronforget.results.intervals import RATES
+from neuronforget.results.kept import Kept
 from neuronforget.train import Plan, draw, steps
 
 STEPS, EVERY = 45, 3

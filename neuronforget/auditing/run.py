@@ -34,12 +34,12 @@ from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references
-from neuronforget.intervals import check_seed, difference, mean, over
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
+from neuronforget.models.routed import expert_info
 from neuronforget.results import Results, Tables, example_rows, tidy_row
-from neuronforget.routed import expert_info
+from neuronforget.results.intervals import check_seed, difference, mean, over
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.

@@ -11,8 +11,8 @@ import numpy as np
 
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED, Reading
 from neuronforget.errors import InputError
-from neuronforget.intervals import difference, mean
-from neuronforget.intervals import over as resampled_over
+from neuronforget.results.intervals import difference, mean
+from neuronforget.results.intervals import over as resampled_over
 
 ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget

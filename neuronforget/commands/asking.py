@@ -13,9 +13,9 @@ from neuronforget.commands.console import Folder, with_command
 from neuronforget.commands.requests import check_apart
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
-from neuronforget.intervals import check_seed
 from neuronforget.models import LM, load
 from neuronforget.results import Results
+from neuronforget.results.intervals import check_seed
 from neuronforget.runs import check_new
 
 

@@ -173,8 +173,8 @@ def show(results: Results) -> None:
     from rich.console import Console
     from rich.markup import escape
 
+    from neuronforget.reporting.tables import caption_of
     from neuronforget.results import MATCHED
-    from neuronforget.tables import caption_of
 
     console = Console()
     console = Console(width=max(console.width, 132))  # a piped table is not wrapped

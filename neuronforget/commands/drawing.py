@@ -26,7 +26,7 @@ def report(
         audits: Folders written by `audit`, to show their verdicts under the folders' names, with links to their pages.
         out: HTML file to write.
     """
-    from neuronforget.comparison import INDEX, Comparison
+    from neuronforget.comparing.comparison import INDEX, Comparison
     from neuronforget.reporting import report as draw
     from neuronforget.results import Results
 

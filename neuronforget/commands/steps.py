@@ -43,10 +43,10 @@ def attribute(
     """
     from neuronforget import scores as table
     from neuronforget.attribution import attribute as run
-    from neuronforget.maps import map_pictures
-    from neuronforget.pages import Section, page
-    from neuronforget.ranks import launched
+    from neuronforget.reporting.maps import map_pictures
+    from neuronforget.reporting.pages import Section, page
     from neuronforget.runs import check_new, whole_folder
+    from neuronforget.runs.ranks import launched
 
     check_new(out)
     chosen = named(score, table)
@@ -67,7 +67,7 @@ def attribute(
 def _selection(lm: LM, share: float, top: int | None, experts: int | None) -> Callable[[Scores], Neurons]:
     """Return the rule that was asked for. Raises InputError for two of them, and for one that the model cannot fill."""
     from neuronforget import select
-    from neuronforget.routed import experts_of_a_layer
+    from neuronforget.models.routed import experts_of_a_layer
 
     layers, width = lm.shape
     if experts is not None:
@@ -118,7 +118,7 @@ def erase(
     from neuronforget import losses
     from neuronforget.edits import Edit
     from neuronforget.erase.catalogue import OPERATORS, addressed, check_call, make
-    from neuronforget.ranks import launched
+    from neuronforget.runs.ranks import launched
 
     places = Places.of(data.model, out, ledger, export, request)
     operator = named(method, OPERATORS)
@@ -170,7 +170,7 @@ def evaluate(
     from neuronforget import metrics as table
     from neuronforget.edits import Edit
     from neuronforget.evaluation import evaluate as run
-    from neuronforget.measuring import METRICS
+    from neuronforget.evaluation.measuring import METRICS
     from neuronforget.runs import check_new
 
     check_new(out)
@@ -218,10 +218,10 @@ def audit(
         seed: Seed of the bootstrap and of relearning.
         kept: Folder that keeps what is measured, so that a killed audit can continue.
     """
-    from neuronforget.audit_page import audit_report
     from neuronforget.auditing import audit as run
     from neuronforget.corpora import jsonl
     from neuronforget.edits import Edit
+    from neuronforget.reporting.audit_page import audit_report
     from neuronforget.runs import check_new, whole_folder
 
     check_new(out)

@@ -68,7 +68,7 @@ def tofu(
         max_new_tokens: Most tokens of an answer.
         log: File for a log in the authors' format, which `evaluate tofu-logs` reads.
     """
-    from neuronforget.generation import Decoding
+    from neuronforget.evaluation.generation import Decoding
     from neuronforget.suites.tofu import tofu as run
     from neuronforget.suites.tofu_questions import Protocol
 

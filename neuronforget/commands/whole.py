@@ -26,7 +26,7 @@ def demo(
         out: Folder for the report and all results. An earlier demo there is replaced.
         seed: Seed of the facts, the model and the methods.
     """
-    from neuronforget.comparison import FILES
+    from neuronforget.comparing.comparison import FILES
     from neuronforget.runs import check_new
     from neuronforget.testbed import people
 

@@ -16,12 +16,12 @@ from neuronforget.erase.exact_retrain import Sisa, retrained, sisa
 from neuronforget.erase.finetune import finetune
 from neuronforget.erase.generated import alternates
 from neuronforget.erase.influence import first_order_update, second_order_update
+from neuronforget.erase.lowrank import LoRA
 from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
 from neuronforget.erase.units import units_of
 from neuronforget.erase.words import concept_vector, revs
-from neuronforget.lowrank import LoRA
-from neuronforget.stopping import Budget
+from neuronforget.train.stopping import Budget
 
 __all__ = [
     "OPERATORS", "Adapter", "Budget", "LoRA", "Sisa", "ablate", "ablate_mean", "alpha_edit", "alternates", "aura",

@@ -14,17 +14,17 @@ from typing import Any, Literal
 import torch
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons, count_units, units_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.models.sites import Part
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record
-from neuronforget.sites import Part
 
 
 @checks_kinds

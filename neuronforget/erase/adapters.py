@@ -22,20 +22,20 @@ import torch
 from torch import Tensor, nn
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import Curvature, Objective, adam, check_solver, twice_differentiable
 from neuronforget.erase.finetune import Preferred, preferred_answers
 from neuronforget.erase.influence import check_precision, parts_of, undone
+from neuronforget.erase.lowrank import Adapters, LoRA, adapted
 from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError, reading
 from neuronforget.losses import Loss, learn
 from neuronforget.losses.outputs import valued
-from neuronforget.lowrank import Adapters, LoRA, adapted
 from neuronforget.models import LM, frozen
 from neuronforget.runs import whole_folder
 from neuronforget.train import Plan, fit

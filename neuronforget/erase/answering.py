@@ -23,11 +23,11 @@ from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
 from neuronforget.erase.generated import alternates
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_logp, answer_nll
 from neuronforget.losses import Answered, Loss, Outputs, Passes
 from neuronforget.losses.outputs import Who, new_memory
 from neuronforget.losses.parts import asked_by, missing
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_logp, answer_nll
 from neuronforget.scores.blocks import blocks_of, state_of
 from neuronforget.taps.protocol import by_example
 from neuronforget.train import draw

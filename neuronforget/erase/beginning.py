@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar, cast
 
-from neuronforget.guarding import check_unguarded
+from neuronforget.edits.guarding import check_unguarded
 from neuronforget.models import LM, check_finite, check_whole
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import all_of, finished, slice_of
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
+from neuronforget.models.sites import Site
 from neuronforget.neurons import Neurons
-from neuronforget.sites import Site
 from neuronforget.taps import TorchHooks
 
 

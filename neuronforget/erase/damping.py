@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import finished, slice_of
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons

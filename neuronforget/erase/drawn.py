@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change, Law
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change, Law
 from neuronforget.erase.ablate import finished, slice_of
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.models.sites import Part
 from neuronforget.neurons import Neurons
-from neuronforget.sites import Part
 
 
 @checks_kinds

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, Example
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import finished
 from neuronforget.erase.finetune import finetune
 from neuronforget.errors import InputError

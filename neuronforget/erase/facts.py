@@ -16,15 +16,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import slice_of
 from neuronforget.errors import InputError, warn
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM
+from neuronforget.models.likelihood import answer_nll
+from neuronforget.models.sites import Site
 from neuronforget.scores.blocks import state_of, with_state
-from neuronforget.sites import Site
 from neuronforget.taps import TorchHooks
 
 #: From keys [fact, neuron] and wanted output changes [fact, d_model] of one layer to its dW [neuron, d_model].

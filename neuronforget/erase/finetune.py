@@ -20,19 +20,19 @@ from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
+from neuronforget.erase.lowrank import LoRA
 from neuronforget.erase.rates import Rates
 from neuronforget.erase.trained import Trained
 from neuronforget.erase.weights import Weights
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
 from neuronforget.losses.outputs import valued
-from neuronforget.lowrank import LoRA
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
-from neuronforget.ranks import Ranks, launched
+from neuronforget.runs.ranks import Ranks, launched
 from neuronforget.scores.blocks import checkpointed
-from neuronforget.stopping import Budget, Stopping
 from neuronforget.train import Plan, draw, fit
+from neuronforget.train.stopping import Budget, Stopping
 
 Preferred = Corpus | Sequence[str] | None
 

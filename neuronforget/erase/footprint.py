@@ -16,7 +16,7 @@ from neuronforget.erase.sharded import largest
 from neuronforget.erase.trained import Choice
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.routed import OWN, expert_info
+from neuronforget.models.routed import OWN, expert_info
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.cost import free_bytes
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change
 from neuronforget.corpora import Batch, Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import finished
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import (
@@ -33,11 +33,11 @@ from neuronforget.erase.curvature import (
     twice_differentiable,
 )
 from neuronforget.erase.finetune import preferred_answers
+from neuronforget.erase.slices import Slices
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slices
 
 
 @checks_kinds

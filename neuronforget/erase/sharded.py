@@ -14,11 +14,11 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import nn
 
-from neuronforget.changes import Change
+from neuronforget.edits.changes import Change
 from neuronforget.erase.trained import ByName, Choice, Trained
 from neuronforget.errors import InputError
 from neuronforget.models import LM, shared_twin
-from neuronforget.ranks import Ranks, whole
+from neuronforget.runs.ranks import Ranks, whole
 from neuronforget.scores.blocks import blocks_of
 
 

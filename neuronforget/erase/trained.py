@@ -10,12 +10,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from neuronforget.changes import Change
+from neuronforget.edits.changes import Change
+from neuronforget.erase.lowrank import LoRA, adapted
+from neuronforget.erase.slices import Slices
 from neuronforget.errors import InputError
-from neuronforget.lowrank import LoRA, adapted
 from neuronforget.models import LM, swapped
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slices
 
 #: Learning rates by the name of a parameter; what is not named is not trained.
 ByName = Mapping[str, float]

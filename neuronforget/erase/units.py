@@ -18,10 +18,10 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
+from neuronforget.models.likelihood import answer_nll
+from neuronforget.models.sites import Part, Site
 from neuronforget.neurons import Neurons
-from neuronforget.sites import Part, Site
 
 State = Literal["live", "sleeping", "dead"]
 Units = dict[tuple[int, int], State]

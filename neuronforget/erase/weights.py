@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from neuronforget.erase.footprint import Trainees
+from neuronforget.erase.lowrank import LoRA
 from neuronforget.erase.rates import Rates, as_info, default_lr, rates_of
 from neuronforget.erase.sharded import check_sharded
 from neuronforget.erase.sharded import sharded as spread_out
 from neuronforget.erase.trained import Choice, Trained
 from neuronforget.erase.units import check_neurons
-from neuronforget.lowrank import LoRA
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.ranks import Ranks
+from neuronforget.runs.ranks import Ranks
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,19 +14,19 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import finished, slice_of
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.drawn import check_sigma
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.models.sites import Site
 from neuronforget.neurons import Neurons
 from neuronforget.scores.vocabulary import unembedding_of
-from neuronforget.sites import Site
 
 #: Tokens by id or as text (all its tokens; a bare string is one text), or a corpus, whose answers' tokens are meant.
 Tokens = Corpus | Sequence[int | str]

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_logp, answer_nll
 from neuronforget.losses.parts import missing
+from neuronforget.models.likelihood import answer_logp, answer_nll
 
 Who = Literal["trained", "start", "reinforced"]
 #: A training has exploded where the NLL of what it is to keep is so many times that of guessing, and of the start.

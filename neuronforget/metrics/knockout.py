@@ -20,10 +20,10 @@ from tqdm.auto import tqdm
 from neuronforget import select
 from neuronforget.erase import ablate
 from neuronforget.errors import InputError
-from neuronforget.intervals import beyond_draws, bootstrap
 from neuronforget.metrics.localisation import Interval, counts, layers_of
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
+from neuronforget.results.intervals import beyond_draws, bootstrap
 from neuronforget.scores import Scores
 
 #: From a model to one number per example: `lambda lm: measure(lm, forget, [nll])["nll"]`.

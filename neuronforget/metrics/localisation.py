@@ -18,9 +18,9 @@ from torch import Tensor
 from neuronforget import select
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.intervals import of_auc
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
+from neuronforget.results.intervals import of_auc
 from neuronforget.scores import Scores
 from neuronforget.scores.experts import auroc as area_under_roc
 from neuronforget.scores.scores import check_same

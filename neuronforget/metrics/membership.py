@@ -22,13 +22,13 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus, check_disjoint, encode, subjects_of
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
+from neuronforget.edits.guarding import asked
 from neuronforget.errors import InputError
-from neuronforget.guarding import asked
-from neuronforget.intervals import RESAMPLES, check_seed, of_auc, worth
-from neuronforget.kept import Kept
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.results import Results, check_edit_names, example_rows
+from neuronforget.results.intervals import RESAMPLES, check_seed, of_auc, worth
+from neuronforget.results.kept import Kept
 from neuronforget.runs import environment
 
 KS = (0.05, 0.1, 0.2, 0.3, 0.5, 1.0)

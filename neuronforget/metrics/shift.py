@@ -10,7 +10,7 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
-from neuronforget.guarding import asked
+from neuronforget.edits.guarding import asked
 from neuronforget.models import LM, frozen
 from neuronforget.taps import TorchHooks
 

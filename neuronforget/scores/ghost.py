@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.scores.per_example import batched, encoded, over_examples
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 from neuronforget.taps import TorchHooks

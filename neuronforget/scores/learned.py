@@ -31,8 +31,8 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Encoded
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, frozen
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.scores.scores import Scores, runs_model
 from neuronforget.taps import TorchHooks
 from neuronforget.train import Plan, draw, fit

@@ -14,8 +14,8 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.errors import InputError
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, activations_only
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.per_example import batched, encoded, over_examples
 from neuronforget.scores.rules import direct_paths, droppable_blocks, frozen_norms

@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
-from neuronforget.routed import RoutedMLP, routed_layers
+from neuronforget.models.routed import RoutedMLP, routed_layers
+from neuronforget.models.sites import Site
 from neuronforget.scores.blocks import blocks_of, hidden_of, state_of, with_state
-from neuronforget.sites import Site
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.errors import InputError, reading, warn
+from neuronforget.models.routed import OWN, neuron_name
 from neuronforget.moments import Moments
-from neuronforget.routed import OWN, neuron_name
 
 Contrast = Literal["difference", "ratio", "z"]
 

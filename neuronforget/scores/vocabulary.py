@@ -13,7 +13,7 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.tokens import piece
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.routed import OWN, expert_info, neuron_name
+from neuronforget.models.routed import OWN, expert_info, neuron_name
 
 
 @dataclass(frozen=True)

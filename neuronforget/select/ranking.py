@@ -13,8 +13,8 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.models.routed import experts_of_a_layer
 from neuronforget.neurons import Neurons
-from neuronforget.routed import experts_of_a_layer
 from neuronforget.scores import Scores
 from neuronforget.scores.scores import check_same
 

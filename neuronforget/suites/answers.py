@@ -13,11 +13,11 @@ from tqdm.auto import tqdm
 
 from neuronforget.corpora import Corpus, subjects_of
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate, prompt_tokens
-from neuronforget.intervals import over
+from neuronforget.evaluation.generation import Decoding, generate, prompt_tokens
 from neuronforget.metrics.text import SCORERS, Scorer
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows, tidy_row
+from neuronforget.results.intervals import over
 from neuronforget.runs import environment
 
 CANDIDATES = 200  # most common answers among which the best constant is searched

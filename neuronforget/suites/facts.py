@@ -16,7 +16,7 @@ import numpy as np
 from neuronforget.corpora import Corpus, Example, subjects_of
 from neuronforget.corpora.lines import check_count, rows_of
 from neuronforget.errors import InputError
-from neuronforget.measuring import measure, option_losses, preferred
+from neuronforget.evaluation.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
 from neuronforget.models import LM
 from neuronforget.results import Column, Results, model_tables

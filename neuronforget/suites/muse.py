@@ -18,11 +18,11 @@ from neuronforget.corpora import Corpus, Example, check_disjoint
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.corpora.lines import ENDINGS, check_count, rows_of
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding
-from neuronforget.intervals import of_auc
+from neuronforget.evaluation.generation import Decoding
 from neuronforget.metrics.membership import resampled_auc, text_scores
 from neuronforget.models import LM
 from neuronforget.results import Results, example_rows
+from neuronforget.results.intervals import of_auc
 from neuronforget.suites.answers import Questions, answer
 
 #: Part of the data -> its fields; a folder holds them as PART.jsonl, the hub as configuration and split.

@@ -17,7 +17,7 @@ from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.from_rwku import CLOZE, QUESTION
 from neuronforget.corpora.lines import check_count, rows_of
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding
+from neuronforget.evaluation.generation import Decoding
 from neuronforget.models import LM
 from neuronforget.results import Results
 from neuronforget.suites.answers import Questions, answer

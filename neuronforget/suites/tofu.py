@@ -17,14 +17,14 @@ from tqdm.auto import tqdm
 from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
-from neuronforget.generation import generate
-from neuronforget.intervals import resampled
-from neuronforget.measuring import measure
+from neuronforget.evaluation.generation import generate
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.metrics.text import rouge_l
 from neuronforget.metrics.tofu import SETS, Form, model_utility
 from neuronforget.models import LM
 from neuronforget.results import Results, model_tables
+from neuronforget.results.intervals import resampled
 from neuronforget.runs import check_writable, environment
 from neuronforget.suites.tofu_logs import Block, Log, aggregates, scores, write_log
 from neuronforget.suites.tofu_questions import Protocol, Questions, check_room, questions

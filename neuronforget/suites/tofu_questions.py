@@ -10,7 +10,7 @@ from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.from_tofu import TEMPLATE, split_rows
 from neuronforget.corpora.lines import check_count
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding
+from neuronforget.evaluation.generation import Decoding
 from neuronforget.metrics.tofu import SETS
 from neuronforget.models import LM
 

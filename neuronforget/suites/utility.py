@@ -20,13 +20,13 @@ import torch
 
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
-from neuronforget.generation import Decoding, generate
-from neuronforget.kept import work_key
-from neuronforget.measuring import measure
+from neuronforget.evaluation.generation import Decoding, generate
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import nll
 from neuronforget.metrics.text import SCORERS
 from neuronforget.models import LM
 from neuronforget.results import Column, Results, model_tables
+from neuronforget.results.kept import work_key
 from neuronforget.runs import content_key, environment
 
 

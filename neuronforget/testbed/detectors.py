@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from neuronforget.models import LM
+from neuronforget.models.sites import Part, Site
 from neuronforget.neurons import Neurons
-from neuronforget.sites import Part, Site
 
 DIRECTIONS = 16  # singular directions of a layer's weights that count as its main ones
 RIDGE = 10.0  # of the combined detector: some seventy features, a few dozen true neurons a layer

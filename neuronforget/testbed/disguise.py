@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from neuronforget.erase.slices import Slices
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slices
 from neuronforget.testbed.detectors import Layer, reads_of, roles
 
 REFRESH = 10  # steps for which a layer's main directions and the other neurons' values are taken as constant

@@ -12,11 +12,11 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from neuronforget.changes import Change
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
+from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import ablate, slice_of
-from neuronforget.measuring import measure
+from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import exact_match, nll
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons

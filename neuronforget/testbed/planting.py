@@ -17,9 +17,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from neuronforget.erase.slices import Slices
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slices
 from neuronforget.testbed.disguise import Disguise, Norms
 from neuronforget.testbed.training import Builder, shared_twin_copy
 from neuronforget.train import Plan, fit

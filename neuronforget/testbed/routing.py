@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from neuronforget.corpora import Encoded
+from neuronforget.erase.slices import Slices
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.slices import Slices
 from neuronforget.taps import NO_EDITS
 from neuronforget.testbed.planting import drawn_neurons, settle, switched_off
 from neuronforget.testbed.training import Builder, shared_twin_copy

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from neuronforget.corpora import Corpus, Encoded, encode
-from neuronforget.likelihood import answer_nll
 from neuronforget.models import LM, shared_twin
+from neuronforget.models.likelihood import answer_nll
 from neuronforget.taps import NO_EDITS, TorchHooks
 from neuronforget.train import Plan, draw, fit
 

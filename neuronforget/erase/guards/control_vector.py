@@ -15,10 +15,10 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.edits.guarding import Guard, mechanism
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.reading import check_layers, corpus_means
 from neuronforget.errors import InputError
-from neuronforget.guarding import Guard, mechanism
 from neuronforget.models import LM
 from neuronforget.scores.blocks import blocks_of, state_of, with_state
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.edits.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.classifier import Classifier, fitted, held_out
 from neuronforget.erase.guards.reading import check_layers, corpus_means, prompt_means
 from neuronforget.errors import InputError
-from neuronforget.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.models import LM
 
 _PIECE = 64  # places whose noise is drawn together, so that it does not depend on a row's length

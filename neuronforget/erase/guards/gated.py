@@ -20,16 +20,16 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
+from neuronforget.edits.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.erase.adapters import learn_adapter
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.finetune import Preferred
 from neuronforget.erase.guards.classifier import Classifier, fitted
 from neuronforget.erase.guards.gate import Gate, opened_by
 from neuronforget.erase.guards.reading import check_layers, corpus_means, prompt_means
+from neuronforget.erase.lowrank import LoRA
 from neuronforget.errors import InputError
-from neuronforget.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.losses import Loss, name_of, npo
-from neuronforget.lowrank import LoRA
 from neuronforget.models import LM
 
 RIDGE = 1e-2

@@ -18,10 +18,10 @@ from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
+from neuronforget.edits.guarding import Given, Guard, accepts, before_pass, cache_of, mechanism
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.guards.reading import check_prompts, positions
 from neuronforget.errors import InputError
-from neuronforget.guarding import Given, Guard, accepts, before_pass, cache_of, mechanism
 from neuronforget.models import LM, frozen
 from neuronforget.train import draw
 

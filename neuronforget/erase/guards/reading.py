@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from neuronforget.corpora import Corpus
+from neuronforget.edits.guarding import accepts
 from neuronforget.errors import InputError
-from neuronforget.guarding import accepts
 from neuronforget.models import LM, frozen
 from neuronforget.scores.blocks import blocks_of, state_of
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
+from neuronforget.edits.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
-from neuronforget.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
 from neuronforget.taps import TorchHooks

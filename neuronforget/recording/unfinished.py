@@ -1,0 +1,91 @@
+"""Recordings that were killed, and how they go on: the moments so far, in one file, atomically replaced.
+
+The file's name is a hash of the work (model, corpus, settings, rank), and it holds a hash of the examples read
+until then: only equal work is continued. Batches are added in the same order as without an interruption, so
+the result is the same bit for bit.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from neuronforget.errors import InputError
+from neuronforget.moments import Moments
+from neuronforget.runs import check_writable, content_key, whole_file
+from neuronforget.runs.ranks import Ranks
+
+
+@dataclass
+class Tally:
+    """The moments of the first `rounds` batches, and the digest of what was read for them."""
+
+    path: Path | None = None
+    every: float = 30.0
+    total: Moments | None = None
+    rounds: int = 0
+    read: str = ""
+    _due: float = field(default_factory=monotonic)
+
+    def add(self, part: Moments | None, read: str) -> None:
+        """Count one more batch (None: this rank had none); the file follows when it is due."""
+        if part is not None:
+            self.total = part if self.total is None else self.total + part
+        self.rounds, self.read = self.rounds + 1, read
+        if self.path and monotonic() >= self._due:
+            start = monotonic()
+            self.save()
+            # A table makes the file large: no more than a twentieth of the time is spent on writing.
+            self._due = monotonic() + (max(self.every, 20 * (monotonic() - start)) if self.every else 0)
+
+    def save(self) -> None:
+        """Write the file, if there is to be one and anything to write."""
+        if self.path and self.total is not None:
+            with whole_file(self.path) as scratch:
+                replace(self.total, info={"rounds": self.rounds, "read": self.read}).save(scratch)
+
+    def check(self, number: int, read: str, *, over: bool) -> None:
+        """Raise InputError if the corpus is not the one that the file's batches came from."""
+        if (number + 1 == self.rounds and read != self.read) or (over and number < self.rounds):
+            raise InputError(
+                f"{self.path} holds an unfinished recording of other examples: the corpus has changed since; "
+                "delete the file to begin anew"
+            )
+
+
+class Unfinished:
+    """A folder for recordings in the making; whoever opened it clears it at the end.
+
+    `label` tells apart two works of one run; `every` is the time in seconds between two writings
+    (0: one after each batch).
+    """
+
+    def __init__(self, folder: str | Path, label: str = "", *, every: float = 30.0) -> None:
+        self.folder, self.label, self.every = Path(folder), label, every
+        self._paths: set[Path] = set()
+        check_writable(self.folder / "recording")
+
+    def tally(self, **work: Any) -> Tally:
+        """Return what is there of this work: nothing yet, or what a killed run left."""
+        path = self.folder / f"recording-{content_key(label=self.label, **work)}.safetensors"
+        self._paths.add(path)
+        if not path.is_file():
+            return Tally(path, self.every, _due=monotonic() + self.every)
+        found = Moments.load(path)
+        return Tally(path, self.every, replace(found, info={}), **found.info, _due=monotonic() + self.every)
+
+    def clear(self, ranks: Ranks) -> None:
+        """Remove this run's files, what a kill in the middle of writing has left, and the folder if it is empty.
+
+        No rank goes on before all have: its next recording may begin in the same folder.
+        """
+        with ranks.together():
+            for path in self._paths:
+                path.unlink(missing_ok=True)
+                for scratch in self.folder.glob(f".{path.name}-*"):
+                    scratch.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.rmdir()
