@@ -67,11 +67,12 @@ def stability(
     `rule` is a selection of one argument, `functools.partial(nf.select.per_layer, k=0.05)`; it sees the mean effect
     on forget minus that on retain. Examples are drawn one by one, whoever they are about; with `subjects`, the two
     corpora, whole subjects are, each by the mean of its examples. `resamples` counts selections, two for each way to
-    halve. Raises InputError for recordings of different models, without a per-example table, of one example (subject)
-    only, of other corpora than `subjects`, or NaN.
+    halve (an odd number is rounded up). Raises InputError for recordings of different models, without a per-example
+    table, of one example (subject) only, of other corpora than `subjects`, or NaN.
     """
-    if resamples < 2 or resamples % 2:
-        raise InputError(f"stability selects from halves: resamples is an even number, 2 or more; found {resamples}")
+    if resamples < 2:
+        raise InputError(f"stability compares selections: resamples must be 2 or more, found {resamples}")
+    resamples += resamples % 2
     pair, generator = effects(forget, retain, effect, subjects), np.random.default_rng(seed)
     weights = [torch.from_numpy(_halves(len(x), resamples // 2, generator)) for x in pair]
     masks = []
