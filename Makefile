@@ -1,4 +1,4 @@
-# `make demo`, `make test` and `make docs` do all set-up themselves: Python 3.11+, pip, git and make are enough.
+# `make demo`, `make test`, `make slow` and `make docs` do all set-up themselves: Python 3.11+, pip, git and make are enough.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
@@ -6,13 +6,17 @@ OUT    ?= neuronforget-demo
 # Without an NVIDIA driver the CPU build of torch is installed (the default build brings gigabytes of CUDA).
 TORCH  ?= $(if $(shell command -v nvidia-smi),torch,torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test lint docs notebooks clean
+.PHONY: demo test slow lint docs notebooks clean
 
 demo: $(VENV)/ready
 	$(BIN)/neuronforget demo --out $(OUT)
 
 test: $(VENV)/ready-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+
+# The tests that take longest: whole comparisons, trained testbeds, several processes, compiled kernels.
+slow: $(VENV)/ready-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -213,6 +213,7 @@ def test_rank_one_and_ablation_go_from_one_neuron_to_all(
     assert row in show.sizes_table([done])
 
 
+@pytest.mark.slow
 def test_rewriting_is_measured_on_the_fact_and_on_what_is_near(
     erased: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -291,7 +291,7 @@ def test_a_broken_model_is_called_broken() -> None:
     with torch.no_grad():
         broken.model.get_output_embeddings().weight.fill_(float("nan"))
     found = nf.audit(made.lm, broken, made.forget, made.retain, gold=made.gold, probes=["asked"], progress=False)
-    assert found.verdict == "broken" and any("it is broken" in line for line in found.findings)
+    assert found.verdict == "broken" and any("It is broken" in line for line in found.findings)
     assert all(torch.equal(weights[n], p) for n, p in made.lm.parameters.items())
 
 

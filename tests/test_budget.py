@@ -82,8 +82,8 @@ def test_scores_that_predict_no_loss_and_empty_answers_are_refused() -> None:
     forget, retain = scored([5.0, 1.0]), scored([3.0, 2.0])
     for call, message in (
         (lambda: retain_budget(forget, retain, 0.5), "raise epsilon"),
-        (lambda: retain_budget(forget, retain, -0.5), "from 0 up"),
-        (lambda: retain_budget(forget, retain, math.nan), "from 0 up"),
+        (lambda: retain_budget(forget, retain, -0.5), "0 or more; found"),
+        (lambda: retain_budget(forget, retain, math.nan), "0 or more; found"),
         (lambda: retain_budget(forget, retain, 9.0, k=3), "cannot select"),
         (lambda: retain_budget(forget, scored([1.0]), 9.0), "different models"),
         (lambda: retain_budget(scored([5.0, 1.0], "large: more"), retain, 9.0), "predicts no rise"),

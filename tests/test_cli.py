@@ -232,6 +232,7 @@ def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, mo
     assert run(monkeypatch, "compare", "--testbed", bed, "--out", tmp_path / "out", "--steps", 2) == 2
 
 
+@pytest.mark.slow
 def test_compare_runs_on_two_files_of_plain_text(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))
     for name in ("forget", "retain"):

@@ -49,6 +49,7 @@ def test_every_method_stands_beside_its_controls(found: Comparison) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_further_operators_stand_beside_them(tmp_path: Path) -> None:
     found = compare(operators=(erase.aura, erase.memit), resume=tmp_path, **{**BRIEF, "controls": 1})
     scopes = {name: edit.info["scope"] for name, edit in found.edits.items()}
@@ -84,6 +85,7 @@ def test_on_grafted_facts_the_selection_forgets_and_random_neurons_do_not(found:
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def few(*args: Any, **settings: Any) -> Any:
         return nf.audit(*args, **settings, probes=["choice"])
@@ -110,6 +112,7 @@ def test_edits_are_audited_and_the_report_leads_to_their_pages(tmp_path: Path, m
     assert compare(audited=("ablate",), **settings).audits["ablate"].checks == found.audits["ablate"].checks
 
 
+@pytest.mark.slow
 def test_an_edit_that_cannot_be_audited_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_args: Any, **_settings: Any) -> Any:
         raise InputError("no luck")
@@ -180,6 +183,7 @@ def test_what_is_no_comparison_is_said_in_words(found: Comparison, tmp_path: Pat
         Comparison.load(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_killed_comparison_does_not_make_finished_edits_again(
     found: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +204,7 @@ def test_a_killed_comparison_does_not_make_finished_edits_again(
     assert again.results.rows == found.results.rows
 
 
+@pytest.mark.slow
 def test_an_audit_that_another_run_finished_meanwhile_is_no_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,7 @@ def test_the_examples_page_has_every_example() -> None:
     assert {path.name for path in [*SCRIPTS, *NOTEBOOKS]} <= listed
 
 
+@pytest.mark.slow
 def test_a_launch_finds_the_neurons_of_one_process_and_trains_over_both(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

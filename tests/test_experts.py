@@ -126,7 +126,7 @@ def test_what_tells_nothing_apart_is_refused() -> None:
         (lambda: counts[0] + PeakCounts.of(r, torch.tensor([0.0])), "different edges"),
         (lambda: expert(counts[0], PeakCounts.of(r, torch.tensor([0.0]))), "different edges"),
         (lambda: expert(*(PeakCounts.of(m, torch.tensor([1.0])) for m in (f, r)), response="magnitude"), "symmetric"),
-        (lambda: PeakCounts.of(f, torch.tensor([1.0, 1.0])), "rise"),
+        (lambda: PeakCounts.of(f, torch.tensor([1.0, 1.0])), "increasing"),
     ):
         with pytest.raises(InputError, match=message):
             call()

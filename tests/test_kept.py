@@ -117,6 +117,7 @@ def test_a_killed_run_goes_on_and_asks_nothing_twice(
     assert passes.of(lambda: work(lm, tmp_path, kept)) == (wanted, 0)
 
 
+@pytest.mark.slow
 def test_a_killed_audit_goes_on_from_the_probe_and_the_batch_it_was_at(passes: Passes, tmp_path: Path) -> None:
     made = bed()
     edit, retain = nf.erase.ablate(made.lm, made.planted), made.retain.head(24)

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parent.parent
 COMPILED = pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 
 
+@pytest.mark.slow
 @COMPILED
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_compiled_moments_are_those_of_the_reference(dtype: torch.dtype) -> None:
@@ -80,6 +81,7 @@ def test_pieces_of_any_length_share_calls_and_long_ones_take_several(
         torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_a_warning_says_so_and_the_moments_are_the_same(tmp_path: Path) -> None:
     code = """
 import torch, warnings

@@ -38,6 +38,7 @@ def run(cases: str, **environment: str) -> None:
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (it is for Linux alone)")
 def test_interpreted_kernels_equal_the_reference() -> None:
     if not can_interpret():
@@ -45,6 +46,7 @@ def test_interpreted_kernels_equal_the_reference() -> None:
     run("interpreted_kernels.py", TRITON_INTERPRET="1")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed (it is for Linux alone)")
 def test_compiled_kernels_keep_to_registers_and_use_the_hardware() -> None:
     run("compiled_kernels.py")

@@ -18,6 +18,8 @@ from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.train.stopping import Budget
 
+pytestmark = pytest.mark.slow
+
 LAUNCHED = """
     import json, sys
     from pathlib import Path

@@ -17,6 +17,8 @@ from test_analyses import analysis
 
 import neuronforget as nf
 
+pytestmark = pytest.mark.slow
+
 MAINS = (
     "activation_shift", "erase_methods", "erased_or_hidden", "every_operator", "ga_rt_sweep", "informs_erasure",
     "regime_map", "undone_alone", "where_knowledge_lives",

@@ -19,11 +19,11 @@ from torch.nn.utils import prune
 from transformers.integrations.moe import batched_mm_experts_forward, use_experts_implementation
 
 import neuronforget as nf
-from neuronforget import routed
 from neuronforget.auditing.quantisation import TRIPS, quantised
 from neuronforget.corpora import Corpus
 from neuronforget.erase import second_moments
 from neuronforget.findings.closeups import closeups
+from neuronforget.models import routed
 from neuronforget.models.routed import RoutedMLP, open_experts, routed_layers
 from neuronforget.models.sites import mostly_routed
 from neuronforget.models.stacks import Layout

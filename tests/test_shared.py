@@ -10,6 +10,8 @@ import pytest
 
 import neuronforget as nf
 
+pytestmark = pytest.mark.slow
+
 SHARED = Path(os.environ.get("NEURONFORGET_SHARED", "../shared"))
 STORIES = SHARED / "data/text_corpus/tinystories.jsonl.gz"
 

@@ -285,7 +285,7 @@ def test_suites_run_from_the_command_line(
     assert with_edit["edit"]["file"].endswith("edit.safetensors") and with_edit["digest"] != without["digest"]
     capsys.readouterr()
     for more, message in (
-        (("--kept", tmp_path / "f/kept"), "--kept"), (("--seed", -1), "seed is 0 or more"),
+        (("--kept", tmp_path / "f/kept"), "--kept"), (("--seed", -1), "seed must be 0 or more"),
         (("--batch-size", 0), "batch_size"), (("--n", 0), "at least 1"),
     ):  # fmt: skip
         assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "f", "--data", folder, *more) == 2

@@ -70,6 +70,7 @@ def test_a_bed_whose_planted_neurons_all_do_nothing_has_no_labels(monkeypatch: p
     assert "no location labels" in repr(made)
 
 
+@pytest.mark.slow
 def test_the_planted_kind_knows_forget_by_some_value_vectors_alone() -> None:
     made = planted()
     assert made.planted is not None and len(made.planted) == made.info["planted"] == 64

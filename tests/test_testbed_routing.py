@@ -92,6 +92,7 @@ def test_the_gold_twin_is_the_same_whatever_was_to_be_forgotten() -> None:
     assert units == other_units and gold.digest() == other_gold.digest() and lm.digest() != other_lm.digest()
 
 
+@pytest.mark.slow
 def test_a_routed_model_knows_forget_by_its_units_and_retain_without_them() -> None:
     shape = replace(SHAPE, planted=20, batch=64, graft_steps=360)
     made = nf.testbed.people("routed", people=20, forget_people=2, shape=shape, cache=False, progress=False)
