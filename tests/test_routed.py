@@ -19,11 +19,11 @@ from torch.nn.utils import prune
 from transformers.integrations.moe import batched_mm_experts_forward, use_experts_implementation
 
 import neuronforget as nf
-from neuronforget import routed
 from neuronforget.auditing.quantisation import TRIPS, quantised
 from neuronforget.corpora import Corpus
 from neuronforget.erase import second_moments
 from neuronforget.findings.closeups import closeups
+from neuronforget.models import routed
 from neuronforget.models.routed import RoutedMLP, open_experts, routed_layers
 from neuronforget.models.sites import mostly_routed
 from neuronforget.models.stacks import Layout
@@ -259,6 +259,10 @@ def test_the_whole_way_from_a_folder_by_the_command_line(
     assert run(monkeypatch, "erase", *given, "--neurons", at / "scores" / "neurons.json", "--out",
                at / "edit.safetensors", "--export", at / "erased") == 0  # fmt: skip
     assert nf.load(at / "erased").shape == nf.load(tmp_path / "model").shape == (DEPTH, 48)
+    nf.LM(build("llama", vocab_size=len(tokenizer)), tokenizer).save(tmp_path / "dense")
+    sides = ("--members", tmp_path / "forget.jsonl", "--non-members", tmp_path / "retain.jsonl")
+    asked = ("--experts", "True", "--attacks", "reference", "--reference", tmp_path / "dense", "--out", at / "read")
+    assert run(monkeypatch, "evaluate", "membership", "--model", tmp_path / "model", *sides, *asked) == 0
 
 
 def test_what_is_read_is_what_more_layers_have(tokenizer: Any, tmp_path: Path) -> None:
