@@ -17,7 +17,7 @@ import neuronforget as nf
 from neuronforget.errors import InputError
 from neuronforget.findings import describe
 from neuronforget.findings.closeups import Closeups, Highlight
-from neuronforget.reporting import _asked
+from neuronforget.reporting.reports import _asked
 from neuronforget.reporting.tables import certificates_table, controls_table, results_table
 from neuronforget.results import Results
 
