@@ -15,6 +15,7 @@ import pytest
 from test_analyses import analysis
 
 import neuronforget as nf
+from neuronforget.evaluation.measuring import measure
 from neuronforget.suites.rwku import rwku
 from neuronforget.testbed import Shape
 
@@ -88,7 +89,7 @@ def test_the_untouched_model_is_measured_as_the_edited_ones_are(studied: dict[st
     moved = nf.metrics.shift.activation_shift(study.lm, study.gold, study.rows.forget)
     assert arms["gold"]["values"]["shift, forget"]["value"] == pytest.approx(np.mean(np.square(moved)) ** 0.5, rel=0.1)
     # the published "loss" is the mean log-likelihood of the texts
-    nlls = nf.evaluation.measure(study.lm, study.rows.members, [nf.metrics.nll])["nll"]
+    nlls = measure(study.lm, study.rows.members, [nf.metrics.nll])["nll"]
     assert before["log-likelihood, FM"]["value"] == pytest.approx(-nlls.mean(), abs=1e-4)
     tables = analysis("qwen_tables").tables(studied["done"])
     assert tables.count("| dpo, in full | 1 |") == 7 and "mink++ 100% FM" in tables

@@ -358,7 +358,7 @@ def test_findings_say_nothing_of_a_broken_model_but_that_it_is_broken() -> None:
 
 def test_findings_call_nothing_near_where_nothing_was_known() -> None:
     values = {"untouched": ("reference", 0.3, 1.0), "gold": ("reference", 0.26, 1.0), "ablate": ("neurons", 0.3, 1.0)}
-    assert "too little was known to tell" in " ".join(describe(fabricated(values)))
+    assert "The untouched model hardly exceeds it: too little was known" in " ".join(describe(fabricated(values)))
     beside = values | {"ablate": ("neurons", 0.29, 1.0), "ablate@random 0": ("control", 0.295, 1.0)}
     text = " ".join(describe(fabricated(beside)))
     assert "29.5% to 29.5%: too little was known to tell what this means." in text

@@ -11,6 +11,7 @@ import re
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
+from pydoc import locate
 from types import FunctionType, ModuleType
 from typing import Any
 
@@ -325,7 +326,9 @@ def test_every_exported_name_is_in_the_reference() -> None:
     shown = set()
     for page in (ROOT / "docs" / "api").glob("*.md"):
         text = page.read_text(encoding="utf-8")
-        shown |= set(re.findall(r"^\.\. auto\w+:: (?:neuronforget\.)?(\S+)$", text, re.M))
+        names = set(re.findall(r"^\.\. auto\w+:: (?:neuronforget\.)?(\S+)$", text, re.M))
+        assert all(locate(f"neuronforget.{name}") is not None for name in names), page.name
+        shown |= names
         shown |= {f"{page.stem}.{name}" for name in re.findall(r"^\.\. py:data:: (\S+)$", text, re.M)}
     assert set(nf.__all__) <= shown
     for module in (value for value in vars(nf).values() if isinstance(value, ModuleType) and hasattr(value, "__all__")):

@@ -259,6 +259,10 @@ def test_the_whole_way_from_a_folder_by_the_command_line(
     assert run(monkeypatch, "erase", *given, "--neurons", at / "scores" / "neurons.json", "--out",
                at / "edit.safetensors", "--export", at / "erased") == 0  # fmt: skip
     assert nf.load(at / "erased").shape == nf.load(tmp_path / "model").shape == (DEPTH, 48)
+    nf.LM(build("llama", vocab_size=len(tokenizer)), tokenizer).save(tmp_path / "dense")
+    sides = ("--members", tmp_path / "forget.jsonl", "--non-members", tmp_path / "retain.jsonl")
+    asked = ("--experts", "True", "--attacks", "reference", "--reference", tmp_path / "dense", "--out", at / "read")
+    assert run(monkeypatch, "evaluate", "membership", "--model", tmp_path / "model", *sides, *asked) == 0
 
 
 def test_what_is_read_is_what_more_layers_have(tokenizer: Any, tmp_path: Path) -> None:

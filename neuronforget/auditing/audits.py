@@ -80,8 +80,8 @@ def sentences(audit: Audit) -> Iterable[str]:
     yield from (str(check) for check in left)
     if few := [f"{c.probe} ({c.corpus})" for c in left if c.over == "examples"]:
         yield (
-            f"Of {'; '.join(few)} the subjects are fewer than five, and intervals over their examples: a model that "
-            "happens to guess these subjects otherwise than the reference does looks so too."
+            f"There are fewer than five subjects, so intervals are over examples: {'; '.join(few)}. A model that only "
+            "guesses better or worse about these subjects than the reference would look the same."
         )
     yield from _damage(audit.damage)
     yield from _neurons(audit.neurons)

@@ -184,11 +184,13 @@ def membership(
     from neuronforget.corpora import jsonl
     from neuronforget.metrics.membership import ATTACKS
     from neuronforget.metrics.membership import membership as run
+    from neuronforget.models import load
 
     asked.check()
     sides = [jsonl(path, n=n, max_tokens=max_tokens) for path in (members, non_members)]
     made = {"edited": Edit.load(asked.edit)} if asked.edit else {}
-    twin, other = (asked.load(path) if path else None for path in (gold, reference))
+    twin = asked.load(gold) if gold else None
+    other = load(reference, device=asked.device) if reference else None  # of any kind: --experts is not about it
     found = run(
         asked.load(asked.model), *sides, edits=made, gold=twin, reference=other,
         attacks=attacks or ATTACKS, batch_size=asked.batch_size, kept=asked.kept, seed=asked.seed,

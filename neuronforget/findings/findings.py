@@ -103,7 +103,7 @@ class _Reader(Readings):
         if self.floor is not None:
             near = "within" if abs(left - self.floor) <= NEAR else "not within"
             text += f" The value on forget is {near} {100 * NEAR:.0f} points of the gold twin."
-            text += "" if self.known > NEAR else " Even the untouched model is: too little was known to tell."
+            text += "" if self.known > NEAR else " The untouched model hardly exceeds it: too little was known to tell."
         yield text
         values = [self.value(name, "forget") for name in self.named("control") if name.startswith("ablate@")]
         if not values:
