@@ -85,11 +85,12 @@ def test_the_pages_say_what_is_claimed_where_nothing_differs() -> None:
     worst = {count: max(x for (people, _), x in hidden.items() if people == count) for count in (3, 5)}
     apart = [row["told apart"] for row in found["rates"]]
     alike = max(row["any selected"] for (spread, _), row in selected.items() if spread == "alike")
+    thrice = [selected["forget thrice", sizes]["any selected"] for sizes in ("10, 10", "20, 100")]
     for text in (
-        f"the best (`ranking.ranked`) | {share[3]:.1%} |",
+        f"the best (`ranking.ranked`) | {share[2]:.1%}, {share[3]:.1%} |",
         f"(`selected_minus_random`) | {share[4]:.0%}, {share[5]:.0%} |",
         f"largest of three sizes) | {alike:.0%} |",
-        f"20 and 100 examples | {selected['forget thrice', '20, 100']['any selected']:.0%} |",
+        f"20 and 100 examples | {thrice[0]:.0%}, {thrice[1]:.0%} |",
         f"model that never knew | {worst[5]:.0%} |", f"an audit of 3 people does | {worst[3]:.0%} |",
         f"models is below .05 | {share[6]:.0%} |", f"being the authors' | {share[7]:.0%} |",
         f"told apart in {min(apart):.0%} to {max(apart):.0%} of",

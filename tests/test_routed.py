@@ -251,7 +251,12 @@ def test_the_whole_way_from_a_folder_by_the_command_line(
         Corpus(rows, name).save(tmp_path / f"{name}.jsonl")
     sides = ("--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl")
     given, at = ("--model", tmp_path / "model", *sides), tmp_path / "out"
-    for asked in (("--experts", "False"), ("--top", 1, "--whole-experts", 2), ("--whole-experts", 9)):
+    for asked in (
+        ("--experts", "False"),
+        ("--top", 1, "--whole-experts", 2),
+        ("--share", 0.1, "--top", 1),
+        ("--whole-experts", 9),
+    ):
         assert run(monkeypatch, "attribute", *given, *asked, "--out", at / "scores") == 2
     assert run(monkeypatch, "attribute", *given, "--whole-experts", 2, "--out", at / "scores") == 0
     chosen, page = nf.Neurons.load(at / "scores" / "neurons.json"), (at / "scores" / "map.html").read_text()

@@ -23,7 +23,7 @@ def attribute(
     out: Folder,
     score: str = "grad_x_act",
     tap: Tap | None = None,
-    share: float | None = 0.05,
+    share: float | None = None,
     top: int | None = None,
     whole_experts: int | None = None,
     batch_size: int = 16,
@@ -36,6 +36,7 @@ def attribute(
         score: Name in neuronforget.scores, or module:function.
         tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
         share: Share of each layer to select: 0.05 is 5%, 1 is the whole layer, 2 or more is a number of neurons.
+            If no selection is given: 0.05.
         top: Select this many neurons of the whole model instead.
         whole_experts: Select all neurons of this many routed experts of the whole model instead.
         batch_size: Examples in a batch.
@@ -51,7 +52,7 @@ def attribute(
     check_new(out)
     chosen = named(score, table)
     lm, forget, retain = data.open()
-    selected = _selection(lm, 0.05 if share is None else share, top, whole_experts)  # says what is wrong
+    selected = _selection(lm, share, top, whole_experts)  # says what is wrong
     scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size, resume=resume)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
@@ -64,19 +65,24 @@ def attribute(
     print(f"{scores}\n{neurons}\nwritten to {out}")
 
 
-def _selection(lm: LM, share: float, top: int | None, experts: int | None) -> Callable[[Scores], Neurons]:
+def _selection(lm: LM, share: float | None, top: int | None, experts: int | None) -> Callable[[Scores], Neurons]:
     """Return the rule that was asked for. Raises InputError for two of them, and for one that the model cannot fill."""
     from neuronforget import select
     from neuronforget.models.routed import experts_of_a_layer
 
     layers, width = lm.shape
+    asked = {"--share": share, "--top": top, "--whole-experts": experts}
+    if len(given := [name for name, value in asked.items() if value is not None]) > 1:
+        raise InputError(f"{given[0]} and {given[1]} are two selections: leave one of them out")
     if experts is not None:
-        if top is not None:
-            raise InputError("--top and --whole-experts are two selections: leave one of them out")
         select.how_many(experts, layers * experts_of_a_layer(lm.model), "experts")
         return lambda scores: select.experts(lm, scores, experts)
-    select.how_many(*((share, width) if top is None else (top, layers * width)))
-    return lambda scores: select.per_layer(scores, share) if top is None else select.top(scores, top)
+    if top is not None:
+        select.how_many(top, layers * width)
+        return lambda scores: select.top(scores, top)
+    part = 0.05 if share is None else share
+    select.how_many(part, width)
+    return lambda scores: select.per_layer(scores, part)
 
 
 def erase(

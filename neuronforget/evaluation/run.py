@@ -2,7 +2,7 @@
 
 Methods are compared at full strength, over a frontier of strengths, and at matched damage: the strength at which the
 retain loss has risen by the same amount, or the predictions on retain have moved as far. Each number has a bootstrap
-interval over examples.
+interval over subjects (examples where none are named), a rate of 0 or 1 an exact one.
 """
 
 from __future__ import annotations

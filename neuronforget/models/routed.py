@@ -122,7 +122,8 @@ class Routes:
         else:
             sizes = ends.diff(prepend=ends.new_zeros(1)).tolist()
             own = zip(rows.split(sizes), weights.unbind(0), strict=True)  # one gradient of all rows, not one of each
-            out = torch.cat([nn.functional.linear(some, weight) for some, weight in own if len(some)])
+            parts = [nn.functional.linear(some, weight) for some, weight in own if len(some)]
+            out = torch.cat(parts) if parts else rows.new_zeros(0, weights.shape[1])
         return out if biases is None else out + biases.index_select(0, self.expert)
 
     def spread(self, rows: Tensor) -> Tensor:
