@@ -52,7 +52,7 @@ def fused_moments(delta: Tensor, write: Tensor, a: Tensor, layout: Layout, want:
             NEURONS=config.neurons,
             DEPTH=config.depth,
             SPLITS=config.splits,
-            SPECIALISE=device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9,
+            SPECIALISE=False,  # on an H200 the warp-specialised loop returns NaN, other bits each time (triton 3.6)
             UPCAST=device.type != "cuda",
             num_warps=config.warps,
             num_stages=config.stages,
