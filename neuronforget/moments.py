@@ -83,6 +83,10 @@ class Moments:
             index=self.index + other.index if both else (),
         )
 
+    def on(self, device: torch.device | str) -> Moments:
+        """Return the same moments with their fields on another device; norms and table stay on CPU."""
+        return replace(self, fields={name: values.to(device) for name, values in self.fields.items()})
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; everything but the tensors is in its metadata."""
         from safetensors.torch import save_file
@@ -121,7 +125,7 @@ def _chan(x: Moments, y: Moments, mean: str, m2: str, nx: int, ny: int) -> tuple
 
 def check_fields(fields: dict[str, Tensor]) -> None:
     """Raise InputError when a statistic is NaN or infinite: the model overflowed on this corpus."""
-    if math.isfinite(torch.stack([fields[name] for name in PIECE_FIELDS]).sum().item()):
+    if math.isfinite(torch.stack([fields[name].sum() for name in PIECE_FIELDS]).sum().item()):
         return  # one wait for the device; finite values do not sum to NaN or infinity in fp64
     for name in PIECE_FIELDS:
         bad = int((~torch.isfinite(fields[name])).sum())

@@ -23,7 +23,7 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.models.likelihood import answer_nll
 from neuronforget.moments import Moments, merge
-from neuronforget.recording import Positions, record, recording
+from neuronforget.recording import Positions, batches, record
 from neuronforget.taps import NAMES
 
 EVERY_TAP = pytest.mark.parametrize("tap", NAMES)
@@ -321,12 +321,12 @@ def test_moments_of_one_batch_travel_at_their_own_size(lm: LM, corpus: Corpus) -
 def test_without_per_example_no_table_leaves_its_device(
     lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recording.moment_rows
+    real = batches.moment_rows
 
     def with_a_table(*args: Any, **settings: Any) -> tuple[Tensor, Tensor]:
         return real(*args, **settings)[0], torch.empty(5, 3, 40, device="meta")  # cannot be copied
 
-    monkeypatch.setattr(recording, "moment_rows", with_a_table)
+    monkeypatch.setattr(batches, "moment_rows", with_a_table)
     assert run(lm, corpus).table == {}
     with pytest.raises(NotImplementedError, match="meta"):
         run(lm, corpus, per_example=True)

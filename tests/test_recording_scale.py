@@ -24,8 +24,8 @@ from neuronforget.corpora import Corpus, encode, stream
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.moments import Moments, merge
-from neuronforget.recording import recording
-from neuronforget.recording.unfinished import Unfinished
+from neuronforget.recording import batches, recording
+from neuronforget.recording.unfinished import Tally, Unfinished
 from neuronforget.runs.ranks import Ranks
 
 
@@ -168,7 +168,7 @@ KILLED = """
     import os, signal, sys
     import neuronforget as nf
     from neuronforget.recording import recording
-    from neuronforget.recording.unfinished import Unfinished
+    from neuronforget.recording.unfinished import Tally, Unfinished
     from workers import material
     lm, corpus = material()
     measure, done = recording.record_batch, []
@@ -250,7 +250,7 @@ LAUNCHED = """
     from neuronforget.recording import recording
     from neuronforget.corpora import stream
     from neuronforget.runs.ranks import launched
-    from neuronforget.recording.unfinished import Unfinished
+    from neuronforget.recording.unfinished import Tally, Unfinished
     from workers import material
     out = sys.argv[1]
     lm, corpus = material()
@@ -440,8 +440,30 @@ def test_a_layers_statistics_are_reduced_where_the_layer_lies() -> None:
         asked.append(device)
         return replace(Layout.of(torch.zeros(2, dtype=torch.long), 1), device=device)
 
-    got = recording._reduce_backwards({0: low, 1: high}, high.sum(), layout, piece)
+    got = batches._reduce_backwards({0: low, 1: high}, high.sum(), layout, piece)
     assert set(got) == {0, 1} and places == [{"meta"}, {"meta"}] and [d.type for d in asked] == ["meta", "meta"]
+
+
+def test_layers_of_one_device_are_put_together_there_and_those_of_several_on_cpu() -> None:
+    def rows(device: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(1, 18, 4, device=device), torch.zeros(5, 2, 4, device=device)
+
+    assert batches._home([rows("meta"), rows("meta")]) == torch.device("meta")
+    assert batches._home([rows("meta"), rows("cpu")]) == torch.device("cpu")
+
+
+def test_a_tally_keeps_fields_where_the_batches_are_and_gives_them_on_cpu(lm: LM, corpus: Corpus) -> None:
+    part = run(lm, corpus, per_example=True)
+    tally = Tally()
+    tally.put(part)  # as from a file: on CPU
+    tally.put(part.on("meta"))
+    assert tally._sums is not None and tally._sums["mean"].device.type == "meta"
+    tally = Tally()
+    for _ in range(3):
+        tally.add(part, "")
+    assert tally.total is not None
+    assert_same_moments(tally.total, merge([part] * 3), rel=0)
+    assert tally.total.index == part.index * 3 and len(tally.total.table["s"]) == 3 * len(part.index)
 
 
 @pytest.mark.parametrize("where", ["cpu", "disk"])

@@ -1,43 +1,36 @@
 """record(): one streaming pass over a corpus, forward and backward to activations only.
 
 The recorded loss is `L = sum_n NLL_n`, `NLL_n` the mean over example n's answer tokens, so that an example's
-gradient does not depend on the batch it came in. Each layer's activations and gradients are reduced to moments
-as the backward pass reaches them (small layers a few together), and freed: memory does not grow with the corpus.
+gradient does not depend on the batch it came in. Batches are reduced one by one (`batches`) and added up where the
+model is: memory does not grow with the corpus.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 from itertools import count, islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, moment_rows
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora import Batch, Corpus, Encoded, Fingerprint, Source, encoded_batches
+from neuronforget.corpora import Corpus, Encoded, Fingerprint, Source, encoded_batches
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only, check_whole
-from neuronforget.models.likelihood import answer_nll
 from neuronforget.models.routed import expert_info
-from neuronforget.moments import Moments, check_fields, merge
+from neuronforget.moments import Moments, merge
+from neuronforget.recording.batches import Positions, check_positions, record_batch
 from neuronforget.recording.unfinished import Tally, Unfinished
 from neuronforget.runs import environment
 from neuronforget.runs.ranks import Ranks, launched
 from neuronforget.taps import Tap, open_tap
 
-Positions = Literal["all", "answer"]
-#: A layer's fields and table entries, as `moment_rows` gives them.
-Rows = tuple[Tensor, Tensor]
-#: Layers of a small model wait until they hold so many activations: reduced in a row, they find code and buffers in
-#: the cache.
-TOGETHER = 2**21
 #: How a RuntimeError that is no OutOfMemoryError says the same (on CPU, on other accelerators).
 NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
@@ -67,7 +60,7 @@ def record(
     `split=False` lets each record everything. Raises InputError for a corpus that does not fit the model, for NaN in
     activations or gradients, for too little memory, and for a model of which a process holds only a part.
     """
-    _check_positions(positions)
+    check_positions(positions)
     ranks = launched(next(lm.model.parameters()).device) if split else Ranks()
     unfinished = None
     with ranks.together() as claims:
@@ -123,11 +116,6 @@ def _add_rounds(
             bar.update(sum(map(len, found)))
 
 
-def _check_positions(positions: Positions) -> None:
-    if positions not in get_args(Positions):
-        raise InputError(f"positions must be 'all' or 'answer', found {positions!r}")
-
-
 def _measure(tap: Tap, lm: LM, rows: list[Encoded], **settings: Any) -> Moments:
     """Record one batch. Raises InputError, with a size that may fit, where the memory does not hold it."""
     try:
@@ -143,94 +131,6 @@ def _measure(tap: Tap, lm: LM, rows: list[Encoded], **settings: Any) -> Moments:
         f"out of memory on {lm.device} with {len(rows)} examples of up to {len(rows[0].ids)} tokens: {advice}, "
         "or load the model in a smaller dtype"
     )
-
-
-def record_batch(
-    tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all", per_example: bool = False, compiled: bool = False
-) -> Moments:
-    """Record one batch of token ids, for scripts that make their own; call it in `models.activations_only(lm)`.
-
-    The moments add up; `norms` and `info` are left empty. Raises InputError for NaN in activations or gradients.
-    """
-    _check_positions(positions)
-    examples = len(batch.index)
-    read = Layout.of(_segments(batch, positions).cpu(), examples)  # here: later a GPU would be waited for
-    out = tap(batch.inputs)
-    acts, nll = out.acts, answer_nll(out.logits, batch)
-    del out  # the backward pass does not need the logits, often the largest tensor of all
-    entries = TABLE_FIELDS if per_example else ()
-    reduced = partial(moment_rows, fields=PIECE_FIELDS, table=entries, compiled=compiled)
-    got = _reduce_backwards(acts, nll.sum(), cache(read.on), reduced)  # for each device that holds layers
-    if missing := [site.layer for site in lm.sites if site.layer not in got]:
-        raise InputError(f"no gradient reached layers {missing}: the model does not run its layers in order")
-    rows = [got[site.layer] for site in lm.sites]  # on CPU from here on: the layers may lie on several devices
-    together = torch.stack([row[0][0].cpu() for row in rows], 1)
-    fields = {name: own.clone() for name, own in zip(PIECE_FIELDS, together, strict=True)}  # views pickle the whole
-    check_fields({**fields, **_finite_extremes(fields)})
-    table = {name: torch.stack([row[1][i].cpu() for row in rows], 1) for i, name in enumerate(entries)}
-    return Moments(
-        fields,
-        tokens=int(read.counts.sum()),
-        examples=examples,
-        pooled=int((read.counts > 0).sum()),
-        loss=float(nll.detach().sum()),
-        layers=tuple(site.layer for site in lm.sites),
-        table=table,
-        index=batch.index if per_example else (),
-    )
-
-
-def _reduce_backwards(
-    acts: dict[int, Tensor], loss: Tensor, layout: Callable[[torch.device], Layout], reduced: Callable[..., Rows]
-) -> dict[int, Rows]:
-    """Reduce layers when the backward pass has reached them; `acts` is emptied on the way."""
-    got: dict[int, Rows] = {}
-    if without := [layer for layer, act in acts.items() if not act.requires_grad]:
-        raise InputError(
-            f"the activations of layers {without} carry no gradient: the model runs these layers under no_grad or "
-            "in reentrant checkpoints; use checkpoint(..., use_reentrant=False), or none"
-        )
-
-    waiting: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def reduce_waiting() -> None:
-        for layer, (act, grad) in waiting.items():
-            got[layer] = reduced(act.flatten(0, -2), grad.flatten(0, -2), layout(act.device))
-        waiting.clear()
-
-    def keep(layer: int) -> Any:
-        def hook(grad: Tensor) -> None:
-            waiting[layer] = acts.pop(layer).detach(), grad
-            if sum(act.numel() for act, _ in waiting.values()) >= TOGETHER:
-                reduce_waiting()
-
-        return hook
-
-    # The lowest layer's gradient is asked for; the others are met on the way to it.
-    lowest = acts[min(acts)]
-    hooks = [act.register_hook(keep(layer)) for layer, act in acts.items()]
-    try:
-        torch.autograd.grad(loss, lowest)
-        reduce_waiting()
-    finally:
-        for hook in hooks:  # a hook and the graph it hangs on hold each other: left in, neither is ever freed
-            hook.remove()
-    return got
-
-
-def _segments(batch: Batch, positions: Positions) -> Tensor:
-    """Each token's example number, -1 for tokens to leave out; [example * token]."""
-    if positions == "answer":  # the position that predicts an answer token is the one before it
-        keep = torch.nn.functional.pad(batch.answer_mask[:, 1:], (0, 1))
-    else:
-        keep = batch.attention_mask.bool()
-    numbers = torch.arange(len(keep), device=keep.device)[:, None].expand_as(keep)
-    return torch.where(keep, numbers, -1).flatten()
-
-
-def _finite_extremes(fields: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A minimum of +inf only says that the batch had no token here."""
-    return {"min": fields["min"].nan_to_num(posinf=0.0), "max": fields["max"].nan_to_num(neginf=0.0)}
 
 
 def _finish(total: Moments, lm: LM, info: dict[str, Any]) -> Moments:

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 from typing import Any
+
+import torch
 
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
@@ -21,19 +24,34 @@ from neuronforget.runs.ranks import Ranks
 
 @dataclass
 class Tally:
-    """The moments of the first `rounds` batches, and the digest of what was read for them."""
+    """The moments of the first `rounds` batches, and the digest of what was read for them.
+
+    Fields are added up where the model is; tables wait side by side on CPU until someone asks for the `total`.
+    """
 
     path: Path | None = None
     every: float = 30.0
-    total: Moments | None = None
     rounds: int = 0
     read: str = ""
     _due: float = field(default_factory=monotonic)
+    _sums: Moments | None = None
+    _tables: list[Moments] = field(default_factory=list)
+
+    @property
+    def total(self) -> Moments | None:
+        """All that was added, on CPU; None before anything was."""
+        if self._sums is None:
+            return None
+        parts, sums = self._tables, self._sums.on("cpu")
+        table = {name: torch.cat([part.table[name] for part in parts]) for name in parts[0].table}
+        whole = replace(sums, table=table, index=tuple(chain.from_iterable(part.index for part in parts)))
+        self._tables = [whole]
+        return whole
 
     def add(self, part: Moments | None, read: str) -> None:
         """Count one more batch (None: this rank had none); the file follows when it is due."""
         if part is not None:
-            self.total = part if self.total is None else self.total + part
+            self.put(part)
         self.rounds, self.read = self.rounds + 1, read
         if self.path and monotonic() >= self._due:
             start = monotonic()
@@ -41,11 +59,17 @@ class Tally:
             # A table makes the file large: no more than a twentieth of the time is spent on writing.
             self._due = monotonic() + (max(self.every, 20 * (monotonic() - start)) if self.every else 0)
 
+    def put(self, part: Moments) -> None:
+        """Add moments, where the part's fields are."""
+        sums, here = replace(part, table={}, index=()), part["mean"].device
+        self._sums = sums if self._sums is None else self._sums.on(here) + sums
+        self._tables.append(replace(part, fields={}))
+
     def save(self) -> None:
         """Write the file, if there is to be one and anything to write."""
-        if self.path and self.total is not None:
+        if self.path and (total := self.total) is not None:
             with whole_file(self.path) as scratch:
-                replace(self.total, info={"rounds": self.rounds, "read": self.read}).save(scratch)
+                replace(total, info={"rounds": self.rounds, "read": self.read}).save(scratch)
 
     def check(self, number: int, read: str, *, over: bool) -> None:
         """Raise InputError if the corpus is not the one that the file's batches came from."""
@@ -72,10 +96,12 @@ class Unfinished:
         """Return what is there of this work: nothing yet, or what a killed run left."""
         path = self.folder / f"recording-{content_key(label=self.label, **work)}.safetensors"
         self._paths.add(path)
-        if not path.is_file():
-            return Tally(path, self.every, _due=monotonic() + self.every)
-        found = Moments.load(path)
-        return Tally(path, self.every, replace(found, info={}), **found.info, _due=monotonic() + self.every)
+        tally = Tally(path, self.every, _due=monotonic() + self.every)
+        if path.is_file():
+            found = Moments.load(path)
+            tally.rounds, tally.read = found.info["rounds"], found.info["read"]
+            tally.put(replace(found, info={}))
+        return tally
 
     def clear(self, ranks: Ranks) -> None:
         """Remove this run's files, what a kill in the middle of writing has left, and the folder if it is empty.
