@@ -12,7 +12,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import torch  # noqa: E402
 from bench_results import environment, table_of, write_results  # noqa: E402
+from bench_timing import seconds  # noqa: E402
 from neuronforget_kernels import Layout, fused_attribution, neuron_moments, swiglu_backward  # noqa: E402
 from neuronforget_kernels.compiled import terms  # noqa: E402
 from neuronforget_kernels.reference import neuron_moments as reference  # noqa: E402
@@ -58,33 +58,6 @@ def plain(a: Tensor, g: Tensor, segments: Tensor, examples: int) -> list[Tensor]
     added = terms(a, g, torch.zeros(a.shape[1], device=a.device))
     by_example = [torch.zeros((examples, a.shape[1]), device=a.device).index_add(0, segments, x) for x in added[:4]]
     return [*by_example, *(x.sum(0) for x in added[4:]), a.float().amax(0), a.float().amin(0)]
-
-
-def seconds(run: Callable[[], Any], device: str, repeats: int = 3) -> float:
-    """Return the median time of a call, of some in a row on a GPU, after two; NaN where it does not fit into memory."""
-    try:
-        _, warm = (_once(run, device) for _ in range(2))  # the first compiles, the second warms up
-        count = 1 if device == "cpu" else max(1, int(0.02 / max(warm, 1e-4)))  # one alone would wait for its launches
-        times = [_once(run, device, count) for _ in range(repeats)]
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return float("nan")
-    return sorted(times)[len(times) // 2]
-
-
-def _once(run: Callable[[], Any], device: str, count: int = 1) -> float:
-    if device == "cpu":
-        start = time.perf_counter()
-        run()
-        return time.perf_counter() - start
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    start.record()
-    for _ in range(count):
-        run()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end) / 1e3 / count
 
 
 def draw(device: str, dtype: torch.dtype, *shape: int, seed: int = 0) -> Tensor:
@@ -143,8 +116,8 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
     target = torch.empty_like(source)
     x = draw(device, dtype, side, side)
     return {
-        "copy": 2 * source.nbytes / seconds(lambda: target.copy_(source), device),
-        "gemm": 2 * side**3 / seconds(lambda: x @ x, device),
+        "copy": 2 * source.nbytes / seconds(lambda: target.copy_(source), device).work,
+        "gemm": 2 * side**3 / seconds(lambda: x @ x, device).work,
     }
 
 
@@ -197,12 +170,12 @@ def kernel_rows(device: str, plan: Plan, top: dict[str, float]) -> list[dict[str
                 if skipped.get(what):
                     continue
                 spent = seconds(run, device)
-                share = flops / spent / top["gemm"] if flops else size / spent / top["copy"]
-                rows.append(
-                    {"shape": name, "ragged": ragged, "what": what, "ms": spent * 1e3, "bytes": size, "flops": flops,
-                     "percent_of_ceiling": 100 * share, "ceiling": "gemm" if flops else "copy"}
-                )  # fmt: skip
-                print(f"{name:14} {'ragged' if ragged else 'even':6} {what:24} {spent * 1e3:10.3f} ms {share:7.1%}")
+                share = flops / spent.work / top["gemm"] if flops else size / spent.work / top["copy"]
+                row = {"shape": name, "ragged": ragged, "what": what, "ms": spent.work * 1e3}
+                row |= {"launch_ms": spent.launch * 1e3} if device == "cuda" else {}
+                row |= {"bytes": size, "flops": flops, "percent_of_ceiling": 100 * share}
+                rows.append(row | {"ceiling": "gemm" if flops else "copy"})
+                print(f"{name:14} {'ragged' if ragged else 'even':6} {what:24} {row['ms']:10.3f} ms {share:7.1%}")
     return rows
 
 
@@ -235,6 +208,7 @@ def main() -> int:
     results = {"environment": environment(options.device), "ceilings": top}
     results["kernels"] = kernel_rows(options.device, plan, top)
     notes = f"Ceilings: copy {top['copy'] / 1e9:.4g} GB/s, product {top['gemm'] / 1e12:.4g} TFLOP/s. Parity: green. "
+    notes += "ms: the device's work; launch_ms: what the host needs to ask for it. " if options.device == "cuda" else ""
     part = f"{notes}Whole models: not measured (yet)."
     kept = write_results("Benchmark of the kernels", results, part, options.out, "kernels")
     whole = whole_models(plan.models, options.device)

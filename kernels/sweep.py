@@ -20,8 +20,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE)]
 
 import torch  # noqa: E402
-from bench import PLANS, draw, parity, seconds, segments_of  # noqa: E402
+from bench import PLANS, draw, parity, segments_of  # noqa: E402
 from bench_results import environment, table_of, write_results  # noqa: E402
+from bench_timing import seconds  # noqa: E402
 from neuronforget_kernels import Layout, configs, fused_attribution, neuron_moments, swiglu_backward  # noqa: E402
 from neuronforget_kernels.configs import Config, GemmConfig  # noqa: E402
 
@@ -35,9 +36,10 @@ GATED = [Config(*c) for c in (
     (512, 1, 3, 8),
 )]  # fmt: skip
 FUSED = [GemmConfig(*c) for c in (
-    (128, 128, 64, 3, 4, 7), (128, 128, 64, 4, 4, 7), (128, 128, 64, 2, 4, 7), (128, 128, 32, 4, 4, 7),
-    (128, 128, 128, 2, 4, 7), (128, 128, 64, 3, 4, 5), (128, 128, 64, 3, 4, 9), (128, 128, 64, 3, 4, 3),
-    (128, 64, 64, 4, 4, 7), (64, 128, 64, 4, 4, 7), (64, 128, 128, 3, 4, 7),
+    (128, 128, 64, 3, 4, 7, 2), (128, 256, 64, 3, 8, 7, 4), (128, 256, 64, 4, 8, 7, 4), (128, 256, 64, 3, 8, 7, 2),
+    (256, 128, 64, 3, 8, 7, 2), (256, 128, 64, 4, 8, 7, 2), (128, 128, 64, 3, 8, 7, 1), (128, 128, 64, 4, 4, 7, 2),
+    (64, 256, 64, 3, 4, 7, 4), (128, 128, 128, 2, 4, 7, 2), (128, 256, 64, 4, 8, 5, 4), (128, 256, 64, 4, 8, 9, 4),
+    (128, 256, 64, 4, 8, 3, 4), (128, 256, 32, 4, 8, 7, 4),
 )]  # fmt: skip
 
 
@@ -155,9 +157,15 @@ def main() -> None:
     shapes = {shape: inputs("cuda", shape) for shape in SHAPES}
     kernels = jobs(plan.dtype.itemsize, device)
     results: dict[str, Any] = {"environment": environment("cuda"), "chosen": [], "times": []}
+
+    def clock(run: Callable[[], Any]) -> float:
+        return seconds(run, "cuda").work
+
     for i, job in enumerate(kernels, start=1):
         rows = []
-        for row in timed(job, shapes, device, start + options.seconds * i / len(kernels), lambda f: seconds(f, "cuda")):
+        for row in timed(
+            job, shapes, device, start + options.seconds * i / len(kernels), lambda f: seconds(f, "cuda").work
+        ):
             rows.append(row)
             print(f"{job.name} {row['config']} {row['shape']:14} {row['ms']:9.3f} ms {row['why']}", flush=True)
         results["times"] += rows

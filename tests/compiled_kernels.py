@@ -68,8 +68,8 @@ def census(kernel: Any, tmp_path: Path) -> Census:
 
     usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", ask("cuobjdump", "--dump-resource-usage")))
     found = re.findall(r"^\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_]+)((?:\.\w+)*)", ask("nvdisasm", "-c"), re.M)
-    # An exchange is how a tensor descriptor in global memory is published, not an addition.
-    found = [name for name, kind in found if "EXCH" not in kind]
+    # No additions: an exchange publishes a tensor descriptor in global memory, OR and AND book tensor memory.
+    found = [name for name, kind in found if not {"EXCH", "OR", "AND"} & {*kind.split(".")}]
     return Census(int(usage["REG"]), int(usage["STACK"]), int(usage["LOCAL"]), Counter(found))
 
 
@@ -142,8 +142,8 @@ def test_the_gated_backward_keeps_to_its_registers(dtype: str, arch: int, tmp_pa
     assert found.instructions["LDGSTS"] > 0
 
 
-def product_kernel(arch: int, dtype: str, flat: bool, weighted: bool) -> Any:
-    config = configs.GEMM["cuda" if arch == 90 else "blackwell"]
+def product_kernel(kind: str, arch: int, dtype: str, flat: bool, weighted: bool) -> Any:
+    config = configs.GEMM[kind]
     types = {
         **dict.fromkeys(("DELTA", "WRITE", "A"), f"*{dtype}"),
         **dict.fromkeys(("W", "PIECES", "ITEMS"), "*fp32"),
@@ -151,28 +151,29 @@ def product_kernel(arch: int, dtype: str, flat: bool, weighted: bool) -> Any:
         **dict.fromkeys(("T", "F", "D", "stride_dr", "stride_wr", "stride_ar"), INDEX),
     }
     fixed = {"TOKENS": config.tokens, "NEURONS": config.neurons, "DEPTH": config.depth, "SPLITS": config.splits}
-    fixed |= {"HAS_W": weighted, "FLAT": flat, "SPECIALISE": arch == 90, "UPCAST": False}
+    fixed |= {"HAS_W": weighted, "FLAT": flat, "PARTS": config.parts, "UPCAST": False}
     target = GPUTarget("cuda", arch, 32)
     return compiled(fused_kernel.fused_kernel, target, types, fixed, num_warps=config.warps, num_stages=config.stages)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in configs.GEMM if kind not in ("blackwell", "interpreter")])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_fused_product_uses_hopper_as_it_is_meant_to(
-    dtype: str, flat: bool, weighted: bool, tmp_path: Path
+    kind: str, dtype: str, flat: bool, weighted: bool, tmp_path: Path
 ) -> None:
-    kernel = product_kernel(90, dtype, flat, weighted)
+    kernel = product_kernel(kind, 90, dtype, flat, weighted)
     found = census(kernel, tmp_path)
     assert "wgmma.mma_async" in kernel.asm["ptx"]
     assert found.instructions["HGMMA"] > 0
     assert found.instructions["HMMA"] == 0
     assert found.instructions["UTMALDG"] > 0  # tiles come by the tensor memory accelerator
-    assert found.instructions["USETMAXREG"] > 0  # warps are specialised: one loads while two groups multiply
-    assert kernel.metadata.num_warps == 12
-    assert kernel.metadata.shared <= 232448
+    assert kernel.metadata.shared <= 232448  # what a block may have
     assert (found.spills, found.atomics) == (0, 0)
 
 
-def test_the_fused_product_compiles_for_blackwell() -> None:
-    assert "tcgen05" in product_kernel(100, "bf16", True, False).asm["ptx"]
+def test_the_fused_product_compiles_for_blackwell(tmp_path: Path) -> None:
+    kernel = product_kernel("blackwell", 100, "bf16", True, False)
+    assert "tcgen05" in kernel.asm["ptx"]
+    assert (census(kernel, tmp_path).spills, census(kernel, tmp_path).atomics) == (0, 0)

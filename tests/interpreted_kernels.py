@@ -16,7 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_same, draw, ragged
-from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, finishing, fused_kernel, gated_kernel, streaming
+from neuronforget_kernels import (
+    PIECE_FIELDS,
+    TABLE_FIELDS,
+    Layout,
+    configs,
+    finishing,
+    fused_kernel,
+    gated_kernel,
+    streaming,
+)
 from neuronforget_kernels.accumulators import GRADIENT_FIELDS, GRADIENT_TABLE, wanted
 from neuronforget_kernels.moments import Piece, named
 from neuronforget_kernels.reference import neuron_moments as reference
@@ -180,7 +189,10 @@ def test_the_gated_backward_gives_gradients_and_moments(dtype: torch.dtype, rel:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("weigh", [False, True])
-def test_the_fused_product_is_the_product_and_its_moments(dtype: torch.dtype, flat: bool, weigh: bool) -> None:
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_fused_product_is_the_product_and_its_moments(
+    dtype: torch.dtype, flat: bool, weigh: bool, parts: int
+) -> None:
     segments = ragged([37, 0, 1, 50, 3], 2)
     rows, neurons, model = len(segments), 152, 96
     a, _ = draw(rows, neurons, 10, dtype)
@@ -191,7 +203,8 @@ def test_the_fused_product_is_the_product_and_its_moments(dtype: torch.dtype, fl
     weights = torch.rand(rows) if weigh else None
     groups = torch.tensor([0, 1, 0, 1, 1]) if weigh else None
     layout = Layout.of(segments, 5, weights=weights, groups=groups)
-    found = fused_kernel.fused_moments(delta, write, a, layout, wanted(GRADIENT_FIELDS, GRADIENT_TABLE))
+    with configs.instead(configs.GEMM, a.device, configs.GEMM["interpreter"]._replace(parts=parts)):
+        found = fused_kernel.fused_moments(delta, write, a, layout, wanted(GRADIENT_FIELDS, GRADIENT_TABLE))
     exact = reference(a, delta.float() @ write.float().T, segments, 5, weights=weights, groups=groups)
     got = named(found, layout, GRADIENT_FIELDS, GRADIENT_TABLE)
     assert set(got[0]) == {"s", "abs_s", "s2", "u", "u2", "us", "abs_ag", "ag2", "g2"}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bench
+import bench_timing
 import pytest
 import sweep
 import torch
@@ -78,12 +79,13 @@ def test_calls_on_a_gpu_are_timed_in_a_row(device: str, counts: list[int], monke
     """So that the card does not wait for each call's launches; what compiles and what warms up stay out."""
     asked = []
 
-    def once(_run: Any, _device: str, count: int = 1) -> float:
+    def once(_run: Any, _device: str, count: int = 1) -> bench_timing.Spent:
         asked.append(count)
-        return 9.0 if len(asked) == 1 else 0.002 if len(asked) == 2 else 0.001 * len(asked)
+        work = 9.0 if len(asked) == 1 else 0.0005 if len(asked) == 2 else 0.001 * len(asked)
+        return bench_timing.Spent(work, 0.002)  # as many in a row as the host can ask for in the time
 
-    monkeypatch.setattr(bench, "_once", once)
-    assert bench.seconds(lambda: None, device) == 0.004 and asked == counts
+    monkeypatch.setattr(bench_timing, "_once", once)
+    assert bench_timing.seconds(lambda: None, device) == (0.004, 0.002) and asked == counts
 
 
 def test_what_time_leaves_over_is_not_chosen_among() -> None:

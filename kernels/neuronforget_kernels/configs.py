@@ -38,7 +38,10 @@ class Config(NamedTuple):
 
 
 class GemmConfig(NamedTuple):
-    """Neurons, tokens and depth of a tile of the fused kernel, its stages and warps, and programs per column block."""
+    """Neurons, tokens and depth of a tile of the fused kernel, its stages and warps, and programs per column block.
+
+    `parts` of a tile, by tokens, are reduced one after the other: a power of 2.
+    """
 
     neurons: int
     tokens: int
@@ -46,6 +49,7 @@ class GemmConfig(NamedTuple):
     stages: int
     warps: int
     splits: int
+    parts: int
 
 
 #: Kernel -> device, or kind of device -> its configuration; that of streaming by bytes of an element.
@@ -60,9 +64,9 @@ SWIGLU: dict[str, Config] = {
     "interpreter": Config(64, 1, 1, 4),
 }
 GEMM: dict[str, GemmConfig] = {
-    "cuda": GemmConfig(128, 128, 64, 3, 4, 7),  # 256 tokens spill: an example's border cuts through the tile
-    "blackwell": GemmConfig(128, 128, 64, 3, 8, 7),
-    "interpreter": GemmConfig(32, 32, 32, 1, 4, 2),
+    "cuda": GemmConfig(128, 128, 64, 3, 4, 7, 2),  # reduced whole it spills
+    "blackwell": GemmConfig(128, 128, 64, 3, 8, 7, 1),
+    "interpreter": GemmConfig(32, 32, 32, 1, 4, 2, 2),
 }
 NARROW = 8192  # neurons up to which a layer has so few column blocks that fewer splits fill the device
 NARROW_SPLITS = 3

@@ -1,7 +1,7 @@
 """The kernel of `fused.fused_attribution`: neurons on the tensor cores' M axis, tokens on N.
 
-So a token reduction stays within a thread; the other way round spills and cannot be specialised by warps.
-Descriptors are made on the device, which warp specialisation on Hopper needs.
+So a reduction over tokens stays within four threads; the other way round spills. Not specialised by warps: so compiled
+by Triton 3.6 the loop returned NaN on an H200, other bits each time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def fused_moments(delta: Tensor, write: Tensor, a: Tensor, layout: Layout, want:
     """Return fields [group, field, neuron] and table [entry, example, neuron] that depend on the gradient."""
     rows, width = a.shape
     config, device = gemm_config_for(a.device, width), a.device
-    layout, table = _tiled(layout, config.tokens)
+    layout, table = _tiled(layout, config.tokens, config.parts)
     sums, totals = (torch.empty((len(layout.low), 6, width), device=device) for _ in range(2))
     flat = write.stride(1) == 1
     if device.type == "cuda":
@@ -52,7 +52,7 @@ def fused_moments(delta: Tensor, write: Tensor, a: Tensor, layout: Layout, want:
             NEURONS=config.neurons,
             DEPTH=config.depth,
             SPLITS=config.splits,
-            SPECIALISE=False,  # on an H200 the warp-specialised loop returns NaN, other bits each time (triton 3.6)
+            PARTS=config.parts,
             UPCAST=device.type != "cuda",
             num_warps=config.warps,
             num_stages=config.stages,
@@ -61,14 +61,15 @@ def fused_moments(delta: Tensor, write: Tensor, a: Tensor, layout: Layout, want:
     return finish(sums, totals, torch.zeros(width, device=device), layout, want)
 
 
-def _tiled(layout: Layout, tokens: int) -> tuple[Layout, dict[str, Tensor]]:
-    """The rows in pieces of one tile each, and which of them a tile holds; made for a batch's first layer, and kept.
+def _tiled(layout: Layout, tokens: int, parts: int) -> tuple[Layout, dict[str, Tensor]]:
+    """The rows in pieces of one part of a tile each, and which of them a part holds.
 
-    A piece of one tile is an item of its own: the loop keeps no sum.
+    Made for a batch's first layer, and kept. A piece of one part is an item of its own: the loop keeps no sum.
     """
-    if (key := ("tiled", tokens)) not in layout.kept:
-        cut, blocks = layout.cut(tokens), -(-layout.rows // tokens)
-        ends = torch.bincount(cut.low // tokens, minlength=blocks).cumsum(0)
+    if (key := ("tiled", tokens, parts)) not in layout.kept:
+        part, blocks = tokens // parts, -(-layout.rows // tokens) * parts  # the last tile's parts may hold nothing
+        cut = layout.cut(part)
+        ends = torch.bincount(cut.low // part, minlength=blocks).cumsum(0)
         table = cut.on_device(piece=cut.low.argsort(), block=torch.nn.functional.pad(ends, (1, 0)))
         layout.kept[key] = cut, table
     return layout.kept[key]
@@ -79,19 +80,18 @@ def _tiled(layout: Layout, tokens: int) -> tuple[Layout, dict[str, Tensor]]:
 def fused_kernel(
     DELTA, WRITE, A, W, PIECE, BLOCK, LOW, HIGH, PIECES, ITEMS, T, F, D, stride_dr, stride_wr, stride_ar,
     HAS_W: tl.constexpr, FLAT: tl.constexpr, TOKENS: tl.constexpr, NEURONS: tl.constexpr, DEPTH: tl.constexpr,
-    SPLITS: tl.constexpr, SPECIALISE: tl.constexpr, UPCAST: tl.constexpr,
+    SPLITS: tl.constexpr, PARTS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(0)
     top = tl.program_id(1) * NEURONS
+    part: tl.constexpr = TOKENS // PARTS
     deltas = tl.make_tensor_descriptor(DELTA, shape=[T, D], strides=[stride_dr, 1], block_shape=[TOKENS, DEPTH])
-    acts = tl.make_tensor_descriptor(A, shape=[T, F], strides=[stride_ar, 1], block_shape=[TOKENS, NEURONS])
+    acts = tl.make_tensor_descriptor(A, shape=[T, F], strides=[stride_ar, 1], block_shape=[part, NEURONS])
     if FLAT:
         writes = tl.make_tensor_descriptor(WRITE, shape=[F, D], strides=[stride_wr, 1], block_shape=[NEURONS, DEPTH])
     else:
         writes = tl.make_tensor_descriptor(WRITE, shape=[D, F], strides=[stride_wr, 1], block_shape=[DEPTH, NEURONS])
-    columns = top + tl.arange(0, NEURONS)
-    mask = columns < F
-    for index in tl.range(split, tl.cdiv(T, TOKENS), SPLITS, warp_specialize=SPECIALISE):
+    for index in tl.range(split, tl.cdiv(T, TOKENS), SPLITS):
         block = index + 0
         g = tl.zeros((NEURONS, TOKENS), dtype=tl.float32)
         for k in range(0, D, DEPTH):
@@ -100,17 +100,34 @@ def fused_kernel(
             if UPCAST:  # the interpreter multiplies the bit patterns of bf16
                 w, d = w.to(tl.float32), d.to(tl.float32)
             g = tl.dot(w, d.T, g)
-        tokens = block * TOKENS + tl.arange(0, TOKENS)
-        # One tile at a time, first g and then a * g in its place: both together would not fit the registers.
+        add_parts(g, acts, block * PARTS, T, W, PIECE, BLOCK, LOW, HIGH, PIECES, ITEMS, F, top, HAS_W, PARTS)
+
+
+@triton.jit
+@no_type_check
+def add_parts(
+    g, acts, block, T, W, PIECE, BLOCK, LOW, HIGH, PIECES, ITEMS, F, top, HAS_W: tl.constexpr, PARTS: tl.constexpr
+):
+    """Reduce a tile in parts of fewer tokens: of a whole one, g and what is made of it would not fit the registers."""
+    if PARTS == 1:
+        # First g and then a * g in its place: both together would not fit either.
+        columns = top + tl.arange(0, g.shape[0])
+        mask = columns < F
+        tokens = block * g.shape[1] + tl.arange(0, g.shape[1])
         add_tile(
             g, tokens, T, W, PIECE, BLOCK, LOW, HIGH, PIECES + F, ITEMS + 5 * F, ITEMS, block, F, columns, mask,
             HAS_W, False,
         )  # fmt: skip
-        g *= acts.load([block * TOKENS, top]).T.to(tl.float32)
+        g *= acts.load([block * g.shape[1], top]).T.to(tl.float32)
         add_tile(
             g, tokens, T, W, PIECE, BLOCK, LOW, HIGH, PIECES, ITEMS + 4 * F, ITEMS + 3 * F, block, F, columns, mask,
             HAS_W, True,
         )  # fmt: skip
+    else:
+        half: tl.constexpr = PARTS // 2
+        low, high = tl.split(tl.permute(tl.reshape(g, (g.shape[0], 2, g.shape[1] // 2)), (0, 2, 1)))
+        add_parts(low, acts, block, T, W, PIECE, BLOCK, LOW, HIGH, PIECES, ITEMS, F, top, HAS_W, half)
+        add_parts(high, acts, block + half, T, W, PIECE, BLOCK, LOW, HIGH, PIECES, ITEMS, F, top, HAS_W, half)
 
 
 @triton.jit
