@@ -23,6 +23,15 @@ from triton.compiler import ASTSource
 EVERYTHING = wanted(PIECE_FIELDS, TABLE_FIELDS)
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 NVIDIA = pytest.mark.parametrize("arch", [80, 90, 100])
+KINDS = ("cuda", "hip", "blackwell", "interpreter")
+
+
+def rows_of(table: dict[str, Any]) -> Any:
+    """Every row of a table for NVIDIA, with what it is compiled for; a card's own row for Hopper."""
+    rows = [*((kind, 90) for kind in table if kind not in KINDS), *(("cuda", arch) for arch in (80, 90, 100))]
+    return pytest.mark.parametrize(("kind", "arch"), rows)
+
+
 DTYPES = pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 INDEX = "i32"
 
@@ -80,10 +89,15 @@ STREAMED = {
 }
 
 
-def moments_kernel(target: GPUTarget, dtype: str, weighted: bool = False, want: int = EVERYTHING) -> Any:
-    kind = "hip" if target.backend == "hip" else "cuda"
+def moments_kernel(target: GPUTarget, dtype: str, kind: str, weighted: bool = False) -> Any:
     config = configs.STREAMING[kind][4 if dtype == "fp32" else 2]
-    fixed = {"WANT": want, "HAS_W": weighted, "COLUMNS": config.columns, "ROWS": config.rows, "STAGES": config.stages}
+    fixed = {
+        "WANT": EVERYTHING,
+        "HAS_W": weighted,
+        "COLUMNS": config.columns,
+        "ROWS": config.rows,
+        "STAGES": config.stages,
+    }
     types = {**STREAMED, "A": f"*{dtype}", "G": f"*{dtype}"}
     return compiled(
         streaming.moments_kernel,
@@ -95,10 +109,10 @@ def moments_kernel(target: GPUTarget, dtype: str, weighted: bool = False, want: 
 
 
 @DTYPES
-@NVIDIA
+@rows_of(configs.STREAMING)
 @pytest.mark.parametrize("weighted", [False, True])
-def test_one_pass_keeps_to_its_registers(dtype: str, arch: int, weighted: bool, tmp_path: Path) -> None:
-    found = census(moments_kernel(GPUTarget("cuda", arch, 32), dtype, weighted), tmp_path)
+def test_one_pass_keeps_to_its_registers(dtype: str, kind: str, arch: int, weighted: bool, tmp_path: Path) -> None:
+    found = census(moments_kernel(GPUTarget("cuda", arch, 32), dtype, kind, weighted), tmp_path)
     assert found.spills == 0
     assert found.registers <= 168  # three blocks of 128 threads on an SM
     assert found.instructions["LDGSTS"] > 0  # asynchronous copies: rows on their way while others are summed
@@ -108,7 +122,7 @@ def test_one_pass_keeps_to_its_registers(dtype: str, arch: int, weighted: bool, 
 
 @DTYPES
 def test_one_pass_does_not_spill_on_amd(dtype: str) -> None:
-    kernel = moments_kernel(GPUTarget("hip", "gfx942", 64), dtype)
+    kernel = moments_kernel(GPUTarget("hip", "gfx942", 64), dtype, "hip")
     assert re.findall(r"\.(?:vgpr|sgpr)_spill_count:\s*(\d+)", kernel.asm["amdgcn"]) == ["0", "0"]
 
 
@@ -129,9 +143,9 @@ def test_the_finish_neither_spills_nor_adds_out_of_order(arch: int, tmp_path: Pa
 
 
 @DTYPES
-@NVIDIA
-def test_the_gated_backward_keeps_to_its_registers(dtype: str, arch: int, tmp_path: Path) -> None:
-    config = configs.SWIGLU["cuda"]
+@rows_of(configs.SWIGLU)
+def test_the_gated_backward_keeps_to_its_registers(dtype: str, kind: str, arch: int, tmp_path: Path) -> None:
+    config = configs.SWIGLU[kind]
     types = {**STREAMED, **dict.fromkeys(("G", "GATE", "UP", "D_GATE", "D_UP"), f"*{dtype}")}
     types |= dict.fromkeys(("stride_zr", "stride_ur"), INDEX)
     fixed = {"WANT": EVERYTHING, "HAS_W": False, "COLUMNS": config.columns, "STAGES": config.stages}
@@ -156,7 +170,7 @@ def product_kernel(kind: str, arch: int, dtype: str, flat: bool, weighted: bool)
     return compiled(fused_kernel.fused_kernel, target, types, fixed, num_warps=config.warps, num_stages=config.stages)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in configs.GEMM if kind not in ("blackwell", "interpreter")])
+@pytest.mark.parametrize("kind", ["cuda", *(kind for kind in configs.GEMM if kind not in KINDS)])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("flat", [True, False])
 @pytest.mark.parametrize("weighted", [False, True])
