@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from docutils import nodes
+
 import neuronforget
 
 project = "neuronforget"
@@ -68,7 +70,16 @@ def readable(app: Any, kind: str, name: str, found: Any, options: Any, signature
     return (signature and signature.replace("<factory>", "..."), result)
 
 
+def unbroken(app: Any, doctree: Any, name: str) -> None:
+    """Keep a value and its interval on one line of a table's cell: a wide table scrolls."""
+    for cell in doctree.findall(nodes.entry):
+        for text in list(cell.findall(nodes.Text)):
+            if " ± " in text:
+                text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("doctree-resolved", unbroken)
     app.connect("autodoc-process-signature", readable)
     app.connect("missing-reference", resolve)
