@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "kernels")]
@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 import neuronforget as nf  # noqa: E402
 from neuronforget.models.routed import routed_layers  # noqa: E402
+from neuronforget.models.sites import find_sites  # noqa: E402
 
 TOKENS, LENGTH = 64, 9
 LARGEST = 20_000_000  # parameters: what its configuration does not make smaller is not built
@@ -60,7 +61,8 @@ OWN: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "kimi_linear": {"num_experts": 8},
 }  # fmt: skip
-ROW = {"model": "", "outcome": "", "layers": "", "neurons": "", "output projection": "", "experts": "", "why": ""}
+ROW = {"model": "", "outcome": "", "layers": "", "neurons": "", "output projection": "", "experts": "", "shared": "",
+       "why": ""}  # fmt: skip
 
 
 def small(kind: str) -> Any:
@@ -123,9 +125,13 @@ def zeroed(lm: nf.LM, neurons: nf.Neurons) -> Tensor:
 def tried(model: nn.Module) -> dict[str, Any]:
     """Return what came of one model; `outcome` is read, refused (with the reason) or wrong (with what is).
 
-    `experts` is how many layers' routed experts are read once they are opened.
+    `experts` is how many layers' routed experts are read once they are opened, `shared` how many layers' MLPs that all
+    tokens share beside these.
     """
-    found = tried_once(model)
+    found, shared = tried_once(model), tried_once(model, kind="shared")
+    if shared["outcome"] == "wrong":
+        found = {**found, "outcome": "wrong", "why": f"shared: {shared['why']}"}
+    found["shared"] = shared.get("layers", "")
     if found["outcome"] == "wrong" or not routed_layers(model):
         return found
     before, kept = outputs(model), {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -139,14 +145,16 @@ def tried(model: nn.Module) -> dict[str, Any]:
     }
     if any(wrong.values()):
         return {**found, "outcome": "wrong", "why": "; ".join(what for what, holds in wrong.items() if holds)}
+    if opened["outcome"] != "read":
+        return found
     better = found if found["outcome"] == "read" else opened
-    return {**better, "experts": opened["layers"]} if opened["outcome"] == "read" else found
+    return {**better, "experts": opened["layers"], "shared": found["shared"]}
 
 
-def tried_once(model: nn.Module) -> dict[str, Any]:
+def tried_once(model: nn.Module, kind: Literal["shared"] | None = None) -> dict[str, Any]:
     """Return what came of one model as it is."""
     try:
-        lm = nf.LM(model)
+        lm = nf.LM(model, None, find_sites(model, kind))
         layers = tuple(site.layer for site in lm.sites)
     except nf.InputError as error:
         return {"outcome": "refused", "why": str(error).removeprefix(type(model).__name__).split(":")[0].strip()}
@@ -195,7 +203,9 @@ def main() -> None:
         ", ".join(f"{outcome}: {count}" for outcome, count in counts.items()) + ". Read: its neurons were found, "
         f"ablating two of them is zeroing them (to {CLOSE:g}), and it is undone to the bit. Experts: in so many layers "
         "routed experts are read once they are opened; the opened model's outputs are those before (to the same), and "
-        "so is its state dict (to the bit). Where there is no dense MLP these are its neurons. Not built: transformers "
+        "so is its state dict (to the bit). Where there is no dense MLP these are its neurons. Shared: in so many "
+        "layers the MLPs that all tokens share beside routed experts are read where these are asked for. Not built: "
+        "transformers "
         "makes no model of so small a configuration, or the kind is of several models. Nothing is said of these."
     )  # fmt: skip
     print(table_of(found))

@@ -26,7 +26,7 @@ from gauges import counted, gpu_peak, in_turns, medians, tensor_peak  # noqa: E4
 from torch import Tensor, nn  # noqa: E402
 
 import neuronforget as nf  # noqa: E402
-from neuronforget.models.sites import Site  # noqa: E402
+from neuronforget.models.maps import Site  # noqa: E402
 
 VOCAB, HEADS = 1024, 8
 #: Name -> experts, experts of a token, neurons of each, residual width, layers, examples and tokens of a batch.

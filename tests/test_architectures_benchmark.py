@@ -13,7 +13,8 @@ import torch
 import neuronforget as nf
 
 ROOT = Path(__file__).resolve().parent.parent
-TRIED = {"llama": "read", "gpt2": "read", "mixtral": "read", "mamba": "refused", "fuyu": "not built"}
+TRIED = {"llama": "read", "gpt2": "read", "mixtral": "read", "qwen2_moe": "read", "mamba": "refused",
+         "fuyu": "not built"}  # fmt: skip
 
 
 def test_a_model_is_read_refused_or_not_built() -> None:
@@ -22,7 +23,8 @@ def test_a_model_is_read_refused_or_not_built() -> None:
     assert found["llama"]["output projection"] == "model.layers.0.mlp.down_proj"
     assert (found["gpt2"]["layers"], found["gpt2"]["neurons"]) == (2, 40)
     assert found["mixtral"]["output projection"] == "model.layers.0.mlp.experts.down"
-    assert [found[kind].get("experts", "") for kind in ("llama", "mixtral")] == ["", 2]
+    assert [found[kind].get("experts", "") for kind in ("llama", "mixtral", "qwen2_moe")] == ["", 2, 2]
+    assert [found[kind]["shared"] for kind in ("llama", "mixtral", "qwen2_moe")] == ["", "", 2]
     assert "no MLP that can be read" in found["mamba"]["why"] and "kind of its own" in found["fuyu"]["why"]
 
 
@@ -56,3 +58,6 @@ def test_the_page_names_what_the_committed_results_name() -> None:
     assert lists[0] == kinds["read"] and lists[-1] == kinds["not built"]
     assert f"{len(lists[1] + lists[2])} of the models that are read have routed experts: {len(lists[1])} have" in page
     assert set(kinds["refused"]) <= set(re.findall(r"`([\w-]+)`", page))
+    shared = [row for row in rows if row["shared"] != ""]
+    assert f"In {sum(row['experts'] != '' for row in shared)} of these models every token also passes an MLP" in page
+    assert [row["model"] for row in shared if row["outcome"] == "refused"] == ["llama4_text"]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only, check_finite, load, shared_twin, without_bars
-from neuronforget.models.sites import Part, Site
+from neuronforget.models.maps import Part, Site
 from neuronforget.taps import TorchHooks
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)

@@ -25,7 +25,7 @@ from neuronforget.erase import second_moments
 from neuronforget.findings.closeups import closeups
 from neuronforget.models import routed
 from neuronforget.models.routed import RoutedMLP, open_experts, routed_layers
-from neuronforget.models.sites import mostly_routed
+from neuronforget.models.sites import find_sites, mostly_routed
 from neuronforget.models.stacks import Layout
 from neuronforget.reporting.maps import map_pictures
 from neuronforget.taps import TorchHooks
@@ -44,7 +44,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def mixture(kind: str, **settings: Any) -> Any:
     """A tiny random mixture as transformers has it."""
-    config = transformers.CONFIG_MAPPING[kind](**{**SHAPE, **KINDS[kind], **settings})
+    config = transformers.CONFIG_MAPPING[kind](**{**SHAPE, **KINDS.get(kind, {}), **settings})
     model = transformers.AutoModelForCausalLM.from_config(config).eval()
     randomise(model)
     return model
@@ -272,14 +272,56 @@ def test_the_whole_way_from_a_folder_by_the_command_line(
 
 def test_what_is_read_is_what_more_layers_have(tokenizer: Any, tmp_path: Path) -> None:
     told = r"load\(\.\.\., experts=True\), or nf\.open_experts\(model\) before nf\.LM, reads theirs"
-    for dense, first, words in ((1, "mlp.experts.down", "layers' routed experts$"), (2, "mlp.down_proj", told)):
+    instead = r"layers' routed experts; load\(\.\.\., experts='shared'\) reads the shared ones instead$"
+    for dense, first, words in ((1, "mlp.experts.down", instead), (2, "mlp.down_proj", told)):
         model = mixture("glm4_moe", num_hidden_layers=3, first_k_dense_replace=dense, vocab_size=len(tokenizer))
         nf.LM(model, tokenizer).save(tmp_path / str(dense))
         with pytest.warns(match=f"no neuron of theirs is scored or edited.*{words}"):
             assert nf.load(tmp_path / str(dense)).sites[-1].path.endswith(first)
-        for asked, last in ((True, "mlp.experts.down"), (False, "mlp.down_proj")):
+        shared = "mlp.shared_experts.down_proj"
+        for asked, last in ((True, "mlp.experts.down"), (False, "mlp.down_proj"), ("shared", shared)):
             with pytest.warns(match="no neuron of theirs is scored or edited"):
                 assert nf.load(tmp_path / str(dense), experts=asked).sites[-1].path.endswith(last)
+
+
+#: Mixtures whose shared MLP is one of several, has a gate of its own, or is of fused maps.
+SHARED: dict[str, dict[str, Any]] = {
+    "glm4_moe": {"n_shared_experts": 2},
+    "qwen2_moe": {"intermediate_size": 40, "moe_intermediate_size": 12, "shared_expert_intermediate_size": 20,
+                  "num_experts": 4, "num_experts_per_tok": 2},
+    "granitemoeshared": {"intermediate_size": 12, "shared_intermediate_size": 20, "num_local_experts": 4,
+                         "num_experts_per_tok": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_the_neurons_that_all_tokens_share_are_read_and_erased(
+    kind: str, tokenizer: Any, corpus: Corpus, tmp_path: Path
+) -> None:
+    model = mixture(kind, **SHARED[kind], vocab_size=len(tokenizer))
+    nf.LM(model, tokenizer, find_sites(model, "shared")).save(tmp_path / "model")
+    with pytest.warns(match=rf"has routed experts or dense MLPs in {DEPTH} of its .* {DEPTH} layers' shared MLPs$"):
+        lm = nf.load(tmp_path / "model", experts="shared")
+    assert lm.shape == (DEPTH, 24 if kind == "glm4_moe" else 20) and all("shared" in site.path for site in lm.sites)
+    scores = nf.attribute(lm, corpus, score=nf.scores.exact, tap="torch_hooks", progress=False)
+    edit = nf.erase.ablate(lm, nf.Neurons(frozenset({(1, 3)}), scores.layers, lm.shape[1]))
+    before = float(nf.record(lm, corpus, tap="torch_hooks", progress=False).loss)
+    with edit.on(lm):
+        after = float(nf.record(lm, corpus, tap="torch_hooks", progress=False).loss)
+    assert float(scores.values[1, 3]) == pytest.approx((after - before) / len(corpus), abs=1e-5)
+    edit.export(lm, tmp_path / "erased")
+    with pytest.warns(match="shared"):  # the routed experts of a model whose shared neurons were edited
+        opened = nf.load(tmp_path / "erased", experts=True)
+    weight = dict(opened.model.named_parameters())[lm.sites[1].write.name]
+    assert opened.sites[1].path.endswith("experts.down") and not weight.select(lm.sites[1].write.dim, 3).any()
+
+
+def test_shared_neurons_are_refused_where_there_are_none(tokenizer: Any, tmp_path: Path) -> None:
+    nf.LM(mixture("mixtral", vocab_size=len(tokenizer)), tokenizer).save(tmp_path)
+    with pytest.raises(nf.InputError, match="has no MLP that all tokens share beside routed experts"):
+        nf.load(tmp_path, experts="shared")
+    with pytest.raises(nf.InputError, match="finds the sites by itself"):
+        nf.load(tmp_path, experts="shared", sites=nf.load(tmp_path).sites)
 
 
 def test_experts_are_read_where_the_dense_mlps_cannot_be_told_apart() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from neuronforget import taps
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
-from neuronforget.models.sites import Part, Site
+from neuronforget.models.maps import Part, Site
 from neuronforget.taps import NAMES, Tap, TorchHooks, open_tap
 
 EVERY_FAMILY = pytest.mark.parametrize("family", FAMILIES)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from neuronforget.commands.console import Folder, with_command
 from neuronforget.commands.requests import check_apart
@@ -37,8 +37,9 @@ class Asked:
     """Folder that keeps what is measured and written, so that a killed run can continue."""
     device: str = "cpu"
     """Device of the model: cpu, cuda, cuda:1."""
-    experts: bool | None = None
-    """Read the neurons of routed experts (True) or of dense MLPs (False). If not given: whichever more layers have."""
+    experts: bool | Literal["shared"] | None = None
+    """Read the neurons of routed experts (True), of dense MLPs (False), or of the MLPs that all tokens share beside
+    routed experts (shared). If not given: routed or dense, whichever more layers have."""
 
     def run(self, suite: Callable[..., Results], *given: Any, **settings: Any) -> None:
         """Run a suite on the model with its edit on, write the results, print them."""

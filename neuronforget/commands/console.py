@@ -47,8 +47,9 @@ class Data:
     """Format string with {prompt}, or "chat" for the tokenizer's chat template."""
     device: str = "cpu"
     """Device of the model: cpu, cuda, cuda:1."""
-    experts: bool | None = None
-    """Read the neurons of routed experts (True) or of dense MLPs (False). If not given: whichever more layers have."""
+    experts: bool | Literal["shared"] | None = None
+    """Read the neurons of routed experts (True), of dense MLPs (False), or of the MLPs that all tokens share beside
+    routed experts (shared). If not given: routed or dense, whichever more layers have."""
 
     def open(self) -> tuple[LM, Corpus, Corpus]:
         """Return (lm, forget, retain); the corpora are read first, so that their errors do not wait for the model."""

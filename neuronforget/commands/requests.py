@@ -28,7 +28,7 @@ def ledger(
     results: Folder | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: str = "cpu",
-    experts: bool | None = None,
+    experts: bool | Literal["shared"] | None = None,
 ) -> None:
     """List the requests of a ledger, undo some of them, or export the model with the remaining ones applied.
 
@@ -41,7 +41,7 @@ def ledger(
         results: Folder written by `evaluate`, for the model card.
         dtype: Store the exported weights in this precision. What it loses of an edit is counted.
         device: Device of the model: cpu, cuda, cuda:1.
-        experts: Read the neurons of routed experts, as for the requests. If not given: whichever more layers have.
+        experts: Read the neurons of routed or shared experts, as for the requests. If not given: what more layers have.
     """
     import torch
 

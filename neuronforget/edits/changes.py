@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.models.maps import Site
 from neuronforget.models.routed import RoutedMLP, routed_layers
-from neuronforget.models.sites import Site
 
 State = Literal["before", "after"]
 Law = Literal["set", "add"]

@@ -21,7 +21,7 @@ from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons, count_units, units_of
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.sites import Part
+from neuronforget.models.maps import Part
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
 from neuronforget.recording import record

@@ -23,7 +23,7 @@ from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
-from neuronforget.models.sites import Site
+from neuronforget.models.maps import Site
 from neuronforget.neurons import Neurons
 from neuronforget.taps import TorchHooks
 

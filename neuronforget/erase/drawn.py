@@ -15,7 +15,7 @@ from neuronforget.erase.beginning import operator
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.sites import Part
+from neuronforget.models.maps import Part
 from neuronforget.neurons import Neurons
 
 

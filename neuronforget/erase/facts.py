@@ -23,7 +23,7 @@ from neuronforget.erase.ablate import slice_of
 from neuronforget.errors import InputError, warn
 from neuronforget.models import LM
 from neuronforget.models.likelihood import answer_nll
-from neuronforget.models.sites import Site
+from neuronforget.models.maps import Site
 from neuronforget.scores.blocks import state_of, with_state
 from neuronforget.taps import TorchHooks
 

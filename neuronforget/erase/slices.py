@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from neuronforget.edits.changes import Change
 from neuronforget.models import LM
-from neuronforget.models.sites import Part
+from neuronforget.models.maps import Part
 from neuronforget.neurons import Neurons
 
 

@@ -20,7 +20,7 @@ from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.models.likelihood import answer_nll
-from neuronforget.models.sites import Part, Site
+from neuronforget.models.maps import Part, Site
 from neuronforget.neurons import Neurons
 
 State = Literal["live", "sleeping", "dead"]

@@ -24,7 +24,7 @@ from neuronforget.erase.drawn import check_sigma
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.sites import Site
+from neuronforget.models.maps import Site
 from neuronforget.neurons import Neurons
 from neuronforget.scores.vocabulary import unembedding_of
 

@@ -12,8 +12,8 @@ from neuronforget.models.lm import (
     swapped,
     without_bars,
 )
+from neuronforget.models.maps import Part, Site
 from neuronforget.models.routed import open_experts
-from neuronforget.models.sites import Part, Site
 
 __all__ = [
     "LM", "Part", "Site", "activations_only", "check_finite", "check_whole", "frozen", "load", "load_plain",

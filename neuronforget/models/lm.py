@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -19,8 +19,8 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus, Encoded, batches, collate, encode
 from neuronforget.errors import InputError
 from neuronforget.models.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
-from neuronforget.models.routed import open_experts
-from neuronforget.models.sites import Site, check_sites, find_sites, mostly_routed
+from neuronforget.models.maps import Site
+from neuronforget.models.sites import check_sites, find_sites, meant_sites
 from neuronforget.runs.ranks import own_device
 
 
@@ -126,14 +126,15 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device = "cpu",
     sites: tuple[Site, ...] | None = None,
-    experts: bool | None = None,
+    experts: bool | Literal["shared"] | None = None,
 ) -> LM:
     """Load a checkpoint folder or hub id in its stored dtype, onto `device`.
 
     `sites` names the neurons where structure does not tell them (`LM(..., sites_override=)`). `experts` reads those of
-    routed experts, not of dense MLPs (None: where more layers have them; see `open_experts`). In a launch of several
-    processes `cuda` is each process' own card. Raises InputError for a device that is not there, a missing or damaged
-    model, one without MLP neurons or weights (transformers would draw them at random), and NaN or infinite weights.
+    routed experts, not of dense MLPs (None: where more layers have them; see `open_experts`), or "shared": of the MLPs
+    that all tokens share beside routed experts. In a launch of several processes `cuda` is each process' own card.
+    Raises InputError for a device that is not there, a missing or damaged model, one without such neurons or weights
+    (transformers would draw them at random), and NaN or infinite weights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -150,9 +151,7 @@ def load(
         raise InputError(f"cannot load {path}: {reason} (a local model: give the path of its folder)") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
-    if experts or (experts is None and sites is None and mostly_routed(model)):
-        open_experts(model)
-    lm = LM(model.to(there).eval(), tokenizer, sites)
+    lm = LM(model.to(there).eval(), tokenizer, meant_sites(model, experts, sites))
     check_finite(lm)
     _ = lm.sites  # a model without neurons is refused here, not after an hour
     return lm

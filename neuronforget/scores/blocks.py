@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.sites import Site
+from neuronforget.models.maps import Site
 
 #: Replaces a layer's activations `[row, token, neuron]`.
 Edit = Callable[[Tensor], Tensor]

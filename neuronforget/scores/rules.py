@@ -16,8 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from neuronforget.errors import InputError, not_finite
 from neuronforget.models import LM
+from neuronforget.models.maps import Site
 from neuronforget.models.routed import RoutedMLP, routed_layers
-from neuronforget.models.sites import Site
 from neuronforget.scores.blocks import blocks_of, hidden_of, state_of, with_state
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from neuronforget.models import LM
-from neuronforget.models.sites import Part, Site
+from neuronforget.models.maps import Part, Site
 from neuronforget.neurons import Neurons
 
 DIRECTIONS = 16  # singular directions of a layer's weights that count as its main ones
