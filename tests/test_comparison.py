@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,25 @@ def test_a_name_that_no_edit_has_is_refused_before_anything_is_recorded(monkeypa
     ):
         with pytest.raises(KeyError, match="recorded"):
             compare(audited=(name,), **{**BRIEF, **settings})
+
+
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (partial(erase.finetune, loss=nf.losses.idk_ap), "this loss needs preferred answers"),
+        (partial(erase.finetune, loss=nf.losses.whp), "this loss needs a reinforced model"),
+        (partial(erase.finetune, loss=nf.losses.pdu, accumulate=2), "give accumulate=1"),
+        (partial(erase.finetune, loss=partial(nf.losses.npo, beta=0.0)), "npo: beta must be a number > 0"),
+        (partial(erase.ssd, alpha=0.0), "ssd: alpha must be a number > 0"),
+        (erase.llm_eraser, "llm_eraser needs the setting adapter"),
+    ],
+)
+def test_an_operator_that_cannot_be_called_is_refused_before_anything_is_recorded(
+    operator: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronforget.comparing.run.record", lambda *_, **__: pytest.fail("it was recorded"))
+    with pytest.raises(InputError, match=message):
+        compare(**BRIEF, operators=(operator,))
 
 
 def test_the_comparison_is_written_whole(found: Comparison, tmp_path: Path) -> None:
