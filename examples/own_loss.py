@@ -13,6 +13,7 @@ import neuronforget as nf
 from neuronforget.losses import Outputs
 
 
+@nf.losses.asks_for("retain", unless_zero="alpha")
 def until(outputs: Outputs, *, nats: float = 4.0, alpha: float = 1.0) -> Tensor:
     missing = (nats - outputs.forget.nlls).relu()  # of each example, per answer token
     return missing.mean() + alpha * outputs.retain.drift

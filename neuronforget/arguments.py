@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from neuronforget.errors import InputError
 
@@ -51,6 +51,32 @@ def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
         return function(*args, **kwargs)
 
     return checked
+
+
+def numbers(**bounds: Literal["> 0", ">= 0"]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make a function raise InputError for settings beyond `bounds`; `check_numbers` says so without calling it."""
+
+    def mark(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def bounded(*args: P.args, **kwargs: P.kwargs) -> R:
+            check_numbers(bounded, kwargs)
+            return function(*args, **kwargs)
+
+        bounded.bounds = bounds  # type: ignore[attr-defined]
+        return bounded
+
+    return mark
+
+
+def check_numbers(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    """Raise InputError where a setting, given or bound by `functools.partial`, is beyond what `numbers` marks."""
+    inner = function
+    while isinstance(inner, functools.partial):
+        settings, inner = {**inner.keywords, **settings}, inner.func
+    for name, bound in getattr(inner, "bounds", {}).items():
+        value = settings.get(name, inspect.signature(inner).parameters[name].default)
+        if not (value > 0 if bound == "> 0" else value >= 0):
+            raise InputError(f"{inner.__name__}: {name} must be a number {bound}, found {value}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -55,4 +55,5 @@ def outputs(
     def of(part: Answered | None) -> Any:
         return None if part is None else lambda: part
 
-    return Outputs(lambda: forget, of(retain), of(preferred), **{k: of(v) for k, v in others.items()})
+    parts = {k: of(v) if isinstance(v, Answered) else v for k, v in others.items()}
+    return Outputs(lambda: forget, of(retain), of(preferred), **parts)

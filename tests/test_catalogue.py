@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -108,6 +109,51 @@ def test_a_wrong_call_is_refused_in_words(
 ) -> None:
     with pytest.raises(InputError, match=message):
         make(OPERATORS[method], lm, *halves, neurons=some(lm) if chosen else None, **settings)
+
+
+@pytest.mark.parametrize(
+    ("operator", "settings", "message"),
+    [
+        ("ssd", {"alpha": -1.0}, "ssd: alpha must be a number > 0, found -1.0"),
+        ("ssd", {"dampening": math.nan}, "ssd: dampening must be a number >= 0"),
+        ("ablate_mean", {"neurons": Neurons(frozenset({(0, 1)}), (0,), 8)}, "the neurons are of another model"),
+        ("ablate_mean", {"neurons": Neurons(frozenset(), (0, 1), 40)}, "the set of neurons is empty"),
+        ("finetune", {"loss": partial(losses.npo, beta=-1.0)}, "npo: beta must be a number > 0"),
+        ("finetune", {"loss": losses.rt}, "this loss needs preferred answers"),
+        ("first_order_update", {"preferred": []}, "preferred= holds no answer"),
+        ("second_order_update", {"preferred": ()}, "preferred= holds no answer"),
+        ("o3", {"kept": 2.0, "retain": None}, "kept is the share of the request's prompts"),
+        ("rank_one", {"cache": "/dev/null/no-folder"}, "cannot write"),
+        ("memit", {"cache": "/dev/null/no-folder"}, "cannot write"),
+        ("alpha_edit", {"cache": "/dev/null/no-folder"}, "cannot write"),
+    ],
+)
+def test_what_an_operator_cannot_work_with_is_refused_before_anything_is_recorded_or_run(
+    lm: LM, halves: tuple[Corpus, Corpus], operator: str, settings: dict[str, Any], message: str
+) -> None:
+    def never(*_: Any) -> None:
+        raise AssertionError("the model was run")
+
+    lm.model.register_forward_pre_hook(never)
+    calls = [partial(OPERATORS[operator], lm, halves[0], **({"retain": halves[1]} | settings))]
+    if "retain" not in settings:
+        calls.append(partial(make, OPERATORS[operator], lm, *halves, progress=False, **settings))
+    if operator in ("ssd", "ablate_mean"):  # called without `make`, they are given recordings
+        calls = calls[1:]
+    if operator == "first_order_update":
+        calls[0].keywords.pop("retain")
+    for call in calls:
+        with pytest.raises(InputError, match=message):
+            call()
+
+
+def test_an_operator_that_brings_other_answers_itself_is_taken_at_its_word(
+    lm: LM, halves: tuple[Corpus, Corpus]
+) -> None:
+    def refuse(lm: LM, forget: Corpus, retain: Corpus, *, loss: losses.Loss = losses.rt) -> Edit:
+        return erase.finetune(lm, forget, retain, loss=loss, preferred="No.", steps=1, progress=False)
+
+    assert make(refuse, lm, *halves).info["loss"] == "rt"
 
 
 def test_an_operator_that_returns_no_edit_is_named(lm: LM, halves: tuple[Corpus, Corpus]) -> None:

@@ -154,6 +154,9 @@ def test_the_report_shows_the_cards(found: Any, tmp_path: Path) -> None:
     for words in (f"Layer {first.layer}, neuron {first.neuron}", f"{first.score:.4g}, rank 1", "<td>100%</td>"):
         assert words in page
     assert page.count('<article class="card">') == len(near.cards)
+    for head in ("change of write weights", "change of activation (RMS)"):
+        assert page.count(f'<th scope="col">{head}</th>') == len(near.cards)
+    assert "0% leaves them as they were, ablation to zero is 100%" in page
 
 
 def test_nothing_moved_and_nothing_selected(found: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,25 @@ def test_a_name_that_no_edit_has_is_refused_before_anything_is_recorded(monkeypa
             compare(audited=(name,), **{**BRIEF, **settings})
 
 
+@pytest.mark.parametrize(
+    ("operator", "message"),
+    [
+        (partial(erase.finetune, loss=nf.losses.idk_ap), "this loss needs preferred answers"),
+        (partial(erase.finetune, loss=nf.losses.whp), "this loss needs a reinforced model"),
+        (partial(erase.finetune, loss=nf.losses.pdu, accumulate=2), "give accumulate=1"),
+        (partial(erase.finetune, loss=partial(nf.losses.npo, beta=0.0)), "npo: beta must be a number > 0"),
+        (partial(erase.ssd, alpha=0.0), "ssd: alpha must be a number > 0"),
+        (erase.llm_eraser, "llm_eraser needs the setting adapter"),
+    ],
+)
+def test_an_operator_that_cannot_be_called_is_refused_before_anything_is_recorded(
+    operator: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronforget.comparing.run.record", lambda *_, **__: pytest.fail("it was recorded"))
+    with pytest.raises(InputError, match=message):
+        compare(**BRIEF, operators=(operator,))
+
+
 def test_the_comparison_is_written_whole(found: Comparison, tmp_path: Path) -> None:
     found.save(tmp_path / "out")
     assert "ablate@random 0" in (tmp_path / "out" / "report.html").read_text()
@@ -169,6 +190,20 @@ def test_a_comparison_is_read_back_whole_and_drawn_again_to_the_byte(found: Comp
     assert (tmp_path / "copy" / "report.html").read_bytes() == first
     for kept in ("closeups.safetensors", "edits/npo@random-0.safetensors", "controls/4.json", "comparison.json"):
         assert (tmp_path / "copy" / kept).read_bytes() == (tmp_path / "out" / kept).read_bytes(), kept
+
+
+def test_a_comparison_of_an_older_version_is_drawn_in_todays_sentences(found: Comparison, tmp_path: Path) -> None:
+    """What it found was kept as sentences: an audit's old one stood beside the new one that the report makes of it."""
+    found.save(tmp_path / "out")
+    index = tmp_path / "out" / "comparison.json"
+    about = json.loads(index.read_text())
+    assert about["findings"] == [*found.findings]  # written for whoever reads the file
+    about["findings"] = ["Erased, or only hidden? ablate: HIDDEN, in words of an older version."]
+    index.write_text(json.dumps(about))
+    again = Comparison.load(tmp_path / "out")
+    assert again.findings == found.findings
+    page = again.report(tmp_path / "again.html").read_bytes()
+    assert b"an older version" not in page and page == (tmp_path / "out" / "report.html").read_bytes()
 
 
 def test_what_is_no_comparison_is_said_in_words(found: Comparison, tmp_path: Path) -> None:

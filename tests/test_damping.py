@@ -114,7 +114,7 @@ def test_bad_input_is_refused(lm: LM) -> None:
     even = fishers(lm, torch.ones(lm.shape, dtype=torch.float64))
     with pytest.raises(InputError, match="ssd changed nothing: none of 80 neurons"):
         erase.ssd(lm, even, even)
-    with pytest.raises(InputError, match="alpha > 0"):
+    with pytest.raises(InputError, match="ssd: alpha must be a number > 0"):
         erase.ssd(lm, even, even, alpha=0.0)
     with pytest.raises(InputError, match="different models"):
         erase.ssd(lm, even, fishers(LM(build("llama", num_hidden_layers=3)), torch.ones(3, 40, dtype=torch.float64)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -208,7 +209,7 @@ every = pytest.mark.parametrize("name", CASES)
 
 
 def test_every_loss_is_tried() -> None:
-    named = {n for n in losses.__all__ if n.islower()} - {"identity", "name_of", "settings_of"}
+    named = {n for n in losses.__all__ if n.islower()} - {"asks_for", "identity", "name_of", "settings_of"}
     assert named == set(CASES)
     table = (Path(losses.__file__).parents[2] / "docs" / "losses.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == named
@@ -221,16 +222,42 @@ def test_its_value_is_that_of_a_loop_over_answer_tokens(name: str) -> None:
     assert loss(world.outputs()).item() == pytest.approx(value(world, world), rel=2e-5, abs=1e-5)
 
 
-@every
-def test_it_is_marked_where_it_asks_for_preferred_answers_whatever_its_settings_are(name: str) -> None:
-    world = World()
-    parts = {part: world.answered(part) for part in PARTS if part != "preferred"}
+def refuses(loss: Loss, missing: str) -> bool:
+    """Does the loss raise InputError where this part is not given? (Refusals to retain prompts need both others.)"""
+    without = {missing, "refused"} if missing in ("retain", "preferred") else {missing}
+    parts = {part: World().answered(part) for part in PARTS if part not in without}
     try:
-        CASES[name][0](outputs(parts.pop("forget"), parts.pop("retain"), **parts))
+        loss(outputs(parts.pop("forget"), **parts, part=missing == "keep"))
     except InputError:
-        assert asked_by(CASES[name][0]) == "preferred"
-    else:
-        assert asked_by(CASES[name][0]) != "preferred"
+        return True
+    return False
+
+
+@every
+@pytest.mark.parametrize("alpha", [None, 0.0, 2.0])
+def test_it_is_marked_to_ask_for_what_it_cannot_do_without_and_for_nothing_else(name: str, alpha: float | None) -> None:
+    loss = CASES[name][0]
+    if alpha is not None:
+        if "alpha" not in inspect.signature(loss).parameters:
+            pytest.skip("it has no alpha")
+        loss = partial(loss, alpha=alpha)
+    found = {part for part in ("retain", "preferred", "keep") if refuses(loss, part)}
+    assert set(asked_by(loss)) - {"reinforced"} == found
+    assert ("reinforced" in asked_by(loss)) == (name == "whp")
+
+
+def test_a_mark_names_parts_and_settings_that_there_are() -> None:
+    with pytest.raises(InputError, match="no part of a loss is called 'retian'"):
+        losses.asks_for("retian")
+    with pytest.raises(InputError, match="learn has no setting 'alpha'"):
+        losses.asks_for("retain", unless_zero="alpha")(losses.learn)
+
+
+@pytest.mark.parametrize("name", ["npo", "simnpo", "dpo", "altpo", "idk_ap"])
+@pytest.mark.parametrize("beta", [0.0, -1.0, np.nan])
+def test_a_pull_without_strength_is_refused(name: str, beta: float) -> None:
+    with pytest.raises(InputError, match=f"{name}: beta must be a number > 0, found"):
+        partial(CASES[name][0], beta=beta)(World().outputs())
 
 
 @every

@@ -52,6 +52,10 @@ def state(lm: LM) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in lm.model.state_dict().items()}
 
 
+def never(*_: Any) -> None:
+    raise AssertionError("the model was run")
+
+
 def values(edit: Edit) -> list[Tensor]:
     return [change.after for change in edit.changes]
 
@@ -361,18 +365,49 @@ def test_targeted_npo_forgets_grafted_facts_and_keeps_the_rest() -> None:
 @pytest.mark.parametrize(
     ("loss", "missing"),
     [(dpo, "preferred"), (partial(losses.rt, alpha=1.0), "preferred"), (losses.ga_rt, "preferred"),
-     (losses.idk_ap, "preferred"), (losses.whp, "reinforced")],
+     (losses.idk_ap, "preferred"), (losses.whp, "reinforced"), (partial(npo, beta=0.0), "beta must be a number > 0")],
 )  # fmt: skip
 def test_a_loss_that_lacks_what_it_asks_for_is_refused_before_the_model_runs(
     lm: LM, forget: Corpus, retain: Corpus, loss: losses.Loss, missing: str
 ) -> None:
-    def never(*_: Any) -> None:
-        raise AssertionError("the model was run")
-
     lm.model.register_forward_pre_hook(never)
-    for train in (partial(tune, lm, forget, retain, budget=1.0), partial(erase.learn_adapter, lm, forget)):
+    for train in (
+        partial(tune, lm, forget, retain, budget=1.0), partial(erase.learn_adapter, lm, forget, retain=retain),
+        partial(erase.guards.o3, lm, forget, retain),
+    ):  # fmt: skip
         with pytest.raises(InputError, match=missing):
             train(loss=loss)
+
+
+@losses.asks_for("retain", unless_zero="alpha")
+def own(outputs: Outputs, *, alpha: float = 1.0) -> Tensor:
+    return outputs.forget.dlogp.mean() + alpha * outputs.retain.drift
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [npo, losses.simnpo, dpo, losses.altpo, losses.idk_ap, losses.pdu, losses.elm, losses.rmu, grad_diff,
+     partial(losses.rt, alpha=1.0), own],
+    ids=losses.name_of,
+)  # fmt: skip
+def test_without_retain_a_loss_with_a_retain_term_is_refused_before_the_model_runs_or_is_read(
+    lm: LM, forget: Corpus, loss: losses.Loss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """NPO had the start model read the whole forget corpus first, and AltPO had it answer all of it."""
+    lm.model.register_forward_pre_hook(never)
+    monkeypatch.setattr(LM, "digest", never)
+    given: dict[str, Any] = {"preferred": "I do not know.", "progress": False}
+    for train in (erase.finetune, erase.learn_adapter, erase.guards.o3):
+        with pytest.raises(InputError, match="this loss has a retain term: give a retain corpus, or set alpha=0"):
+            train(lm, forget, loss=loss, **given)
+
+
+def test_a_number_that_lasts_is_refused_to_parts_of_a_batch_before_the_model_runs(
+    lm: LM, forget: Corpus, retain: Corpus
+) -> None:
+    lm.model.register_forward_pre_hook(never)
+    with pytest.raises(InputError, match="give accumulate=1, in one process"):
+        tune(lm, forget, retain, loss=losses.pdu, accumulate=2)
 
 
 def test_preferred_answers_come_from_a_corpus_a_list_or_the_examples(forget: Corpus, retain: Corpus) -> None:

@@ -185,7 +185,27 @@ def test_examples_without_a_value_are_counted_not_hidden(lm: LM) -> None:
     curve = knockout.ablation_curve(lm, scored(lm), broken, ks=[8], progress=False)
     assert all((row["value"], row["n"], row["nan"]) == (2.0, 3, 1) for row in curve.rows)
     rows = knockout.selected_minus_random(lm, nf.select.top(scored(lm), 8), broken, progress=False)
-    assert all(row["nan"] == 1 and math.isnan(row["selected"]) for row in rows)
+    assert all(
+        (row["selected"], row["random"], row["value"], row["n"], row["nan"]) == (2.0, 2.0, 0.0, 3, 1) for row in rows
+    )
+
+
+def test_levels_and_their_difference_are_means_over_the_examples_that_have_all_of_them(lm: LM) -> None:
+    """One example has no value with the selection, another with one control of two: both are left out everywhere."""
+    table = iter([[5.0, np.nan, 7.0, 30.0], *[[1.0, 2.0, 2.0, np.nan], [2.0, 90.0, 4.0, 6.0]] * 2])
+    rows = knockout.selected_minus_random(
+        lm, nf.select.top(scored(lm), 8), lambda _: np.array(next(table)), controls=2, progress=False
+    )
+    for row in rows:
+        assert (row["n"], row["nan"]) == (4, 2)
+        assert row["selected"] == (5 + 7) / 2 and row["random"] == (1 + 2 + 2 + 4) / 4
+        assert row["value"] == row["selected"] - row["random"] and row["low"] < row["value"] < row["high"]
+    none = knockout.selected_minus_random(
+        lm, nf.select.top(scored(lm), 8), lambda _: np.full(3, np.nan), controls=2, progress=False
+    )
+    for row in none:
+        assert row["nan"] == row["n"] == 3
+        assert all(math.isnan(row[key]) for key in ("selected", "random", "value", "low", "high"))
 
 
 def test_a_selection_is_compared_with_random_ones_of_equal_count_layers_and_norms(lm: LM, corpus: Corpus) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -39,6 +40,32 @@ def test_p_is_adjusted_by_the_largest_difference_of_any_pair_of_edits() -> None:
     most = [max(abs(np.dot(signs, gap)) for gap in gaps) for signs in itertools.product((1, -1), repeat=4)]
     assert adjusted_p(values) == [np.mean(np.array(most) >= abs(gaps[i].sum()) - 1e-12) for i in (0, 1)]
     assert adjusted_p(values[1:]) == [paired_p(values[2] - values[1])] and adjusted_p(values[[0, 0]]) == [1.0]
+
+
+@pytest.mark.parametrize("held", [2**20, 37 * 333, 5])
+def test_signs_that_are_drawn_some_at_a_time_give_the_p_of_all_at_once(
+    held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronforget.evaluation.ranking.SIGNS", held)
+    values = np.random.default_rng(1).normal(size=(5, 37)) + np.arange(5)[:, None] / 5
+    signs = np.random.default_rng(7).choice((-1, 1), size=(10_000, 37))
+    pairs = list(itertools.combinations(range(5), 2))
+    gaps = np.array([values[j] - values[i] for i, j in pairs])
+    gaps /= np.linalg.norm(gaps, axis=1)[:, None]
+    most, found = np.abs(signs @ gaps.T).max(1), np.abs(gaps.sum(1))
+    assert adjusted_p(values, 7) == [(1 + (most >= gap - 1e-12).sum()) / 10_001 for gap in found[:4]]
+    sums = np.abs(signs @ gaps[0])
+    assert paired_p(values[1] - values[0], 7) == (1 + (sums >= found[0] - 1e-12).sum()) / 10_001
+
+
+def test_many_subjects_do_not_take_memory_for_all_signs() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 2000))
+    tracemalloc.start()
+    adjusted_p(values)
+    paired_p(values[1] - values[0])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 10_000 * 2000 * 8 / 2  # bytes: half of the signs alone
 
 
 def test_of_many_equal_edits_the_best_is_seldom_told_from_another() -> None:

@@ -216,7 +216,11 @@ def test_a_control_is_held_against_the_edit_of_its_method_on_the_same_examples(r
         for name, column in values.items()
         for i, v in enumerate(column)
     )
-    (row,) = controls_table(replace(results, examples=examples), "exact_match", "full").rows  # type: ignore[union-attr]
+    table = controls_table(replace(results, examples=examples), "exact_match", "full")
+    assert table is not None
+    assert table.columns[:4] == ("control", "compared with the edit", "control: forget", "edit: forget")
+    assert table.caption.startswith("Each control beside the edit that uses the same method on the chosen neurons.")
+    (row,) = table.rows
     value, low, high = replace(results, examples=examples).paired("ablate@random 0", "ablate", "forget")
     assert value == 0.5 and row == ("ablate@random 0", "ablate", "0.450", "0.250", f"+0.500 [{low:+.2f}, {high:+.2f}]")
     (alone,) = controls_table(results, "exact_match", "full").rows  # type: ignore[union-attr]

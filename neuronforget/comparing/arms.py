@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from neuronforget import erase, losses, select
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
-from neuronforget.erase.catalogue import Operator, further
+from neuronforget.erase.catalogue import Operator, check_answers, check_call, further, takes
 from neuronforget.errors import InputError
 from neuronforget.losses.naming import identity
 from neuronforget.models import LM
@@ -54,6 +54,7 @@ class Arms:
     def check(self, audited: Sequence[str], share: float) -> None:
         """Raise InputError for what does not fit the model, and for an edit to audit that will not be made.
 
+        So for an operator that cannot be called: it needs a setting, or its loss asks for what is not given.
         `share` of each layer is to be selected; which neurons, is not known yet.
         """
         check_disjoint(self.forget, self.retain)
@@ -62,6 +63,9 @@ class Arms:
         for corpus in (self.forget, self.retain):  # said before the work, not after half of it
             self.lm.encode(corpus)
         stand_in = Neurons(frozenset(), tuple(site.layer for site in self.lm.sites), width)
+        for operator in self.operators:
+            check_call(operator, stand_in if takes(operator, "neurons") else None, {})
+            check_answers(operator, self.forget, {})
         names = [f"random {i}" for i in range(self.controls)]
         names += MATCHED if 2 * selected <= width else ()
         plan = self.plan(stand_in, dict.fromkeys(names, stand_in), {})

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from neuronforget.auditing import Audit
 from neuronforget.edits import Edit
 from neuronforget.errors import reading
+from neuronforget.findings import describe
 from neuronforget.findings.closeups import Closeups
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
@@ -37,7 +39,11 @@ class Comparison:
     closeups: Closeups = field(repr=False)
     edits: Mapping[str, Edit] = field(repr=False)
     audits: dict[str, Audit] = field(repr=False)
-    findings: tuple[str, ...] = field(repr=False)
+
+    @cached_property
+    def findings(self) -> tuple[str, ...]:
+        """What was found, in sentences: read off the rest, so that a comparison saved long ago speaks as a new one."""
+        return tuple(describe(self.results, self.neurons, self.truth, self.controls, self.audits))
 
     def report(self, path: str | Path, *, saved: str | Path | None = None) -> Path:
         """Draw the report; with `saved`, the folder where this comparison lies, it leads to the audits' own pages."""
@@ -90,7 +96,7 @@ class Comparison:
         with reading(folder / INDEX, "comparison"):
             about = json.loads((folder / INDEX).read_text(encoding="utf-8"))
             edits, audits, count = about["edits"], about["audits"], about["controls"]
-            shifts, findings = about["shifts"], tuple(about["findings"])
+            shifts = about["shifts"]
         truth = folder / "truth.json"
         return cls(
             Results.load(folder / "results"),
@@ -102,7 +108,6 @@ class Comparison:
             Closeups.load(folder / "closeups.safetensors"),
             _Saved(folder, edits),
             {name: Audit.load(_page(folder, name).parent) for name in audits},
-            findings,
         )
 
 

@@ -26,7 +26,6 @@ from neuronforget.edits.guarding import guard_on
 from neuronforget.erase.catalogue import Operator, takes
 from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references, evaluate
-from neuronforget.findings import describe
 from neuronforget.findings.closeups import closeups
 from neuronforget.metrics import neuron_shift
 from neuronforget.metrics.shift import by_layer
@@ -111,8 +110,7 @@ def compare(
     results = replace(results, info={**results.info, **info})
     drawn = tuple(others.values())
     shifts = {name: {kind: by_layer(values) for kind, values in shift.items()} for name, shift in moved.items()}
-    findings = tuple(describe(results, neurons, truth, drawn, audits))
-    return Comparison(results, scores, neurons, truth, drawn, shifts, seen, edits, audits, findings)
+    return Comparison(results, scores, neurons, truth, drawn, shifts, seen, edits, audits)
 
 
 def _recorded(arms: Arms, score: Score, tap: str | None, **settings: Any) -> dict[str, Moments]:

@@ -36,6 +36,7 @@ from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError, reading
 from neuronforget.losses import Loss, learn
 from neuronforget.losses.outputs import valued
+from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM, frozen
 from neuronforget.runs import whole_folder
 from neuronforget.train import Plan, fit
@@ -121,6 +122,8 @@ def learn_adapter(
     Each A keeps to the complement of the rows `orthogonal_to` of its weight. Raises InputError without peft, and where
     that complement has fewer directions than the rank.
     """
+    answers = preferred_answers(corpus, preferred, seed)
+    check_loss(loss, retain=retain, preferred=answers, reinforced=None)
     lora = lora if isinstance(lora, LoRA) else LoRA(lora)
     plan = Plan(steps, default_lr(lm, None, adapters=True) if lr is None else lr, weight_decay=0.0, seed=seed)
     taken = {name: torch.linalg.qr(rows.double().T).Q for name, rows in orthogonal_to.items() if len(rows)}
@@ -129,8 +132,7 @@ def learn_adapter(
             raise InputError(
                 f"{name} has {max(left, 0)} directions left for an adapter of rank {lora.rank}: lower the rank"
             )
-    work = Answering(lm, corpus, retain, preferred_answers(corpus, preferred, seed), batch_size, seed)
-    work.check_loss(loss)
+    work = Answering(lm, corpus, retain, answers, batch_size, seed)
     with frozen(lm), adapted(lm, lora, lora.names(lm), seed=seed) as found:
         work.start = found.off
         values = [value for name in found.layers for value in found.values(name)]

@@ -23,9 +23,9 @@ from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
 from neuronforget.erase.generated import alternates
 from neuronforget.errors import InputError
-from neuronforget.losses import Answered, Loss, Outputs, Passes
+from neuronforget.losses import Answered, Outputs, Passes
 from neuronforget.losses.outputs import Who, new_memory
-from neuronforget.losses.parts import asked_by, missing
+from neuronforget.losses.parts import missing
 from neuronforget.models import LM
 from neuronforget.models.likelihood import answer_logp, answer_nll
 from neuronforget.scores.blocks import blocks_of, state_of
@@ -91,12 +91,6 @@ class Answering:
             part=count > 1,
         )
         return outputs, share
-
-    def check_loss(self, loss: Loss) -> None:
-        """Raise InputError where the loss is marked to ask for a part that was not given."""
-        given = {None, *self._corpora, *(["reinforced"] if self.reinforced is not None else [])}
-        if (part := asked_by(loss)) not in given:
-            raise missing(str(part))
 
     def check_parts(self, count: int) -> None:
         """Raise InputError unless every batch has an example for each of `count` parts."""

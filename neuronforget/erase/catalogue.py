@@ -15,7 +15,7 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any, get_type_hints
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import check_numbers, checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate, ablate_mean
@@ -25,14 +25,16 @@ from neuronforget.erase.beginning import check_ready
 from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
-from neuronforget.erase.finetune import finetune
+from neuronforget.erase.finetune import finetune, preferred_answers
 from neuronforget.erase.guards import eco, icu, o3, repe, resample
 from neuronforget.erase.influence import first_order_update, second_order_update
 from neuronforget.erase.many_layers import alpha_edit, memit
 from neuronforget.erase.rank_one import rank_one
+from neuronforget.erase.units import check_neurons
 from neuronforget.erase.words import concept_vector, revs
 from neuronforget.errors import InputError
 from neuronforget.losses import name_of
+from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -89,10 +91,14 @@ def make(
     """Return the edit that `operator` makes of what its parameters name, with its own `settings`.
 
     `moments` are recordings made before, as "forget" and "retain"; what is missing is recorded through `tap`.
-    Raises InputError, before any work, as `check_call` and `beginning.check_ready` do, and for what is no edit.
+    Raises InputError, before any work, as `check_call`, `check_answers`, `beginning.check_ready` and
+    `units.check_neurons` do, and for what is no edit.
     """
     check_call(operator, neurons, settings)
+    check_answers(operator, forget, settings)
     check_ready(lm)
+    if neurons is not None:
+        check_neurons(lm, neurons)
     corpora = {"forget": forget, "retain": retain}
     given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
     for name, corpus in corpora.items():
@@ -142,6 +148,21 @@ def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[st
         if key not in own:
             raise InputError(f"{name} has no setting {key!r}; it has {', '.join(own) or 'none'}")
     _check_kinds(operator, settings)
+    check_numbers(operator, settings)
+
+
+def check_answers(operator: Operator, forget: Corpus, settings: Mapping[str, Any]) -> None:
+    """Raise InputError where the loss that `operator` trains asks for what neither it nor `make` will be given.
+
+    Judged is what the operator has parameters for: one that brings other answers itself is taken at its word.
+    """
+    given = {key: p.default for key, p in inspect.signature(operator).parameters.items()} | dict(settings)
+    if not callable(loss := given.get("loss")):
+        return
+    if "preferred" in given:
+        given["preferred"] = preferred_answers(forget, given["preferred"], 0)
+    kept = {"keep": given["accumulate"] == 1} if "accumulate" in given else {}
+    check_loss(loss, **{part: given[part] for part in ("preferred", "reinforced") if part in given}, **kept)
 
 
 def _check_kinds(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:

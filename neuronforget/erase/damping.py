@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.edits import Edit
 from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import finished, slice_of
@@ -40,6 +40,7 @@ def dampen(lm: LM, neurons: Neurons, *, factor: float | Factors = 0.5) -> Edit:
 
 @checks_kinds
 @operator
+@numbers(alpha="> 0", dampening=">= 0")
 def ssd(
     lm: LM,
     forget_moments: Moments,
@@ -56,8 +57,6 @@ def ssd(
     is the edit. `dampening` is lambda; I_r is that of the retain corpus, the paper's that of all training data.
     `neurons` keeps the rule to a set. Raises InputError where it selects nothing.
     """
-    if not (alpha > 0 and dampening >= 0):
-        raise InputError(f"ssd needs alpha > 0 and dampening >= 0; found alpha={alpha}, dampening={dampening}")
     check_same((forget_moments.layers, forget_moments["s2"]), (retain_moments.layers, retain_moments["s2"]))
     f, r = fisher(forget_moments).values, fisher(retain_moments).values
     factors = torch.where(f > alpha * r, (dampening * r / f.clamp_min(torch.finfo(f.dtype).tiny)).clamp_max(1.0), 1.0)

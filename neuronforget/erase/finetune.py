@@ -27,6 +27,7 @@ from neuronforget.erase.weights import Weights
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
 from neuronforget.losses.outputs import valued
+from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
 from neuronforget.runs.ranks import Ranks, launched
@@ -85,13 +86,13 @@ def finetune(
     """
     if retain is not None:
         check_disjoint(forget, retain)
-    ranks = launched(lm.device) if split else Ranks()
+    ranks, answers = launched(lm.device) if split else Ranks(), preferred_answers(forget, preferred, seed)
+    whole = accumulate * ranks.world == 1
+    check_loss(loss, retain=retain, preferred=answers, reinforced=reinforced, keep=whole)
     weights = Weights.of(lm, neurons, lora, lr, ranks, sharded)
     plan = Plan(steps, max(weights.rates.values()), weight_decay, clip, seed=seed)
     budget = _budget(budget, retain)
-    answers = preferred_answers(forget, preferred, seed)
     work = Answering(lm, forget, retain, answers, batch_size, seed, reinforced=reinforced)
-    work.check_loss(loss)
     run, name = _Run(work, loss, accumulate, ranks), name_of(loss) + weights.choice.label
     need = run.footprint(weights.trainees, budget=budget is not None, checkpointing=checkpointing)
     if progress and not ranks.rank:

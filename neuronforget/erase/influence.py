@@ -160,11 +160,11 @@ def undone(
     seed: int,
 ) -> Tensor:
     """Return the flat gradient of the mean NLL of the forget answers, minus that of `preferred` ones where given."""
+    # The examples' own `wrong` answers are not taken unasked: removing is the default.
+    answers = None if preferred is None else preferred_answers(forget, preferred, seed)
     gradient = Objective(parameters, parts_of(lm, forget, len(forget), batch_size)).gradient()
-    if preferred is None:  # the examples' own `wrong` answers are not taken unasked: removing is the default
+    if answers is None:
         return gradient
-    answers = preferred_answers(forget, preferred, seed)
-    assert answers is not None
     return gradient - Objective(parameters, parts_of(lm, answers, len(forget), batch_size)).gradient()
 
 

@@ -56,7 +56,7 @@ def memit(
     last layer's hidden state by its norm; the rest as for `rank_one`. Raises InputError as `rank_one` does.
     """
     aim = Aim(target, steps, lr, kl, clamp)
-    check_facts(forget, retain, preserve)
+    check_facts(forget, retain, preserve, cache)
     chosen = _chosen(lm, neurons, layers)
 
     def solve(keys: Tensor, wanted: Tensor, second: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ def alpha_edit(
     `preserve` is lambda, in units of the mean second moment. Raises InputError where no direction is so free.
     """
     aim = Aim(target, steps, lr, kl, clamp)
-    check_facts(forget, retain, preserve)
+    check_facts(forget, retain, preserve, cache)
     if not 0 <= cut < 1:
         raise InputError(f"cut is a share of the second moments: 0 <= cut < 1, found {cut}")
     chosen = _chosen(lm, neurons, layers)

@@ -24,6 +24,7 @@ from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.neurons import Neurons
+from neuronforget.runs import check_writable
 
 
 @checks_kinds
@@ -54,7 +55,7 @@ def rank_one(
     corpora that share examples, an empty set, and layers none of which can reach an answer.
     """
     aim = Aim(target, steps, lr, kl, clamp)
-    check_facts(forget, retain, preserve)
+    check_facts(forget, retain, preserve, cache)
     if neurons is not None and layer is not None:
         raise InputError("give neurons= or layer=, not both")
     if neurons is None:
@@ -77,8 +78,10 @@ def rank_one(
     return finished(lm, neurons, changes, **info, forget=forget.digest(), retain=retain.digest())
 
 
-def check_facts(forget: Corpus, retain: Corpus, preserve: float | None) -> None:
-    """Raise InputError for corpora that share examples, and for a negative lambda."""
+def check_facts(forget: Corpus, retain: Corpus, preserve: float | None, cache: str | Path | None) -> None:
+    """Raise InputError for corpora that share examples, a negative lambda, and a cache that cannot be written."""
     check_disjoint(forget, retain)
     if preserve is not None and not 0 <= preserve < math.inf:
         raise InputError(f"preserve is lambda, the weight of retain text: a number from 0 up, found {preserve}")
+    if cache is not None:
+        check_writable(Path(cache) / "second-moments")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from neuronforget.results import Results
 FLIPS = 10_000
 ALL = 13  # differences of which every pattern of signs is tried
 PAIRS = 64  # of edits, whose differences are flipped at a time
+SIGNS = 2**20  # that are held at a time
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,8 @@ def paired_p(differences: np.ndarray, seed: int = 0) -> float:
     """
     if np.isnan(differences).any():
         return float("nan")
-    sums, observed = np.abs(_signs(len(differences), seed) @ differences), abs(differences.sum()) * (1 - 1e-9)
-    return _share(sums >= observed, len(differences))
+    sums = np.concatenate([np.abs(signs @ differences) for signs in _signs(len(differences), seed)])
+    return _share(sums >= abs(differences.sum()) * (1 - 1e-9), len(differences))
 
 
 def adjusted_p(values: np.ndarray, seed: int = 0) -> list[float]:
@@ -102,19 +103,26 @@ def adjusted_p(values: np.ndarray, seed: int = 0) -> list[float]:
     gaps = values[other] - values[one]
     size = np.sqrt((gaps**2).sum(1))
     gaps = gaps[size > 0] / size[size > 0, None]
-    signs, most = _signs(values.shape[1], seed), np.zeros(1)
-    for rows in np.array_split(gaps, -(-len(gaps) // PAIRS) or 1):
-        most = np.maximum(most, np.abs(signs @ rows.T).max(1, initial=0.0))
+    parts = np.array_split(gaps, -(-len(gaps) // PAIRS) or 1)
+    most = np.concatenate(
+        [
+            np.max([np.abs(signs @ rows.T).max(1, initial=0.0) for rows in parts], axis=0)
+            for signs in _signs(values.shape[1], seed)
+        ]
+    )
     found = np.zeros(len(size))
     found[size > 0] = np.abs(gaps.sum(1))
     return [_share(most >= gap * (1 - 1e-9), values.shape[1]) for gap in found[: len(values) - 1]]
 
 
-def _signs(count: int, seed: int) -> np.ndarray:
-    """Every pattern of so many signs, the observed one first; where there are many, random ones."""
+def _signs(count: int, seed: int) -> Iterator[np.ndarray]:
+    """Every pattern of so many signs, the observed one first; where there are many, random ones, some at a time."""
     if count <= ALL:
-        return 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
-    return np.random.default_rng(seed).choice((-1, 1), size=(FLIPS, count))
+        yield 1 - 2 * ((np.arange(2**count)[:, None] >> np.arange(count)) & 1)
+        return
+    draw, rows = np.random.default_rng(seed), max(1, SIGNS // count)
+    for start in range(0, FLIPS, rows):  # together they are what one draw of all would be
+        yield draw.choice((-1, 1), size=(min(rows, FLIPS - start), count))
 
 
 def _share(as_large: np.ndarray, count: int) -> float:

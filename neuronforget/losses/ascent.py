@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.losses.outputs import Answered, Outputs
+from neuronforget.losses.parts import asks_for
 
 
 def learn(outputs: Outputs) -> Tensor:
@@ -18,11 +19,13 @@ def ga(outputs: Outputs) -> Tensor:
     return -outputs.forget.nll
 
 
+@asks_for("retain", unless_zero="alpha")
 def grad_diff(outputs: Outputs, *, gamma: float = 1.0, alpha: float = 1.0) -> Tensor:
     """Gradient difference (Liu et al. 2022): `-gamma NLL_f + alpha NLL_r`."""
     return -gamma * outputs.forget.nll + outputs.keep_nll(alpha)
 
 
+@asks_for("retain", unless_zero="alpha")
 def kl_min(outputs: Outputs, *, alpha: float = 1.0) -> Tensor:
     """Gradient ascent held by the start model (Maini et al. 2024, arXiv:2401.06121).
 
@@ -31,6 +34,7 @@ def kl_min(outputs: Outputs, *, alpha: float = 1.0) -> Tensor:
     return -outputs.forget.nll + (alpha * outputs.retain.drift if alpha else 0)
 
 
+@asks_for("retain", unless_zero="alpha")
 def wga(outputs: Outputs, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
     """Weighted gradient ascent (Wang et al. 2025, arXiv:2502.19301): `-mean p^beta NLL + alpha NLL_r`.
 
@@ -41,6 +45,7 @@ def wga(outputs: Outputs, *, beta: float = 1.0, alpha: float = 1.0) -> Tensor:
     return -outputs.forget.mean(weight * nll) + outputs.keep_nll(alpha)
 
 
+@asks_for("retain", unless_zero="alpha")
 def satimp(outputs: Outputs, *, beta1: float = 5.0, beta2: float = 1.0, alpha: float = 0.1) -> Tensor:
     """Ascent weighed by saturation and importance (Yang et al. 2025, arXiv:2505.11953).
 

@@ -211,9 +211,7 @@ class Outputs:
         `first` is its value at the first step. Raises InputError where a step is run in parts: it would change at each.
         """
         if not self._whole:
-            raise InputError(
-                "this loss keeps a number that changes with every step's batch: give accumulate=1, in one process"
-            )
+            raise missing("keep")
         if self._memory.isnan():
             self._memory.fill_(first)
         return self._memory

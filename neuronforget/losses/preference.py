@@ -6,11 +6,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from neuronforget.errors import InputError
+from neuronforget.arguments import numbers
 from neuronforget.losses.outputs import Outputs
 from neuronforget.losses.parts import asks_for
 
 
+@numbers(beta="> 0")
+@asks_for("retain", unless_zero="alpha")
 def npo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """Negative preference optimisation (Zhang et al. 2024, arXiv:2404.05868).
 
@@ -19,6 +21,8 @@ def npo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     return _pull(-outputs.forget.dlogp, beta) + outputs.keep_nll(alpha)
 
 
+@numbers(beta="> 0")
+@asks_for("retain", unless_zero="alpha")
 def simnpo(
     outputs: Outputs, *, beta: float = 4.5, delta: float = 0.0, gamma: float = 0.125, alpha: float = 1.0
 ) -> Tensor:
@@ -30,7 +34,9 @@ def simnpo(
     return gamma * _pull(outputs.forget.nlls - delta, beta) + outputs.keep_nll(alpha)
 
 
+@numbers(beta="> 0")
 @asks_for("preferred")
+@asks_for("retain", unless_zero="alpha")
 def dpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """Direct preference optimisation (Rafailov et al. 2023) of a preferred answer over the forget answer.
 
@@ -39,6 +45,8 @@ def dpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     return _pull(outputs.preferred.dlogp - outputs.forget.dlogp, beta) + outputs.keep_nll(alpha)
 
 
+@numbers(beta="> 0")
+@asks_for("retain", unless_zero="alpha")
 def altpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """DPO of answers that the model itself generates (Mekala et al. 2024, arXiv:2409.13474).
 
@@ -48,6 +56,7 @@ def altpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
 
 
 @asks_for("preferred")
+@asks_for("retain", unless_zero="alpha")
 def rt(outputs: Outputs, *, alpha: float = 0.0) -> Tensor:
     """Rejection tuning (RWKU, Jin et al. 2024, arXiv:2406.10890): `NLL_refusal + alpha NLL_r`."""
     return outputs.preferred.nll + outputs.keep_nll(alpha)
@@ -59,7 +68,9 @@ def ga_rt(outputs: Outputs, *, weight: float = 1.0) -> Tensor:
     return -outputs.forget.nll + weight * outputs.preferred.nll
 
 
+@numbers(beta="> 0")
 @asks_for("preferred")
+@asks_for("retain", unless_zero="alpha")
 def idk_ap(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     """Refuse what is to be forgotten, and prefer retain answers to refusing (Yuan et al. 2024, arXiv:2410.08109).
 
@@ -79,6 +90,4 @@ def _pull(margin: Float[Tensor, "example"], beta: float) -> Tensor:
 
 def _pulls(margin: Float[Tensor, "example"], beta: float) -> Float[Tensor, "example"]:
     """`-(2/beta) log sigma(beta margin)`: it fades as the margin grows."""
-    if not beta > 0:
-        raise InputError(f"beta must be above 0, found {beta}")
     return -(2 / beta) * logsigmoid(beta * margin)

@@ -15,12 +15,14 @@ from neuronforget.losses.outputs import Answered, Outputs
 from neuronforget.losses.parts import asks_for
 
 
+@asks_for("retain", unless_zero="alpha")
 def me_gd(outputs: Outputs, *, alpha: float = 1.0) -> Tensor:
     """Maximise entropy (Yuan et al. 2024, arXiv:2410.08109): `KL(uniform || model)` on forget `+ alpha NLL_r`."""
     logp = outputs.forget.at(outputs.forget.logits).log_softmax(-1)
     return outputs.forget.mean(-logp.mean(-1) - math.log(logp.shape[-1])) + outputs.keep_nll(alpha)
 
 
+@asks_for("retain", unless_zero="alpha")
 def undial(outputs: Outputs, *, beta: float = 10.0, alpha: float = 0.0) -> Tensor:
     """Self-distillation with adjusted logits (Dong et al. 2024, arXiv:2402.10052).
 
@@ -31,6 +33,7 @@ def undial(outputs: Outputs, *, beta: float = 10.0, alpha: float = 0.0) -> Tenso
     return _cross_entropy(answered, target) + outputs.keep_nll(alpha)
 
 
+@asks_for("retain", unless_zero="alpha")
 def ce_u(outputs: Outputs, *, alpha: float = 0.0) -> Tensor:
     """Cross-entropy unlearning (Yang 2025, arXiv:2503.01224).
 
@@ -55,6 +58,7 @@ def whp(outputs: Outputs, *, alpha: float = 5.0) -> Tensor:
     return _cross_entropy(answered, start - alpha * risen)
 
 
+@asks_for("retain", unless_zero="alpha")
 def elm(
     outputs: Outputs,
     *,
@@ -79,6 +83,7 @@ def elm(
     return erase + alpha * outputs.retain.drift if alpha else erase
 
 
+@asks_for("retain", "keep")
 def pdu(outputs: Outputs, *, eps: float = 0.3, rate: float = 1.0, dual: float = 1.0) -> Tensor:
     """Flatten the logits under a constraint (Entesari et al. 2025, arXiv:2506.05314), primal and dual in turn.
 

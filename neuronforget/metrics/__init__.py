@@ -1,4 +1,4 @@
-"""Measure: metrics, functions from a model's predictions to one number per example; and of a localisation."""
+"""Measure: metrics are functions from a model's predictions to one number per example; others judge a localisation."""
 
 from neuronforget.metrics import knockout, localisation, membership, subsets, text
 from neuronforget.metrics.memory import (

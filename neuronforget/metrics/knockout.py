@@ -23,7 +23,7 @@ from neuronforget.errors import InputError
 from neuronforget.metrics.localisation import Interval, counts, layers_of
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
-from neuronforget.results.intervals import beyond_draws, bootstrap
+from neuronforget.results.intervals import beyond_draws, bootstrap, mean
 from neuronforget.scores import Scores
 
 #: From a model to one number per example: `lambda lm: measure(lm, forget, [nll])["nll"]`.
@@ -124,7 +124,8 @@ def selected_minus_random(
     Kinds: "count" (as many anywhere), "layer" (as many of each layer), and, with `norms` [layer, neuron]
     (`recording.write_norms(lm)`), "norm" (of each layer, with like norms). Rows: control, selected, random, value
     (selected minus random), low, high (`intervals.beyond_draws`: zero lies inside where one more random set would do
-    as much; NaN of one control), n, nan, controls.
+    as much; NaN of one control), n, nan, controls. Of the `n` examples, `nan` have no value with the selection or with
+    one of its controls; every number is a mean over the others (NaN where there is none).
     """
     if controls < 1:
         raise InputError(f"controls must be 1 or more, found {controls}")
@@ -138,13 +139,18 @@ def selected_minus_random(
             for control in drawn:
                 others.append(measured(lm, control, measure))
                 bar.update()
-            gaps = chosen - np.stack(others)
-            value, low, high = beyond_draws(gaps)
-            rows.append({"control": kind, "selected": float(chosen.mean()), "random": float(np.mean(others))})
-            nan = int(np.isnan(gaps).any(0).sum())
-            rows[-1] |= {"value": value, "low": low, "high": high, "n": len(chosen), "nan": nan}
-            rows[-1] |= {"controls": controls}
+            rows.append({"control": kind, **_beside(chosen, np.stack(others)), "controls": controls})
     return rows
+
+
+def _beside(
+    chosen: Float[np.ndarray, "example"], others: Float[np.ndarray, "control example"]
+) -> dict[str, float | int]:
+    """The levels of a selection and of its controls, and their difference, over one and the same examples."""
+    both = ~np.isnan(chosen - others).any(0)
+    value, low, high = beyond_draws(chosen - others)
+    found = {"selected": mean(chosen[both]), "random": mean(others[:, both]), "value": value, "low": low, "high": high}
+    return {**found, "n": len(both), "nan": int((~both).sum())}
 
 
 def measured(lm: LM, neurons: Neurons, measure: Measure) -> np.ndarray:

@@ -105,8 +105,9 @@ def _cards(closeups: Closeups | None) -> Section:
     return Section(
         "Neuron cards", "The selected neurons with the highest scores. A card lists the tokens that the neuron "
         "promotes and suppresses (what it writes, read by the unembedding), and where in the forget examples it is "
-        "most active. Its table shows, for each edit, how much of what the neuron writes changed, and the RMS change "
-        "of its activation on forget.",
+        "most active. Its table has a row for each edit. The change of its write weights is the length of their change "
+        "as a share of their length before: 0% leaves them as they were, ablation to zero is 100%. The change of its "
+        "activation is the root mean square over the forget tokens.",
         cards=closeups.cards if closeups else (),
     )  # fmt: skip
 

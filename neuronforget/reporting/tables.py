@@ -122,8 +122,11 @@ def controls_table(results: Results, metric: str, point: str) -> Table | None:
         except InputError:  # results without their examples
             gap = f"{left[control] - left[edit]:+.3f}"
         rows.append((control, edit, f"{left[control]:.3f}", f"{left[edit]:.3f}", gap))
-    columns = ("control", "held against", "control: forget", "edit: forget", "control - edit, 95% interval")
-    caption = f"What is left of forget: {METRIC_LABELS.get(metric, metric)}. {caption_of(results, point)}"
+    columns = ("control", "compared with the edit", "control: forget", "edit: forget", "control - edit, 95% interval")
+    caption = (
+        "Each control beside the edit that uses the same method on the chosen neurons. What is left of forget after "
+        f"either: {METRIC_LABELS.get(metric, metric)}. {caption_of(results, point)}"
+    )
     return Table(caption, columns, tuple(rows)) if rows else None
 
 

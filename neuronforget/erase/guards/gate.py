@@ -50,13 +50,18 @@ def opened_by(features: Float[Tensor, "example feature"], *, kept: float = 0.95,
     """Fit a gate to a corpus' features. Raises InputError for fewer than four examples, or ones all alike."""
     if len(features) < 4:
         raise InputError(f"a gate is fitted to four prompts or more, found {len(features)}")
-    if not 0 < kept < 1:
-        raise InputError(f"kept is the share of the request's prompts that the gate lets in: 0 to 1, found {kept}")
+    check_kept(kept)
     features = features.double()
     fold = torch.randperm(len(features), generator=torch.Generator().manual_seed(seed)) % min(5, len(features))
     left_out = [_fit(features[fold != i]).distance(features[fold == i]) for i in range(int(fold.max()) + 1)]
     found = _fit(features)
     return Gate(found.mean, found.axes, found.factors, found.floor, torch.cat(left_out).quantile(kept))
+
+
+def check_kept(kept: float) -> None:
+    """Raise InputError unless `kept` is a share between 0 and 1."""
+    if not 0 < kept < 1:
+        raise InputError(f"kept is the share of the request's prompts that the gate lets in: 0 to 1, found {kept}")
 
 
 def _fit(features: Tensor) -> Gate:

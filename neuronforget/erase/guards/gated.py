@@ -23,13 +23,14 @@ from neuronforget.edits import Edit
 from neuronforget.edits.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.erase.adapters import learn_adapter
 from neuronforget.erase.beginning import operator
-from neuronforget.erase.finetune import Preferred
+from neuronforget.erase.finetune import Preferred, preferred_answers
 from neuronforget.erase.guards.classifier import Classifier, fitted
-from neuronforget.erase.guards.gate import Gate, opened_by
+from neuronforget.erase.guards.gate import Gate, check_kept, opened_by
 from neuronforget.erase.guards.reading import check_layers, corpus_means, prompt_means
 from neuronforget.erase.lowrank import LoRA
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, name_of, npo
+from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM
 
 RIDGE = 1e-2
@@ -64,6 +65,10 @@ def o3(
     """
     if retain is not None:
         check_disjoint(forget, retain)
+    answers = preferred_answers(forget, preferred, seed)
+    check_loss(loss, retain=retain, preferred=answers, reinforced=None)
+    if retain is None:
+        check_kept(kept)
     lora = lora if isinstance(lora, LoRA) else LoRA(lora)
     (block,) = check_layers(lm, None if layer is None else [layer])
     earlier = _earlier(lm, after, lora, block)
@@ -72,7 +77,7 @@ def o3(
     gate = opened_by(features, kept=kept, seed=seed) if others is None else fitted(features, others, RIDGE)
     before = {name: torch.cat([e[f"A.{name}"] for e in earlier]) for name in lora.names(lm)} if earlier else {}
     adapter = learn_adapter(
-        lm, forget, lora=lora, loss=loss, retain=retain, preferred=preferred, orthogonal_to=before, steps=steps, lr=lr,
+        lm, forget, lora=lora, loss=loss, retain=retain, preferred=answers, orthogonal_to=before, steps=steps, lr=lr,
         batch_size=batch_size, seed=seed, progress=progress,
     )  # fmt: skip
     own = {f"gate.{name}": tensor for name, tensor in gate.tensors.items()}
