@@ -74,8 +74,9 @@ def compare(
     none). Retain is measured on `measured` random examples. `damage` and `divergence` are as in `evaluate`. The edits
     named `audited` are asked whether they erase or only hide (`audit`, `derived` as there). `resume`
     is a folder where finished edits and measurements wait for a run that was killed. A method that cannot make its
-    edit is left out, and the findings say why; if none can, InputError is raised. `batch_size` is that of the forward
-    passes; a training step takes half as many forget and half as many retain examples.
+    edit is left out, and the findings say why; if none can, InputError is raised. An operator that cannot be called at
+    all, as its loss asks for what is not given, is refused before any work. `batch_size` is that of the forward passes;
+    a training step takes half as many forget and half as many retain examples.
     """
     arms = Arms(lm, forget, retain, preferred, operators, controls, steps, batch_size, seed)
     if measured < 1:
