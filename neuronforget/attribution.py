@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Source, disjoint
@@ -18,6 +18,9 @@ from neuronforget.runs import environment
 from neuronforget.runs.ranks import launched
 from neuronforget.scores import Scores, grad_x_act
 from neuronforget.scores.scores import Score, needs
+
+#: Settings that `attribute` itself has, and hands on.
+GIVEN = ("batch_size", "progress", "resume")
 
 
 @checks_kinds
@@ -38,9 +41,10 @@ def attribute(
     `score` is any function of the form of those in `neuronforget.scores`; `settings` go to it. One marked with
     `scores.runs_model` is given the model and the corpora, any other the moments of both. `resume` is a folder
     from which a killed recording goes on (see `record`); it goes to a score that runs the model if that has a
-    setting of the name. Raises InputError for corpora that share examples or do not fit the model, and for a
-    stream where a score runs the model.
+    setting of the name. Raises InputError, before any work, for settings that the score has not, for corpora that
+    share examples or do not fit the model, and for a stream where a score runs the model.
     """
+    _check_settings(score, settings)
     pair = disjoint(forget, retain) if retain is not None else (forget,)
     for source in pair:  # what does not fit the model is said before the work, not after half of it
         if isinstance(source, Corpus):
@@ -67,6 +71,24 @@ def attribute(
                 unfinished.clear(launched(next(lm.model.parameters()).device))
     info = dict(zip(("forget", "retain"), [*about, None], strict=False))
     return replace(scores, info={**scores.info, **info})
+
+
+def _check_settings(score: Score, settings: dict[str, Any]) -> None:
+    """Raise InputError for a setting that the score has not, or a value that is none of those it lists."""
+    try:
+        wanted = inspect.signature(score).parameters
+        hints = get_type_hints(inspect.unwrap(getattr(score, "func", score)))
+    except (TypeError, ValueError, NameError):  # a function without a signature, or with names that are not there
+        return
+    own = [name for name, p in wanted.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in wanted.values())
+    for name, value in settings.items():
+        if name not in wanted and not open_ended:
+            raise InputError(f"{_name(score)} has no setting {name!r}; it has {', '.join(own) or 'none'}")
+        hint = hints.get(name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            listed = ", ".join(map(repr, get_args(hint)))
+            raise InputError(f"{_name(score)}: {name} must be one of {listed}; found {value!r}")
 
 
 def _checked(scores: Any, score: Score, lm: LM) -> Scores:

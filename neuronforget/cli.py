@@ -18,8 +18,11 @@ from neuronforget.commands.steps import attribute, audit, erase, evaluate
 from neuronforget.commands.suites import SUITES
 from neuronforget.commands.whole import compare, demo, testbed
 from neuronforget.errors import InputError
+from neuronforget.runs.ranks import in_launch
 
 COMMANDS = (demo, testbed, attribute, erase, ledger, evaluate, audit, compare, report)
+#: The commands whose work several processes divide; the first of them writes.
+DIVIDED = ("attribute", "erase")
 
 
 def main() -> None:
@@ -54,6 +57,7 @@ def _run(words: list[str]) -> None:
     if again := next((name for i, name in enumerate(names) if name in names[:i]), None):
         raise InputError(f"{again} is given twice: the first would be dropped; put all its values after one")
     _check_named(words)
+    _check_alone(words)
     suite = words[1].removeprefix("--") if words[:1] == ["evaluate"] and words[1:2] else ""
     if suite in SUITES:
         tyro.cli(SUITES[suite], prog=f"neuronforget evaluate {suite}", args=words[2:])
@@ -63,6 +67,13 @@ def _run(words: list[str]) -> None:
         app.command(command)
     about = "Find the neurons that carry a piece of knowledge, erase it, and measure what that did."
     app.cli(prog="neuronforget", description=about, args=words)
+
+
+def _check_alone(words: list[str]) -> None:
+    """Raise InputError in a launch of several processes for a command that would do, and write, all of it in each."""
+    name = words[0] if words and not words[0].startswith("-") else ""
+    if in_launch() and name not in ("", *DIVIDED):
+        raise InputError(f"{name} does not divide its work over processes: run it in one, without torchrun")
 
 
 def _check_named(words: list[str]) -> None:

@@ -63,9 +63,14 @@ class Moments:
         return (self.variance + self["mean"] ** 2).sqrt()
 
     def __add__(self, other: Moments) -> Moments:
-        """Merge two recordings of the same model."""
+        """Merge two recordings of the same model. Raises InputError for others, and for unlike `positions`."""
         if self["mean"].shape != other["mean"].shape or self.layers != other.layers:
             raise InputError("moments of different models cannot be merged: their layers or widths differ")
+        kinds = [moments.info.get("positions") for moments in (self, other)]
+        if None not in kinds and kinds[0] != kinds[1]:
+            raise InputError(
+                f"one was recorded with positions={kinds[0]!r}, the other with {kinds[1]!r}: record both alike"
+            )
         fields = {name: self[name] + other[name] for name in SUMS}
         fields["min"] = torch.minimum(self["min"], other["min"])
         fields["max"] = torch.maximum(self["max"], other["max"])
@@ -81,6 +86,7 @@ class Moments:
             loss=self.loss + other.loss,
             table={k: torch.cat([self.table[k], other.table[k]]) for k in TABLE_FIELDS} if both else {},
             index=self.index + other.index if both else (),
+            info=_both_sources(self.info, other.info),
         )
 
     def on(self, device: torch.device | str) -> Moments:
@@ -114,6 +120,12 @@ class Moments:
 def merge(parts: Iterable[Moments]) -> Moments:
     """Merge recordings in the order given."""
     return reduce(Moments.__add__, parts)
+
+
+def _both_sources(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What is known of the merged: where the two were recorded on different data, both are named."""
+    unlike = {key for key in ("corpus", "data") if one.get(key, other.get(key)) != other.get(key, one.get(key))}
+    return {**other, **one, **{key: f"{one[key]} + {other[key]}" for key in unlike}}
 
 
 def _chan(x: Moments, y: Moments, mean: str, m2: str, nx: int, ny: int) -> tuple[Tensor, Tensor]:

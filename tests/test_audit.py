@@ -173,8 +173,9 @@ def test_ones_own_probe_is_one_function() -> None:
             nf.audit(
                 made.lm, made.gold, made.forget, made.retain, probes=["asked"], own={"mine": wrong}, progress=False
             )
-    with pytest.raises(nf.InputError, match="no probe is called 'whispered'"):
-        nf.audit(made.lm, made.gold, made.forget, made.retain, probes=["whispered"], progress=False)
+    for names in (["whispered"], "whispered"):
+        with pytest.raises(nf.InputError, match="no probe is called 'whispered'"):
+            nf.audit(made.lm, made.gold, made.forget, made.retain, probes=names, progress=False)
 
 
 def readings(edited: list[float], untouched: list[float], gold: list[float] | None, **about: object) -> list[Reading]:

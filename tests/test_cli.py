@@ -462,6 +462,23 @@ def test_a_warning_is_one_line_without_code(monkeypatch: pytest.MonkeyPatch, cap
     assert warnings.formatwarning is usual
 
 
+@pytest.mark.parametrize("command", ["compare", "evaluate", "audit", "report", "ledger", "demo", "testbed"])
+def test_what_is_not_divided_over_processes_is_refused_in_a_launch(
+    command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each process would do all of it, and all but one would fail to write."""
+    for name, value in {
+        "RANK": 1,
+        "LOCAL_RANK": 1,
+        "WORLD_SIZE": 2,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    assert run(monkeypatch, command, "--out", "out") == 2
+    assert f"{command} does not divide its work over processes" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "option"),
     [(("testbed", "tofu"), "--path FOLDER"), (("evaluate", "tofu", "--model", "MODEL"), "--data FOLDER")],
@@ -623,6 +640,13 @@ def test_an_edit_a_ledger_and_a_checkpoint_do_not_lie_in_one_another(
         ["--out", inner, "--ledger", one, "--request", "A"],
     ):
         assert run(monkeypatch, *erase, *words) == 2
+        assert "give each a place of its own" in capfd.readouterr().err and not one.exists()
+    for words in (  # a killed run would leave there what the next one finds in its way
+        ["attribute", *data(bed), "--out", one, "--resume", one / "unfinished"],
+        [*erase, "--method", "finetune", "--out", tmp_path / "e.safetensors", "--export", one, "--resume", one],
+        [*erase, "--method", "finetune", "--ledger", one, "--request", "A", "--resume", one],
+    ):
+        assert run(monkeypatch, *words) == 2
         assert "give each a place of its own" in capfd.readouterr().err and not one.exists()
     nf.Ledger().save(one)
     assert run(monkeypatch, "ledger", one, "--model", bed / "model", "--export", one / "exported") == 2

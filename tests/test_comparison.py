@@ -368,6 +368,12 @@ def test_findings_name_what_destroyed_retained_knowledge() -> None:
     assert "Edits that destroy retained knowledge at full strength: ga (80 points)." in text
 
 
+def test_findings_do_not_call_destroyed_what_was_hardly_known() -> None:
+    values = {"untouched": ("reference", 0.3, 0.013), "ga": ("full", 0.0, 0.002), "npo": ("full", 0.0, 0.013)}
+    text = " ".join(describe(fabricated(values)))
+    assert "knows hardly anything of retain (1.3%)" in text and "destroy retained knowledge" not in text
+
+
 def test_findings_say_nothing_of_a_broken_model_but_that_it_is_broken() -> None:
     values = START | {
         "ablate": ("neurons", 0.12, 1.0),

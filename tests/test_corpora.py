@@ -114,6 +114,18 @@ def test_a_template_that_does_not_hold_the_prompt_is_refused(template: str) -> N
         Corpus((Example("a", "b"),), template=template)
 
 
+@pytest.mark.parametrize("count", [0, -5])
+def test_a_corpus_is_not_cut_from_its_end_by_a_number_below_one(count: int) -> None:
+    """As a slice -5 leaves all but the last five."""
+    rows = (Example("a", "b"),)
+    for make in (lambda: Corpus(rows, max_tokens=count), lambda: stream([{"text": "a b"}], max_tokens=count)):
+        with pytest.raises(InputError, match=f"max_tokens is a number of tokens: at least 1, or None; found {count}"):
+            make()
+    for take in (Corpus(rows * 9).head, partial(Corpus(rows * 9).sample, seed=0)):
+        with pytest.raises(InputError, match=f"at least 1, found {count}"):
+            take(count)
+
+
 def test_in_memory_rows_name_the_row_that_is_wrong() -> None:
     with pytest.raises(InputError, match="'mine', row 1"):
         Corpus.from_rows([{"text": "a"}, {"answer": "b"}], "mine")

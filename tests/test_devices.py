@@ -56,6 +56,8 @@ def test_a_model_is_loaded_onto_the_own_card(lm: LM, tmp_path: Path, monkeypatch
         (0, "cuda", "finds no GPU on this machine; use cpu"),
         (2, "cuda:2", "this machine has 2 GPUs, numbered from 0"),
         (2, "gpu", "PyTorch knows no such device"),
+        (0, "meta", "this PyTorch has none on this machine; use cpu"),
+        (0, "hpu", "this PyTorch has none on this machine; use cpu"),
     ],
 )
 def test_a_device_that_is_not_there_is_refused_before_the_model_is_read(

@@ -55,6 +55,29 @@ def test_auroc_and_average_precision_are_what_counting_gives(positive: list[int]
     assert float(average_precision(p, n)) == pytest.approx(precision_by_thresholds(positive, negative))
 
 
+@pytest.mark.parametrize("response", ["signed", "magnitude"])
+def test_responses_that_differ_by_rounding_alone_are_equal(response: Any) -> None:
+    """A neuron that answers most to the token all examples begin with tells nothing apart."""
+    f = torch.tensor([[[2.0, -3.0]], [[2.0, -3.0]]])
+    r = f * (1 - 1e-6)
+    for measure in ("auroc", "ap"):
+        assert expert(table(f), table(r), measure=measure, response=response).values.tolist() == [[0.5, 0.5]]
+    r[0] *= 0.9  # this one differs
+    assert expert(table(f.abs()), table(r.abs())).values.tolist() == [[0.75, 0.75]]
+
+
+def test_experts_of_a_model_do_not_hang_on_how_its_corpora_are_batched(lm: LM, corpus: Corpus) -> None:
+    halves = Corpus(corpus.examples[::2], "f"), Corpus(corpus.examples[1::2], "r")
+    found = [
+        expert(
+            *(nf.record(lm, c, per_example=True, batch_size=size, tap="torch_hooks", progress=False) for c in halves)
+        )
+        for size in (1, 2, 16)
+    ]
+    for other in found[1:]:
+        assert torch.equal(other.values, found[0].values)
+
+
 def test_average_precision_by_hand() -> None:
     # ranking: +, -, +, -, +: precisions at the positives 1, 2/3, 3/5
     found = average_precision(torch.tensor([5.0, 3.0, 1.0]), torch.tensor([4.0, 2.0]))

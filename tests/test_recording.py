@@ -231,6 +231,17 @@ def test_merging_is_associative_and_commutative(lm: LM, corpus: Corpus) -> None:
     assert_same_moments(a + b, b + a, rel=1e-12)
 
 
+def test_merged_moments_name_the_data_of_both_and_are_of_like_positions(lm: LM, corpus: Corpus) -> None:
+    parts = [Corpus(corpus.examples[:3], "first"), Corpus(corpus.examples[3:6], "second")]
+    a, b = (run(lm, part) for part in parts)
+    assert (a + b).info | {"corpus": "", "data": ""} == a.info | {"corpus": "", "data": ""}
+    assert (a + b).info["corpus"] == "first + second"
+    assert (a + b).info["data"] == f"{parts[0].digest()} + {parts[1].digest()}"
+    assert (a + a).info == a.info
+    with pytest.raises(InputError, match="one was recorded with positions='all', the other with 'answer'"):
+        a + run(lm, parts[1], positions="answer")
+
+
 def test_moments_of_different_models_do_not_merge(lm: LM, corpus: Corpus) -> None:
     other = LM(build("bloom", vocab_size=len(lm.tokenizer)), lm.tokenizer)
     with pytest.raises(InputError, match="different models"):

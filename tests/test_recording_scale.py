@@ -158,7 +158,10 @@ def test_a_damaged_or_unwritable_state_is_said(
         run(lm, corpus, resume=Unfinished(tmp_path, every=0))
     (left,) = tmp_path.iterdir()
     left.write_bytes(left.read_bytes()[:100])
-    with pytest.raises(InputError, match="holds no moments"):
+    with pytest.raises(InputError, match=r"holds no moments .*: delete .*safetensors to begin anew"):
+        run(lm, corpus, resume=tmp_path)
+    run(lm, corpus).save(left)  # moments, of a recording that ended
+    with pytest.raises(InputError, match=r"no recording to go on with .*: delete .*safetensors to begin anew"):
         run(lm, corpus, resume=tmp_path)
     with pytest.raises(InputError, match="cannot write"):
         run(lm, corpus, resume=left / "below a file")

@@ -248,6 +248,23 @@ def test_attribute_is_recording_and_score_in_one_call(lm: LM, pair: Any, moments
         nf.attribute(lm, pair[0], pair[0], progress=False)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"contrst": "z"}, "score 'fisher' has no setting 'contrst'; it has contrast"),
+        ({"contrast": "sum"}, "score 'fisher': contrast must be one of 'difference', 'ratio', 'z'; found 'sum'"),
+        ({"score": partial(scores.expert, measure="ap"), "respons": "signed"}, "it has measure, response"),
+        ({"score": scores.exact, "limits": 1e9}, "it has position, neurons, contrast, limit$"),
+    ],
+)
+def test_a_setting_that_a_score_has_not_is_said_before_any_recording(
+    settings: dict[str, Any], message: str, lm: LM, pair: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronforget.attribution.record", lambda *_, **__: pytest.fail("recorded"))
+    with pytest.raises(InputError, match=message):
+        nf.attribute(lm, *pair, progress=False, **{"score": scores.fisher} | settings)
+
+
 def test_a_score_is_given_what_it_is_marked_to_read(lm: LM, pair: tuple[Corpus, Corpus]) -> None:
     seen: list[tuple[Any, ...]] = []
 

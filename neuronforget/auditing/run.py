@@ -31,6 +31,7 @@ from neuronforget.auditing.quantisation import quantisation
 from neuronforget.auditing.relearning import relearning
 from neuronforget.auditing.verdicts import decide, judge
 from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation import check_references
@@ -142,7 +143,7 @@ def _read(name: str, probe: Probe, case: Case, metric: Metric) -> list[Reading]:
 
 def _chosen(names: Sequence[str] | None, own: dict[str, Probe]) -> dict[str, Probe]:
     known = {**PROBES, **own}
-    wanted = list(known) if names is None else ["asked", *(n for n in names if n != "asked"), *own]
+    wanted = list(known) if names is None else ["asked", *(n for n in texts_of(names) if n != "asked"), *own]
     if unknown := [name for name in wanted if name not in known]:
         raise InputError(f"no probe is called {unknown[0]!r}; there are {', '.join(known)}")
     return {name: known[name] for name in dict.fromkeys(wanted)}

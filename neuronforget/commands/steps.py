@@ -50,6 +50,7 @@ def attribute(
     from neuronforget.runs.ranks import launched
 
     check_new(out)
+    check_apart({"--out": out, "--resume": resume})
     chosen = named(score, table)
     lm, forget, retain = data.open()
     selected = _selection(lm, share, top, whole_experts)  # says what is wrong
@@ -127,6 +128,7 @@ def erase(
     from neuronforget.runs.ranks import launched
 
     places = Places.of(data.model, out, ledger, export, request)
+    check_apart({"--ledger": ledger, "--export": export, "--resume": resume})
     operator = named(method, OPERATORS)
     chosen = Neurons.load(neurons) if neurons else None
     asked = assigned(

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from neuronforget.corpora.lines import file_name, read_rows
+from neuronforget.corpora.lines import check_count, file_name, read_rows
 from neuronforget.errors import InputError
 
 T = TypeVar("T")
@@ -84,6 +84,7 @@ class Corpus:
             kind = type(strange).__name__
             raise InputError(f"corpus {self.name!r} must hold nf.Example, found {kind}: nf.Corpus.from_rows reads rows")
         check_template(self.template)
+        check_max_tokens(self.max_tokens)
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping[str, Any]], name: str = "corpus", **settings: Any) -> Corpus:
@@ -101,11 +102,13 @@ class Corpus:
         return f"Corpus({self.name!r}, {len(self)} examples, first: {first.prompt[:40]!r} -> {first.answer[:24]!r})"
 
     def head(self, n: int) -> Corpus:
-        """Return the first `n` examples."""
+        """Return the first `n` examples. Raises InputError where that is none."""
+        check_count(n)
         return replace(self, examples=self.examples[:n])
 
     def sample(self, n: int, seed: int) -> Corpus:
-        """Return `n` random examples in their order (all of them if there are no more)."""
+        """Return `n` random examples in their order (all of them if there are no more), at least one."""
+        check_count(n)
         if len(self) <= n:
             return self
         keep = sorted(random.Random(seed).sample(range(len(self)), n))
@@ -189,6 +192,12 @@ def check_template(template: str | None) -> None:
         sound = False
     if not sound:
         raise InputError(f"template must be 'chat' or a format string with {{prompt}}, found {template!r}")
+
+
+def check_max_tokens(max_tokens: Any) -> None:
+    """Raise InputError unless `max_tokens` is None or a whole number from 1."""
+    if max_tokens is not None and (isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1):
+        raise InputError(f"max_tokens is a number of tokens: at least 1, or None; found {max_tokens!r}")
 
 
 def text_of(example: Example) -> str:

@@ -16,6 +16,7 @@ from neuronforget.corpora.corpus import (
     Example,
     Fingerprint,
     check_disjoint,
+    check_max_tokens,
     check_template,
     examples,
     text_of,
@@ -42,6 +43,7 @@ class Stream:
 
     def __post_init__(self) -> None:
         check_template(self.template)
+        check_max_tokens(self.max_tokens)
         if self.window < 1:
             raise InputError(f"window is the number of examples held at a time: at least 1, found {self.window}")
 

@@ -143,6 +143,12 @@ class _Reader(Readings):
     def destroyed(self) -> Iterator[str]:
         """Methods whose forgetting is damage."""
         start = self.value("untouched", "retain")
+        if start <= NEAR:
+            yield (
+                f"The untouched model knows hardly anything of retain ({start:.1%}): too little to tell by it what an "
+                "edit destroys. See the loss on retain."
+            )
+            return
         lost = {n: start - self.value(n, "retain") for n in self.named("full", "neurons")}
         bad = sorted(((value, name) for name, value in lost.items() if value > DAMAGE * start), reverse=True)
         if bad:

@@ -93,13 +93,16 @@ class Unfinished:
         check_writable(self.folder / "recording")
 
     def tally(self, **work: Any) -> Tally:
-        """Return what is there of this work: nothing yet, or what a killed run left."""
+        """Return what is there of this work: nothing yet, or what a killed run left. Raises InputError if damaged."""
         path = self.folder / f"recording-{content_key(label=self.label, **work)}.safetensors"
         self._paths.add(path)
         tally = Tally(path, self.every, _due=monotonic() + self.every)
         if path.is_file():
-            found = Moments.load(path)
-            tally.rounds, tally.read = found.info["rounds"], found.info["read"]
+            try:
+                found = Moments.load(path)
+                tally.rounds, tally.read = found.info["rounds"], found.info["read"]
+            except (InputError, KeyError) as error:
+                raise InputError(f"no recording to go on with ({error}): delete {path} to begin anew") from None
             tally.put(replace(found, info={}))
         return tally
 

@@ -114,28 +114,37 @@ def own_device(device: torch.device | str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"device {str(device)!r}: PyTorch knows no such device (cpu, cuda, cuda:1)") from error
     if meant.type != "cuda":
+        _check_there(meant)
         return meant
     if not (cards := torch.cuda.device_count()):
         raise InputError(f"device {str(device)!r}: this PyTorch finds no GPU on this machine; use cpu")
-    if meant.index is None and _in_launch():
+    if meant.index is None and in_launch():
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % cards)
     if (meant.index or 0) >= cards:
         raise InputError(f"device {str(device)!r}: this machine has {cards} GPUs, numbered from 0")
     return meant
 
 
+def _check_there(device: torch.device) -> None:
+    """Raise InputError for a device on which this PyTorch cannot hold a number."""
+    try:
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # each kind of device refuses in its own way
+        raise InputError(f"device {str(device)!r}: this PyTorch has none on this machine; use cpu") from error
+
+
 def launched(device: torch.device) -> Ranks:
     """Return this process' place in a launch; `accelerate` joins the processes if nobody has done so yet."""
     if not dist.is_available():
         return Ranks()
-    if _in_launch() and not dist.is_initialized():
+    if in_launch() and not dist.is_initialized():
         from accelerate import PartialState
 
         PartialState(cpu=device.type == "cpu")
     return Ranks(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else Ranks()
 
 
-def _in_launch() -> bool:
+def in_launch() -> bool:
     """Is this one of several processes that `torchrun` or `accelerate launch` started?"""
     launch = all(name in os.environ for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
     return launch and int(os.environ.get("WORLD_SIZE", 1)) > 1

@@ -24,6 +24,9 @@ from neuronforget.scores.scores import Scores, both, check_same, reads_examples,
 
 Measure = Literal["auroc", "ap"]
 Response = Literal["signed", "magnitude"]
+#: Responses this close, relative to the neuron's largest, are equal: at tokens that all examples begin with (BOS) they
+#: are, but for rounding that hangs on how long a batch is, and so on the corpus.
+TIE = 1e-5
 SIGNS = {
     "auroc": "above 0.5: responds more to forget examples, below 0.5: to retain examples",
     "ap": "large: its strongest responses are to forget examples",
@@ -96,9 +99,9 @@ def expert(
         _check_examples(*(len(x) for x in pair))
         by_layer = list(zip(*(x.unbind(1) for x in pair), strict=True))  # one layer at a time: memory
         if measure == "auroc":
-            values, error = (torch.stack(x) for x in zip(*(auroc(*x) for x in by_layer), strict=True))
+            values, error = (torch.stack(x) for x in zip(*(auroc(*x, tie=TIE) for x in by_layer), strict=True))
         else:
-            values = torch.stack([average_precision(*x) for x in by_layer])
+            values = torch.stack([average_precision(*x, tie=TIE) for x in by_layer])
     elif isinstance(forget, PeakCounts) and isinstance(retain, PeakCounts):
         check_same((forget.layers, forget.counts), (retain.layers, retain.counts))
         values, about = _from_counts(forget, retain, measure, response), {"forget": {}, "retain": {}}
@@ -118,30 +121,40 @@ def peaks_of(moments: Moments) -> Float[Tensor, "example layer neuron"]:
 
 
 def auroc(
-    positive: Float[Tensor, "positive *neuron"], negative: Float[Tensor, "negative *neuron"]
+    positive: Float[Tensor, "positive *neuron"], negative: Float[Tensor, "negative *neuron"], *, tie: float = 0.0
 ) -> tuple[Float[Tensor, "*neuron"], Float[Tensor, "*neuron"]]:
-    """Return P(positive > negative) + P(equal) / 2 over all pairs, and its standard error (DeLong 1988), fp64."""
-    shares = []  # for each value, the share of the other kind below it
+    """Return P(positive > negative) + P(equal) / 2 over all pairs, and its standard error (DeLong 1988), fp64.
+
+    Equal are values no further apart than `tie` times the neuron's largest magnitude.
+    """
+    shares, near = [], _near(positive, negative, tie)  # for each value, the share of the other kind below it
     for of, among in ((positive, negative), (negative, positive)):
-        below, at_most = _below(among, of)
+        below, at_most = _below(among, of, near)
         shares.append((below + at_most) / (2 * len(among)))
     parts = [x.var(0) / len(x) if len(x) > 1 else torch.zeros_like(x[0]) for x in shares]
     return shares[0].mean(0), (parts[0] + parts[1]).sqrt()
 
 
 def average_precision(
-    positive: Float[Tensor, "positive *neuron"], negative: Float[Tensor, "negative *neuron"]
+    positive: Float[Tensor, "positive *neuron"], negative: Float[Tensor, "negative *neuron"], *, tie: float = 0.0
 ) -> Float[Tensor, "*neuron"]:
-    """Return the mean over positives of the precision at their own value (equal values count as one threshold)."""
-    above = [len(x) - _below(x, positive)[0] for x in (positive, negative)]  # at or above each positive
+    """Return the mean over positives of the precision at their own value (equal values are one threshold)."""
+    near = _near(positive, negative, tie)
+    above = [len(x) - _below(x, positive, near)[0] for x in (positive, negative)]  # at or above each positive
     return (above[0] / (above[0] + above[1])).mean(0)
 
 
-def _below(among: Tensor, of: Tensor) -> tuple[Tensor, Tensor]:
+def _near(one: Tensor, other: Tensor, tie: float) -> Tensor:
+    """How far apart equal values of a neuron may be; fp64 [*neuron]."""
+    return tie * torch.maximum(one.abs().amax(0), other.abs().amax(0)).double()
+
+
+def _below(among: Tensor, of: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """For each value of `of`, how many of the same neuron's `among` are (below, at most) it; fp64, shape of `of`."""
-    ranked, wanted = among.movedim(0, -1).contiguous().sort(-1).values, of.movedim(0, -1).contiguous()
-    counts = (torch.searchsorted(ranked, wanted, right=right).double().movedim(-1, 0) for right in (False, True))
-    below, at_most = counts
+    ranked, wanted = among.double().movedim(0, -1).contiguous().sort(-1).values, of.double().movedim(0, -1)
+    sides = ((wanted - near[..., None], False), (wanted + near[..., None], True))
+    counts = (torch.searchsorted(ranked, value.contiguous(), right=right) for value, right in sides)
+    below, at_most = (count.double().movedim(-1, 0) for count in counts)
     return below, at_most
 
 
