@@ -129,9 +129,7 @@ def learn_adapter(
     taken = {name: torch.linalg.qr(rows.double().T).Q for name, rows in orthogonal_to.items() if len(rows)}
     for name, q in taken.items():
         if (left := q.shape[0] - q.shape[1]) < lora.rank:
-            raise InputError(
-                f"{name} has {max(left, 0)} directions left for an adapter of rank {lora.rank}: lower the rank"
-            )
+            raise InputError(f"{name} has {max(left, 0)} directions left for an adapter of rank {lora.rank}: lower it")
     work = Answering(lm, corpus, retain, answers, batch_size, seed)
     with frozen(lm), adapted(lm, lora, lora.names(lm), seed=seed) as found:
         work.start = found.off
