@@ -40,7 +40,8 @@ def record_batch(
 ) -> Moments:
     """Record one batch of token ids, for scripts that make their own; call it in `models.activations_only(lm)`.
 
-    The moments add up; `norms` and `info` are left empty. Raises InputError for NaN in activations or gradients.
+    The moments add up; `norms` and `info` are left empty. Fields are where the layers are (`Moments.on` moves them),
+    the table is on CPU. Raises InputError for NaN in activations or gradients.
     """
     check_positions(positions)
     examples = len(batch.index)
