@@ -41,7 +41,7 @@ def describe(
     yield (
         f"Not checked {'for the other edits' if audits else 'here'}: whether relearning, quantisation or other prompts "
         "bring the knowledge back. A low value on forget does not tell erased from hidden. "
-        "`neuronforget audit` asks this question."
+        "The command neuronforget audit asks this question."
     )
 
 

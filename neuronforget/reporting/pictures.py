@@ -81,7 +81,7 @@ def comparison_pictures(results: Results) -> list[Picture]:
         ),
         Picture(
             "Every edit at full strength",
-            f"{'Accuracy' if drawn == 'exact_match' else 'Probability of the answer'} with 95% bootstrap intervals. "
+            f"{'Accuracy' if drawn == 'exact_match' else 'Probability of the answer'} with 95% intervals. "
             "Unseen means phrasings that the erasure did not see. "
             "The dotted line is the gold twin, if there is one.",
             figures.dots(results, drawn),

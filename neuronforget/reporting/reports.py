@@ -95,8 +95,8 @@ def _verdict(findings: Iterable[str], audits: Mapping[str, Audit], links: Mappin
 def _numbers(results: Results) -> Section:
     tables = [results_table(results, point) for point in (*MATCHED, "full")]
     return Section(
-        "Numbers", "Values with their 95% bootstrap intervals. Compare methods at matched damage: at full strength, "
-        "one method may only have been pushed harder than another.",
+        "Numbers", "Values with their 95% intervals: bootstrap over subjects, exact where all are 0 or all 1. Compare "
+        "methods at matched damage: at full strength, one method may only have been pushed harder than another.",
         tables=[table for table in tables if table.rows],
     )  # fmt: skip
 
