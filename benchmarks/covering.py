@@ -40,7 +40,8 @@ RESAMPLES = 300
 TEXTS, TRUE_AUCS, TOGETHER = (10, 30, 100), (0.8, 0.96, 0.99), 20  # texts of an author, where they are not alone
 TRUE_NEURONS, NEURONS = (5, 20, 66), 2048
 #: Audited: people, questions of each, checks, and how often a model that never knew is right.
-PEOPLE, QUESTIONS, CHECKS = (3, 5, 10, 20), 12, 15
+PEOPLE, QUESTIONS, CHECKS = (1, 2, 3, 4, 5, 10, 20), 12, 15
+LEFT = 0.6  # of what was known, in a model of which everything should be found
 GUESSED = {"guessing": (1, 9), "choice": (7, 3)}
 EDITS, DRAWS = (2, 5, 10, 20), (3, 10)
 LAYERS, WIDTH, CHOSEN = 2, 300, 15  # neurons of the selections
@@ -134,20 +135,27 @@ def localised(repeats: int) -> list[dict[str, Any]]:
 
 
 def audits(repeats: int) -> list[dict[str, Any]]:
-    """Return, by number of people, the share of audits that find something in a model as ignorant as its twin."""
+    """Return, by number of people, the share of audits that find something: in a model as ignorant as its twin, and in
+    one that still knows `LEFT` of the answers.
+    """
     rows, draw = [], np.random.default_rng(0)
     for count in PEOPLE:
         for name, law in GUESSED.items():
-            found = sum(
-                any(check.outcome in ("left", "avoided") for check in judge(_readings(name, law, count, draw), seed))
-                for seed in range(repeats)
-            )
-            rows.append({"people": count, "what": name, "found": found / repeats})
+            row = {"people": count, "what": name}
+            for column, kept in {"found": 0.0, f"found, {LEFT} left": LEFT}.items():
+                made = (judge(_readings(name, law, count, draw, kept), seed) for seed in range(repeats))
+                row[column] = sum(any(c.outcome in ("left", "avoided") for c in checks) for checks in made) / repeats
+            rows.append(row)
     return rows
 
 
-def _readings(name: str, law: tuple[float, float], count: int, draw: np.random.Generator) -> list[Reading]:
-    """Each person is as easy to guess for the edited model as another is for the twin: the two are alike in law."""
+def _readings(
+    name: str, law: tuple[float, float], count: int, draw: np.random.Generator, kept: float = 0.0
+) -> list[Reading]:
+    """Each person is as easy to guess for the edited model as another is for the twin: the two are alike in law.
+
+    The edited model still knows the answers of a share `kept`, drawn anew for every check.
+    """
     units = np.repeat(np.arange(count), QUESTIONS)
     about: dict[str, Any] = {"two_sided": True, "floor": np.full(len(units), 0.25)} if name == "choice" else {}
     made = []
@@ -155,6 +163,7 @@ def _readings(name: str, law: tuple[float, float], count: int, draw: np.random.G
         right = {UNTOUCHED: np.ones(len(units))}
         for who in (EDITED, GOLD):
             right[who] = (draw.random(len(units)) < draw.beta(*law, size=count)[units]).astype(float)
+        right[EDITED] = np.maximum(right[EDITED], draw.random(len(units)) < kept)
         probe = "asked" if i < 2 else f"probe {i}"
         made += [Reading(probe, who, "forget", f"{i}", x, units, **about) for who, x in right.items()]
     return made
@@ -236,8 +245,8 @@ def main() -> None:
         "`bootstrap` and `of_rate`, and how often `difference` tells two edits apart that are alike; of an AUC, by "
         f"`intervals.of_auc` and by {RESAMPLES} bootstrap samples of either side; of {TOGETHER} texts an author; of "
         f"the AUROC of {NEURONS} neurons, by `localisation.auroc` and by DeLong's error. Then shares of what is found "
-        f"where there is nothing: of audits of {CHECKS} checks and {QUESTIONS} questions a person (of three people "
-        "intervals are over questions); of claims where nothing differs; by `permutation_null` at q = 0.05. "
+        f"where there is nothing: of audits of {CHECKS} checks and {QUESTIONS} questions a person, and where "
+        f"{LEFT} of the answers are left; of claims where nothing differs; by `permutation_null` at q = 0.05. "
         f"`stability` is of {CHOSEN} of {WIDTH} neurons a layer."
     )
     print("\n\n".join(table_of(rows) for name, rows in results.items() if name != "environment"))

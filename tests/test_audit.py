@@ -60,8 +60,6 @@ def test_a_model_that_never_knew_passes_and_so_does_undoing_what_was_planted(nam
 def test_random_neurons_erase_nothing() -> None:
     found = audited("random")
     assert found.verdict == "not erased"
-    few = [c.probe for c in found.checks if c.outcome == "left" and c.over == "examples"]
-    assert any("fewer than five" in line and all(name in line for name in few) for line in found.findings) == bool(few)
     assert {outcomes(found)[k] for k in ("asked, forget", "nf4, forget", "relearning, siblings", "lens, forget")} == {
         "left"
     }
@@ -77,8 +75,9 @@ def test_a_guard_fails_whatever_it_answers() -> None:
 def test_an_edit_of_the_last_layer_that_suppresses_the_output_is_found_below_it() -> None:
     found = audited("output")
     seen = outcomes(found)
-    assert seen["asked, forget"] == "gone" and found.verdict == "hidden"
-    assert seen["patching, states, forget"] == "left"
+    assert seen["asked, forget"] == "gone" and found.verdict == "suppressed"
+    (patched,) = (c for c in found.checks if c.probe == "patching, states")
+    assert patched.value > 0.15 and patched.low > 0 and patched.luck  # two people: not yet told from luck
     drops = found.curves["patching, states"]
     assert drops["edited"][0] == pytest.approx(0, abs=1e-4) and drops["gold"][0] > 0.1  # below it nothing was changed
     assert found.neurons["newly suppressing"] > found.neurons["taken away"]
@@ -87,8 +86,12 @@ def test_an_edit_of_the_last_layer_that_suppresses_the_output_is_found_below_it(
 @pytest.mark.parametrize("name", ["npo", "npo on chosen neurons"])
 def test_answers_that_are_avoided_more_than_by_chance_are_not_unknown(name: str) -> None:
     found = audited(name)
-    assert outcomes(found)["asked, forget"] == "gone" and found.verdict == "suppressed"
-    assert outcomes(found)["choice, forget"] == "avoided"
+    (choice,) = (c for c in found.checks if c.probe == "choice")
+    assert outcomes(found)["asked, forget"] == "gone" and choice.value < 0.15 and choice.high < 0
+    said = (
+        ("unclear", "unclear") if choice.luck else ("avoided", "suppressed")
+    )  # two people
+    assert (choice.outcome, found.verdict) == said and choice.much == choice.luck
     assert found.damage["KL from gold"] > found.damage["KL from gold, untouched"]
     assert any("over-erased" in line for line in found.findings)
 
@@ -178,10 +181,13 @@ def test_ones_own_probe_is_one_function() -> None:
             nf.audit(made.lm, made.gold, made.forget, made.retain, probes=names, progress=False)
 
 
-def readings(edited: list[float], untouched: list[float], gold: list[float] | None, **about: object) -> list[Reading]:
+def readings(
+    edited: list[float], untouched: list[float], gold: list[float] | None, units: np.ndarray | None = None,
+    **about: object,
+) -> list[Reading]:  # fmt: skip
     rows = {UNTOUCHED: untouched, EDITED: edited, **({GOLD: gold} if gold else {})}
     place = {"probe": "p", "corpus": "forget", "metric": "m"} | {k: about.pop(k) for k in ("probe",) if k in about}
-    units = np.arange(len(edited))
+    units = np.arange(len(edited)) if units is None else units
     return [Reading(subject=who, values=np.array(v), units=units, **place, **about) for who, v in rows.items()]  # type: ignore
 
 
@@ -262,6 +268,31 @@ def test_intervals_of_rates_stay_where_rates_can_be(
     edited_line = figures.checks([check]).data[-1]
     for end in (check.value + edited_line.error_x.array[0], check.value - edited_line.error_x.arrayminus[0]):
         assert -1e-9 <= end <= 1 + 1e-9
+
+
+TWO = np.repeat([0, 1], 12)
+
+
+@pytest.mark.parametrize(
+    ("edited", "gold", "about", "units", "outcome", "luck"),
+    [  # 24 questions about two people, or one, of which the untouched model answers all
+        ([1.0] * 8 + [0.0] * 16, [0.0] * 24, {}, TWO, "unclear", True),  # 8 of 12 of the first one's
+        (([1.0] * 4 + [0.0] * 8) * 2, [0.0] * 24, {}, TWO, "left", False),  # 4 of 12 of either one's
+        ([1.0] * 14 + [0.0] * 10, [0.0] * 24, {}, TWO, "left", False),  # over examples .26 at the least: no luck
+        ([1.0] * 8 + [0.0] * 16, [0.0] * 24, {}, np.zeros(24), "unclear", True),  # one alone may be easy to guess
+        ([1.0] * 14 + [0.0] * 10, [0.0] * 24, {}, np.zeros(24), "left", False),
+        ([1.0] * 8 + [0.0] * 16, [0.0] * 24, {}, np.repeat(np.arange(8), 3), "unclear", False),  # over eight: no luck
+        ([0.0] * 24, [0.75] * 12 + [0.25] * 12, {"two_sided": True}, TWO, "avoided", False),
+        ([0.4] * 12 + [0.0] * 12, [0.5] * 12 + [0.0] * 12, {"two_sided": True}, TWO, "unclear", True),
+    ],
+)
+def test_luck_with_few_people_is_not_called_knowledge(
+    edited: list[float], gold: list[float], about: dict[str, object], units: np.ndarray, outcome: str, luck: bool
+) -> None:
+    (check,) = judge(readings(edited, [1.0] * 24, gold, units, **about), 0)
+    assert (check.outcome, check.luck) == (outcome, luck) and ("luck" in str(check)) == luck
+    asked = judge(readings([0.0] * 24, [1.0] * 24, [0.0] * 24, units, probe="asked"), 0)
+    assert (decide([*asked, check], None) == "unclear") == luck
 
 
 def test_every_probe_of_rates_says_so() -> None:

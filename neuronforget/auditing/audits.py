@@ -80,8 +80,8 @@ def sentences(audit: Audit) -> Iterable[str]:
     yield from (str(check) for check in left)
     if few := [f"{c.probe} ({c.corpus})" for c in left if c.over == "examples"]:
         yield (
-            f"There are fewer than five subjects, so intervals are over examples: {'; '.join(few)}. A model that only "
-            "guesses better or worse about these subjects than the reference would look the same."
+            f"There are fewer than five subjects, so intervals are over examples: {'; '.join(few)}. What luck "
+            "in guessing about so few subjects could show is not counted."
         )
     yield from _damage(audit.damage)
     yield from _neurons(audit.neurons)
@@ -94,7 +94,7 @@ def sentences(audit: Audit) -> Iterable[str]:
             f"{asked_in_vain}."
         )
     if unclear := [str(c) for c in audit.checks if c.outcome == "unclear"]:
-        yield "Too few examples, or NaN, to tell whether half of what was known is left:"
+        yield "Too few subjects or examples, or NaN, to tell whether knowledge is left:"
         yield from unclear
     if gone:
         yield "Nothing above the reference was found by: " + "; ".join(f"{c.probe} ({c.corpus})" for c in gone) + "."

@@ -16,6 +16,9 @@ from neuronforget.results.intervals import over as resampled_over
 
 ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
+BEYOND_LUCK = (
+    0.25  # of what was known, or of what the reference guesses: an interval beyond it is no luck with subjects
+)
 MUCH = 0.5  # of what was known: a check that cannot tell whether so much is left has not found it gone
 
 #: What a probe's floor is, where there is no gold twin.
@@ -39,7 +42,9 @@ class Check:
     `value` is the mean of the edited model, `start` that of the untouched one, `reference` that of the gold twin, or of
     what stands in for it (`against`). `low` and `high` are the interval of value - reference
     (`intervals.difference`), at 95% over all checks together, resampled `over` subjects, or examples where there are
-    fewer than five subjects.
+    fewer than five subjects. What these show may be `luck` with the subjects, and is "unclear", where the interval
+    over subjects holds zero (of one there is none) and that over examples comes near it (`BEYOND_LUCK`): a model that
+    never knew guesses better about one person than about another.
     "left": the interval lies above zero, and the mean above `least` (a share) of start - reference; "avoided": as far
     below, and below chance, where right and wrong are compared (where no more was known than by the reference: by
     `KNOWN_BY`, and below the untouched model too); "unclear": neither, and the interval reaches half of
@@ -63,9 +68,11 @@ class Check:
     outcome: Outcome
     much: bool = False
     rate: bool = False
+    luck: bool = False
 
     def __str__(self) -> str:
         what = WORDS.get(self.outcome, self.outcome) + (", though by its mean half or more" if self.much else "")
+        what += ", as luck with so few subjects could show it" if self.luck else ""
         gap = f"{self.value - self.reference:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
         return (
             f"{self.probe}, {self.corpus}: {what} ({self.metric} {self.value:.3f}, untouched {self.start:.3f}, "
@@ -120,9 +127,19 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
         outcome = "avoided"
     elif nan or few or avoids or not (high < much or edited.sign < 0 <= high) or (edited.sign < 0 and high < 0):
         outcome = "unclear"
+    sure = low >= BEYOND_LUCK * (known - reference) if outcome == "left" else high <= -BEYOND_LUCK * reference
+    luck = outcome in ("left", "avoided") and over == "examples" and not sure
+    if luck := luck and _subjects_differ(edited, floor, seed, level):
+        outcome = "unclear"
+    much_left = outcome == "unclear" and bool(avoids or (edited.sign > 0 and gap >= much))
     return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
-                 len(edited.values), nan, over, outcome,
-                 outcome == "unclear" and bool(avoids or (edited.sign > 0 and gap >= much)), edited.rate)  # fmt: skip
+                 len(edited.values), nan, over, outcome, much_left, edited.rate, luck)  # fmt: skip
+
+
+def _subjects_differ(edited: Reading, floor: np.ndarray, seed: int, level: float) -> bool:
+    """Do subjects differ so much that the interval over them holds zero? Of one alone nobody knows, so they may."""
+    _, low, high = difference(edited.values - floor, seed, units=edited.units, level=level)
+    return len(np.unique(edited.units)) == 1 or low <= 0 <= high
 
 
 def _reference(who: Mapping[str, Reading], plain: Mapping[str, Reading]) -> tuple[np.ndarray, str, tuple[float, float]]:
@@ -178,7 +195,7 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0, destroyed: 
     A model that returns NaN, on `nan` examples when asked, is broken. An answer that is avoided more than by a model
     that never knew, and than by chance, is suppressed: it takes the fact to avoid it. Of a model that was `destroyed`,
     as retain shows, neither this nor erasure is said. Where plain asking is unclear, or another probe by its mean finds
-    half or more, so is the verdict: too few subjects are no erasure.
+    half or more, or finds what may be luck, so is the verdict: too few subjects are no erasure.
     """
     checks = list(checks)
     if nan:
@@ -193,6 +210,6 @@ def decide(checks: Iterable[Check], guard: str | None, nan: int = 0, destroyed: 
         return "suppressed"
     if all(c.outcome == "not known before" for c in checks if c.probe == "asked"):
         return "nothing to forget"
-    if any(c.outcome == "unclear" for c in checks if c.probe == "asked" or c.much):
+    if any(c.outcome == "unclear" for c in checks if c.probe == "asked" or c.much or c.luck):
         return "unclear"
     return "gone, as far as asked"

@@ -54,21 +54,34 @@ def difference(
 
     Of five subjects the bootstrap's 95% interval holds the truth 83% of the time (`benchmarks/covering.py`). Its ends
     are moved away from the mean by Student's quantile over the normal one, and sqrt(n / (n - 1)), n the number of units
-    (as Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%. Ends
-    beyond what the truth can be, `within`, are put there, which takes no truth out of the interval (bounded parameters:
+    (as Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%. Of
+    fewer than `FEWEST` units, which may agree by chance, it reaches as far as that over the examples too. Ends beyond
+    what the truth can be, `within`, are put there, which takes no truth out of the interval (bounded parameters:
     Mandelkern 2002, doi:10.1214/ss/1030550859).
     """
+    value, low, high = _stretched(values, seed, units, level)
+    if units is not None and _count(values, units) < FEWEST:
+        _, *ends = _stretched(values, seed, None, level)
+        low, high = np.fmin(low, ends[0]), np.fmax(high, ends[1])  # of one unit there are the examples' alone
+    return value, float(np.clip(low, *within)), float(np.clip(high, *within))
+
+
+def _stretched(values: np.ndarray, seed: int, units: np.ndarray | None, level: float) -> tuple[float, float, float]:
     from scipy.stats import norm, t
 
     value, *ends = bootstrap(values, seed, units=units, resamples=VERDICT_RESAMPLES, level=level)
-    known = ~np.isnan(values)
-    count = int(known.sum()) if units is None else len(np.unique(units[known]))
+    count, tail = _count(values, units), (1 + level) / 2
     if count < 2:
         return value, ends[0], ends[1]
-    tail = (1 + level) / 2
     stretch = float(t.ppf(tail, count - 1) / norm.ppf(tail)) * (count / (count - 1)) ** 0.5
-    low, high = (float(np.clip(value + stretch * (end - value), *within)) for end in ends)
+    low, high = (value + stretch * (end - value) for end in ends)
     return value, low, high
+
+
+def _count(values: np.ndarray, units: np.ndarray | None) -> int:
+    """How many units have a value."""
+    known = ~np.isnan(values)
+    return int(known.sum()) if units is None else len(np.unique(units[known]))
 
 
 def of_auc(
