@@ -270,6 +270,16 @@ def test_controls_are_drawn_beside_every_won_cell_hollow_where_they_are_not_told
     assert len(empty.circles()) == 1
 
 
+@pytest.mark.parametrize(("reach", "most", "step"), [(0.607, "+0.6", "+0.2"), (1.0, "+1", "+0.5"), (13.0, "+10", "+5")])
+def test_the_axis_of_a_regression_has_round_numbers_within_its_reach(reach: float, most: str, step: str) -> None:
+    figure = import_module("informs_figure")
+    values = {"mean": [0.5 * reach] * 2, "layer 0": [-reach] * 2, "R^2": [0.1] * 2}
+    drawn = Drawn(figure.coefficients_drawn(values, 2, "KL"))
+    ticks = [word for word in drawn.words if re.fullmatch(r"[+-]?[\d.]+", word)]
+    assert ticks[-1] == most and ticks[len(ticks) // 2 : len(ticks) // 2 + 2] == ["0", step]
+    assert ticks[0] == most.replace("+", "-")
+
+
 def rows_of_the_readme() -> list[tuple[str, str, str]]:
     """Script, figure and page of every row of the analyses' list."""
     lines = (FOLDER / "README.md").read_text().splitlines()

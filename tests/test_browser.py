@@ -213,3 +213,24 @@ def test_pictures_that_nobody_has_scrolled_to_are_printed_too(browser: Any, page
     page, _ = opened(browser, pages["audit"])
     assert page.locator(".plot:not(.js-plotly-plot)").count() > 0
     assert all(width > 0 for width in printed(page)[1])
+
+
+#: Of a committed picture: words that stick out of it.
+CUT = """() => {
+    const all = document.querySelector('svg').getBoundingClientRect();
+    return [...document.querySelectorAll('svg text')].filter(word => {
+        const box = word.getBoundingClientRect();
+        return box.left < all.left - 1 || box.right > all.right + 1 || box.bottom > all.bottom + 1;
+    }).map(word => word.textContent);
+}"""
+
+
+def test_no_words_of_the_documentation_s_pictures_are_cut(browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 2000})
+    pictures = sorted((Path(__file__).parent.parent / "docs").glob("*.svg"))
+    cut = {}
+    for path in pictures:
+        page.set_content(path.read_text(encoding="utf-8"))
+        cut[path.name] = page.evaluate(CUT)
+    page.close()
+    assert len(pictures) > 15 and not {name: words for name, words in cut.items() if words}
