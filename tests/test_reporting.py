@@ -263,3 +263,8 @@ def test_the_report_says_how_each_edit_was_made(results: Results, tmp_path: Path
     made = {"npo": {"method": "finetune:npo", "steps": 60, "lr": 3e-4, "seed": 5, "values": 12345, "relative": 0.0123}}
     page = Page(nf.report(replace(results, info={**results.info, "edits": made}), tmp_path / "report.html"))
     assert all(word in page.text for word in ("finetune:npo", "12345", "0.0123", "0.0003"))
+
+
+def test_one_edit_of_a_kind_is_not_called_several(tmp_path: Path) -> None:
+    text = full_size.pages(tmp_path, width=60)["report"].read_text()
+    assert "2 on chosen neurons, 2 of the whole model, 1 guard, 3 controls" in text

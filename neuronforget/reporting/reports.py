@@ -29,7 +29,11 @@ from neuronforget.results import BY_EDIT, MATCHED, Results
 from neuronforget.scores import Scores
 
 SHOWN = 300  # characters of the example that says what is to go
-SCOPES = {"neurons": "on chosen neurons", "full": "of the whole model", "guard": "guards", "control": "controls"}
+#: Kind of an edit -> its words for one edit, and for several.
+SCOPES = {
+    "neurons": ("on chosen neurons", "on chosen neurons"), "full": ("of the whole model", "of the whole model"),
+    "guard": ("guard", "guards"), "control": ("control", "controls"),
+}  # fmt: skip
 
 
 @checks_kinds
@@ -148,7 +152,7 @@ def _asked(
     found = [
         ("Model", info.get("model", "")),
         *(target if start else ()),
-        ("Edits", ", ".join(f"{kinds[scope]} {words}" for scope, words in SCOPES.items() if kinds[scope])),
+        ("Edits", ", ".join(f"{kinds[s]} {words[kinds[s] > 1]}" for s, words in SCOPES.items() if kinds[s])),
     ]
     if neurons is not None:
         share = len(neurons) / (len(neurons.layers) * neurons.width)
