@@ -190,7 +190,8 @@ SPOILT = """() => [...document.querySelectorAll('.plot')].flatMap(box => {
         const place = one.getBoundingClientRect();
         return place.left < all.left - 1 || place.right > all.right + 1 || place.bottom > all.bottom + 1;
     });
-    const words = of('.cbaxis text').map(one => [one, one.getBoundingClientRect()]).sort((a, b) => a[1].left - b[1].left);
+    const words = of('.cbaxis text').map(one => [one, one.getBoundingClientRect()]);
+    words.sort((a, b) => a[1].left - b[1].left);
     return [...out, ...words.filter(([, place], i) => i && words[i - 1][1].right > place.left).map(([one]) => one)];
 }).map(one => one.textContent)"""
 
