@@ -159,10 +159,15 @@ def test_requests_are_drawn_state_by_state_and_what_is_refused_is_left_out() -> 
     states = ["untouched", "A applied", "B applied", "C applied", "A undone alone", "made without A"]
     rows = [{"edit": "ablate", "state": s, "A": 1 - i / 10, "B": 1.0, "C": 0.5, "retain": 0.9}
             for i, s in enumerate(states)]  # fmt: skip
-    refused = [*rows[:4], {"edit": "npo", "state": "refused: A cannot be undone alone"}, rows[5]]
+    refused: list[dict[str, Any]] = [
+        *rows[:4],
+        {"edit": "npo", "state": "A undone alone: refused", "why": "B was later"},
+        rows[5],
+    ]
     drawn = Drawn(undone.picture([{"ablate": rows, "npo": refused}]))
     assert len(drawn.circles(hollow=False)) == 1 + 5 + 4 and len(drawn.circles(hollow=True)) == 2
     assert "A undone: refused" in drawn.words and "A undone alone" in drawn.words
+    assert "| npo | A undone alone: refused |  |  |  |  |" in undone.tables([{"npo": refused}])
     up = import_module("drawing").scale(0, 1, undone.ABOVE + undone.HIGH, undone.ABOVE)
     heights = [y for _, y in drawn.circles()[1:7]]
     assert heights == pytest.approx([up(row["A"]) for row in rows], abs=0.06)
