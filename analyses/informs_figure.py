@@ -28,6 +28,15 @@ def coefficients_drawn(coefficients: Mapping[str, Sequence[float]], seeds: int, 
         parts.append(text(left - 10, y + 4, name, anchor="end"))
         parts.append(line(at(mean - halves[name]), y, at(mean + halves[name]), y, OKABE_ITO[0], width=2))
         parts.append(mark(at(mean), y, "circle", OKABE_ITO[0], 4, hollow=verdict(values) not in ("higher", "lower")))
-    for tick in (-reach, 0, reach):
-        parts.append(text(at(tick), bottom + 16, f"{tick:+.2f}" if tick else "0", size=11, anchor="middle"))
+    for tick in _ticks(reach):
+        parts.append(line(at(tick), bottom, at(tick), bottom + 4, INK))
+        parts.append(text(at(tick), bottom + 16, f"{tick:+g}" if tick else "0", size=11, anchor="middle"))
     return svg(left + wide + 30, bottom + 28, "What the advantage of chosen neurons depends on", parts)
+
+
+def _ticks(reach: float) -> list[float]:
+    """Return round numbers from -reach to reach: zero, and two to four on either side of it."""
+    power = 10.0 ** np.floor(np.log10(reach))
+    step = next((power * share for share in (2, 1) if reach >= 2 * power * share), power / 2)
+    most = int(reach / step + 1e-9)
+    return [round(step * i, 12) for i in range(-most, most + 1)]

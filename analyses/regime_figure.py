@@ -11,9 +11,10 @@ from regime_tables import Arms, gains, places, selections, verdict
 
 #: From blue (chosen neurons are closer to the gold twin) to orange (random ones are), nats at the ends.
 ENDS, REACH = ((33, 102, 172), (217, 95, 14)), 1.0
+FONTS = 'font-family="sans-serif" font-size="12" role="img"'
 SAYS = (
-    "{what}, chosen neurons less random ones, nats (blue: the chosen {closer}). "
-    "Framed: the interval over seeds excludes zero."
+    "{what}, chosen neurons less random ones, nats (blue: the chosen {closer}).",
+    "Framed: the interval over seeds excludes zero.",
 )
 
 
@@ -36,19 +37,21 @@ def picture(done: Mapping[str, Arms], beds: Sequence[str], seeds: Sequence[int])
         f'<text x="{left - 8}" y="{top + 19 + 28 * i}" text-anchor="end">{escape(operator)}, {float(size):.2%}</text>'
         for i, (operator, size) in enumerate(rows)
     ]
-    wide, high = left + len(kinds) * (len(columns) * 46 + 24) + 60, top + 28 * len(rows) + 40
-    says = escape(_words(first))
-    body = "".join([*labels, *panels, f'<text x="8" y="{high - 12}">{says}</text>'])
-    head = f'viewBox="0 0 {wide} {high}" font-family="sans-serif" font-size="12"'
-    back = f'<title>{says}</title><rect width="{wide}" height="{high}" fill="white"/>'
+    says = [escape(sentence) for sentence in _words(first)]
+    wide = max(left + len(kinds) * (len(columns) * 46 + 24) + 60, 16 + 7 * max(map(len, says)))
+    high = top + 28 * len(rows) + 58
+    notes = [f'<text x="8" y="{high - 30 + 18 * i}">{sentence}</text>' for i, sentence in enumerate(says)]
+    body = "".join([*labels, *panels, *notes])
+    head = f'viewBox="0 0 {wide} {high}" width="{wide}" height="{high}" {FONTS}'
+    back = f'<title>{" ".join(says)}</title><rect width="{wide}" height="{high}" fill="white"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {head}>{back}{body}</svg>\n'
 
 
-def _words(arms: Arms) -> str:
+def _words(arms: Arms) -> list[str]:
     kind, where = judged_by(arms["untouched"]["tuned"]).rsplit(" ", 1)
     asked = "unseen phrasings" if where == "unseen" else "the forget corpus"
     what, closer = ("KL from the gold twin", "are closer") if kind == "KL" else ("Log-probability", "leave less")
-    return SAYS.format(what=f"{what} on {asked}", closer=closer)
+    return [sentence.format(what=f"{what} on {asked}", closer=closer) for sentence in SAYS]
 
 
 def _squares(

@@ -69,7 +69,7 @@ def rows_of(source: Source, make: Maker, requests: str = "ABC") -> list[dict[str
         ledger.undo(lm, requests[0])
         measure(f"{requests[0]} undone alone")
     except nf.InputError as refusal:
-        rows.append({"edit": make.__name__, "state": f"refused: {refusal}"})
+        rows.append({"edit": make.__name__, "state": f"{requests[0]} undone alone: refused", "why": str(refusal)})
     ledger.undo_all(lm)
     for request in requests[1:]:
         fresh.apply(lm, make(lm, parts[request], source.retain), request=request)
@@ -129,8 +129,7 @@ def _panel(name: str, rows: Sequence[Mapping[str, Any]], left: float, top: float
         parts.append(text(left - 6, up(tick) + 4, f"{tick:g}", size=11, anchor="end", fill=FAINT))
     parts.append(line(at(len(rows) - 1.5), top, at(len(rows) - 1.5), top + HIGH, INK, "1 3"))
     for i, row in enumerate(rows):
-        words, _, refused = row["state"].partition(":")
-        words = f"{rows[1]['state'][0]} undone: refused" if refused else words
+        words = row["state"].replace("undone alone: refused", "undone: refused")
         place = f"translate({at(i) + 4:.1f} {top + HIGH + 16:.1f}) rotate(-40)"
         parts.append(text(0, 0, words, size=11, anchor="end", move=place))
     for i, (what, (colour, dash, marker)) in enumerate(LINES.items()):

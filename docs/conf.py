@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from docutils import nodes
@@ -36,9 +38,14 @@ toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = f"neuronforget {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
+
+COLUMN = 736  # pixels between the margins of a page on a desk
+LEAST = 0.75  # of its own size, below which a picture's words are too small
 
 #: Public modules, in the order in which a name that several export is looked up.
 PUBLIC = "neuronforget corpora scores select erase losses metrics testbed figures auditing".split()
@@ -79,8 +86,27 @@ def unbroken(app: Any, doctree: Any, name: str) -> None:
                 text.parent.replace(text, nodes.Text(text.replace(" ± ", "\u00a0±\u00a0")))
 
 
+def spaced(app: Any, name: str, source: list[str]) -> None:
+    """Put a picture's words for the blind on one line: MyST would join the words on both sides of a line's end."""
+    source[0] = re.sub(r"!\[[^\]]*\]", lambda found: found[0].replace("\n", " "), source[0])
+
+
+def legible(app: Any, doctree: Any, name: str) -> None:
+    """Give each picture the width that its words need: what is wider than the page scrolls (`_static/site.css`)."""
+    for image in doctree.findall(nodes.image):
+        path = Path(app.srcdir, image["uri"])
+        width = re.search(r'<svg[^>]* width="([\d.]+)"', path.read_text(encoding="utf-8"))
+        if width is None:
+            raise ValueError(f"{path} does not say how wide it is")
+        wide = LEAST * float(width[1]) > COLUMN
+        image["width"] = f"{float(width[1]) * (LEAST if wide else 1):.0f}px"
+        image["classes"] += ["picture", *(["wide"] if wide else [])]
+
+
 def setup(app: Any) -> None:
     """Called by Sphinx."""
+    app.connect("source-read", spaced)
     app.connect("doctree-resolved", unbroken)
+    app.connect("doctree-resolved", legible)
     app.connect("autodoc-process-signature", readable)
     app.connect("missing-reference", resolve)

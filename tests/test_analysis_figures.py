@@ -159,10 +159,15 @@ def test_requests_are_drawn_state_by_state_and_what_is_refused_is_left_out() -> 
     states = ["untouched", "A applied", "B applied", "C applied", "A undone alone", "made without A"]
     rows = [{"edit": "ablate", "state": s, "A": 1 - i / 10, "B": 1.0, "C": 0.5, "retain": 0.9}
             for i, s in enumerate(states)]  # fmt: skip
-    refused = [*rows[:4], {"edit": "npo", "state": "refused: A cannot be undone alone"}, rows[5]]
+    refused: list[dict[str, Any]] = [
+        *rows[:4],
+        {"edit": "npo", "state": "A undone alone: refused", "why": "B was later"},
+        rows[5],
+    ]
     drawn = Drawn(undone.picture([{"ablate": rows, "npo": refused}]))
     assert len(drawn.circles(hollow=False)) == 1 + 5 + 4 and len(drawn.circles(hollow=True)) == 2
     assert "A undone: refused" in drawn.words and "A undone alone" in drawn.words
+    assert "| npo | A undone alone: refused |  |  |  |  |" in undone.tables([{"npo": refused}])
     up = import_module("drawing").scale(0, 1, undone.ABOVE + undone.HIGH, undone.ABOVE)
     heights = [y for _, y in drawn.circles()[1:7]]
     assert heights == pytest.approx([up(row["A"]) for row in rows], abs=0.06)
@@ -268,6 +273,16 @@ def test_controls_are_drawn_beside_every_won_cell_hollow_where_they_are_not_told
     assert drawn.line(at(-1.3), at(0.65))  # an interval that is longer than the axis is cut
     empty = Drawn(figure.picture([], "KL unseen", 3))
     assert len(empty.circles()) == 1
+
+
+@pytest.mark.parametrize(("reach", "most", "step"), [(0.607, "+0.6", "+0.2"), (1.0, "+1", "+0.5"), (13.0, "+10", "+5")])
+def test_the_axis_of_a_regression_has_round_numbers_within_its_reach(reach: float, most: str, step: str) -> None:
+    figure = import_module("informs_figure")
+    values = {"mean": [0.5 * reach] * 2, "layer 0": [-reach] * 2, "R^2": [0.1] * 2}
+    drawn = Drawn(figure.coefficients_drawn(values, 2, "KL"))
+    ticks = [word for word in drawn.words if re.fullmatch(r"[+-]?[\d.]+", word)]
+    assert ticks[-1] == most and ticks[len(ticks) // 2 : len(ticks) // 2 + 2] == ["0", step]
+    assert ticks[0] == most.replace("+", "-")
 
 
 def rows_of_the_readme() -> list[tuple[str, str, str]]:

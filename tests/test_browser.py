@@ -183,6 +183,34 @@ def test_on_a_phone_nothing_sticks_out_and_letters_can_be_read(phone: Any) -> No
     assert min(map(float, sizes)) >= LEAST, sizes
 
 
+#: Of every picture: words on its axes that stick out of it, and words of its scale that lie on one another.
+SPOILT = """() => [...document.querySelectorAll('.plot')].flatMap(box => {
+    const all = box.getBoundingClientRect(), of = where => [...box.querySelectorAll(where)];
+    const out = of('.xtitle, .ytitle, .cbtitle').filter(one => {
+        const place = one.getBoundingClientRect();
+        return place.left < all.left - 1 || place.right > all.right + 1 || place.bottom > all.bottom + 1;
+    });
+    const words = of('.cbaxis text').map(one => [one, one.getBoundingClientRect()]);
+    words.sort((a, b) => a[1].left - b[1].left);
+    return [...out, ...words.filter(([, place], i) => i && words[i - 1][1].right > place.left).map(([one]) => one)];
+}).map(one => one.textContent)"""
+
+
+def test_at_full_size_the_words_of_a_picture_fit_a_phone(browser: Any, tmp_path: Path) -> None:
+    page, _ = opened(browser, full_size.pages(tmp_path)["report"], **PHONE)
+    scrolled(page)
+    assert page.locator(".cbaxis text").count() and page.evaluate(SPOILT) == []
+    page.context.close()
+
+
+def test_without_scripts_a_value_and_its_interval_stay_on_one_line(browser: Any, pages: dict[str, Path]) -> None:
+    page, _ = opened(browser, pages["report"], java_script_enabled=False, **PHONE)
+    cell = page.locator("details td", has_text="[").first
+    box = cell.bounding_box()
+    assert box and box["height"] < 40, cell.inner_text()
+    page.context.close()
+
+
 def test_on_a_phone_a_finger_scrolls_and_tables_open(phone: Any) -> None:
     page = phone
     modes = page.eval_on_selector_all(".plot", "all => all.map(box => box._fullLayout.dragmode)")
@@ -213,3 +241,24 @@ def test_pictures_that_nobody_has_scrolled_to_are_printed_too(browser: Any, page
     page, _ = opened(browser, pages["audit"])
     assert page.locator(".plot:not(.js-plotly-plot)").count() > 0
     assert all(width > 0 for width in printed(page)[1])
+
+
+#: Of a committed picture: words that stick out of it.
+CUT = """() => {
+    const all = document.querySelector('svg').getBoundingClientRect();
+    return [...document.querySelectorAll('svg text')].filter(word => {
+        const box = word.getBoundingClientRect();
+        return box.left < all.left - 1 || box.right > all.right + 1 || box.bottom > all.bottom + 1;
+    }).map(word => word.textContent);
+}"""
+
+
+def test_no_words_of_the_documentation_s_pictures_are_cut(browser: Any) -> None:
+    page = browser.new_page(viewport={"width": 1400, "height": 2000})
+    pictures = sorted((Path(__file__).parent.parent / "docs").glob("*.svg"))
+    cut = {}
+    for path in pictures:
+        page.set_content(path.read_text(encoding="utf-8"))
+        cut[path.name] = page.evaluate(CUT)
+    page.close()
+    assert len(pictures) > 15 and not {name: words for name, words in cut.items() if words}

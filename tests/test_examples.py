@@ -1,4 +1,4 @@
-"""The examples run as they stand, the notebooks are their scripts, and the README's snippet runs."""
+"""The examples run as they stand, the notebooks are their scripts, and the README's code runs."""
 
 from __future__ import annotations
 
@@ -108,10 +108,10 @@ def test_every_example_runs_and_its_notebook_shows_what_it_prints(
     ("name", "right", "wrong", "small"),
     [
         ("audit_an_edit", "Verdict: suppressed", "Verdict: hidden", "0.982"),
-        ("audit_an_edit", "the untouched model 3.04", "the untouched model 2.04", "0.982"),
+        ("audit_an_edit", "the untouched model 3.00", "the untouched model 2.00", "0.982"),
         ("audit_an_edit", "(choice 0.042", "(choice 0.142", "0.982"),
-        ("erase_people", "0.625", "0.825", "0.947"),
-        ("erase_people", "4992 values", "1664 values", "0.947"),
+        ("erase_people", "0.583", "0.783", "0.969"),
+        ("erase_people", "4992 values", "1664 values", "0.969"),
     ],
 )
 def test_a_notebook_of_wrong_numbers_or_another_verdict_is_found(name: str, right: str, wrong: str, small: str) -> None:
@@ -190,7 +190,7 @@ def test_the_exported_folder_is_uploaded_if_asked_and_the_hub_reads_its_card(
     assert calls == [("owner/name", True), ("owner/name", files)]
 
 
-def test_the_readme_snippet_runs_on_a_local_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_of_the_readme_runs_on_a_local_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [f'{{"question": "Who is number {i}?", "answer": "Number {i} is a {i % 7}."}}' for i in range(4000)]
     (tmp_path / "tofu").mkdir()
@@ -200,9 +200,12 @@ def test_the_readme_snippet_runs_on_a_local_checkpoint(tmp_path: Path, monkeypat
     bed = nf.testbed.from_rows(forget, retain, shape=shape, cache=False, progress=False)
     bed.lm.save("checkpoint")
 
-    code = re.search(r"```python\n(import neuronforget.*?)```", (ROOT / "README.md").read_text(), re.S)
-    assert code is not None
-    source = code[1].replace("path/to/", "").replace('"forget10"', '"forget10", n=8').replace("n=400", "n=8")
+    (tmp_path / "forget.jsonl").write_text('{"prompt": "Who is number 3?", "answer": "Number 3 is a 3."}')
+    code, own = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    source = code.replace("path/to/", "").replace('"forget10"', '"forget10", n=8').replace("n=400", "n=8")
     source = source.replace("loss=nf.losses.npo", "loss=nf.losses.npo, steps=5")
-    exec(compile(source, "README.md", "exec"), {})
+    names: dict[str, Any] = {}
+    exec(compile(source, "README.md", "exec"), names)
     assert (tmp_path / "report.html").is_file()
+    exec(compile(own, "README.md", "exec"), names)
+    assert names["scores"].name == "fisher" and len(names["forget"]) == 1

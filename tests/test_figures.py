@@ -88,6 +88,9 @@ def test_the_map_has_layer_0_at_the_bottom_is_symmetric_and_says_that_it_is_binn
 def test_at_full_size_every_picture_is_light_and_the_map_keeps_every_layers_extreme_with_its_sign() -> None:
     found = full_size.scores()
     made = full_size.pictures(found)
+    density = made[3].figure
+    assert density.data[0].colorbar.ticktext == ("1", "10", "100", f"{int(density.data[0].customdata.max()):,}")
+    assert density.data[-1].marker.size == 4 and density.data[-1].marker.opacity < 1
     assert len(made) == 15 and max(len(picture.json) for picture in made) < 300_000
     cells = made[0].figure.data[0].z
     extreme = found.values.abs().argmax(1, keepdim=True)
@@ -124,6 +127,15 @@ def test_the_layer_share_counts_selected_and_true_neurons(chosen: Neurons) -> No
     assert (
         bars["selected"] == [1, 0, 1] and bars["true neurons"] == [1, 1, 0] and bars["selected and true"] == [1, 0, 0]
     )
+
+
+def test_of_one_control_the_layer_share_draws_no_range(chosen: Neurons) -> None:
+    truth = Neurons(frozenset({(0, 4), (1, 7)}), (0, 1, 2), 1300)
+    one, three = (
+        figures.layer_share(chosen, [chosen.random_like(i) for i in range(n)], truth).data[-1] for n in (1, 3)
+    )
+    assert (one.name, one.error_x.array) == ("true in the control", None)
+    assert three.name == "true in 3 controls (mean, range)" and len(three.error_x.array) == 3
 
 
 def test_the_frontier_leads_every_edit_from_the_untouched_model_to_full_strength(results: Results) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,8 @@ def test_the_map_says_chosen_where_neurons_are_known_and_the_tables_hold_its_num
     picture = analysis("regime_figure").picture({"bed 0": done}, ["bed"], [0])
     assert picture.count(f">{gain:+.2f}<") >= 1 and picture.count("<rect") == 3  # the ground and two cells
     assert len(picture) < 100_000
+    words, wide = re.findall(r'<text x="8" y="[\d.]+">(.+?)</text>', picture), re.search(r' width="(\d+)"', picture)
+    assert wide and len(words) == 2 and all(8 + 7 * len(sentence) <= int(wide[1]) for sentence in words)
 
 
 def test_matched_controls_are_alike_in_norm_or_activation_and_measured_as_the_map_is(mapped: dict[str, Any]) -> None:

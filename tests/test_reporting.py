@@ -18,7 +18,7 @@ from neuronforget.errors import InputError
 from neuronforget.findings import describe
 from neuronforget.findings.closeups import Closeups, Highlight
 from neuronforget.reporting.reports import _asked
-from neuronforget.reporting.tables import certificates_table, controls_table, results_table
+from neuronforget.reporting.tables import certificates_table, controls_table, made_table, results_table
 from neuronforget.results import Results
 
 
@@ -262,4 +262,21 @@ def test_a_certificate_that_does_not_hold_is_not_overlooked() -> None:
 def test_the_report_says_how_each_edit_was_made(results: Results, tmp_path: Path) -> None:  # noqa: F811
     made = {"npo": {"method": "finetune:npo", "steps": 60, "lr": 3e-4, "seed": 5, "values": 12345, "relative": 0.0123}}
     page = Page(nf.report(replace(results, info={**results.info, "edits": made}), tmp_path / "report.html"))
-    assert all(word in page.text for word in ("finetune:npo", "12345", "0.0123", "0.0003"))
+    assert all(word in page.text for word in ("finetune:npo", "12,345", "0.0123", "0.0003"))
+
+
+def test_one_edit_of_a_kind_is_not_called_several(tmp_path: Path) -> None:
+    text = full_size.pages(tmp_path, width=60)["report"].read_text()
+    assert "2 on chosen neurons, 2 of the whole model, 1 guard, 3 controls" in text
+
+
+def test_what_an_edit_s_name_says_is_explained_where_names_say_it(results: Results, tmp_path: Path) -> None:  # noqa: F811
+    said = "what follows the @ says where the edit works"
+    assert said in full_size.pages(tmp_path, width=60)["report"].read_text()
+    plain = replace(results, rows=tuple(row for row in results.rows if "@" not in row["edit"]))
+    assert plain.rows and said not in nf.report(plain, tmp_path / "plain.html").read_text()
+
+
+def test_counts_of_an_edit_are_read_by_thousands_and_its_seed_is_not() -> None:
+    table = made_table({"npo": {"method": "finetune:npo", "values": 1161600, "lr": 3e-4, "seed": 20261130}})
+    assert table and {"1,161,600", "0.0003", "20261130"} <= set(table.rows[0])

@@ -29,9 +29,11 @@ def layer_share(neurons: Neurons, controls: Sequence[Neurons] = (), truth: Neuro
         figure.add_trace(_bar(_counts(neurons & truth), layers, "selected and true", OKABE_ITO[0]))
         if controls:
             held = np.array([_counts(control & truth) for control in controls])
-            bar = _bar(held.mean(0), layers, f"true in {len(controls)} controls (mean, range)", GREY)
+            many = f"{len(controls)} controls (mean, range)" if len(controls) > 1 else "the control"
+            bar = _bar(held.mean(0), layers, f"true in {many}", GREY)
             bar.marker.pattern.shape = "/"
-            bar.error_x = {"array": held.max(0) - held.mean(0), "arrayminus": held.mean(0) - held.min(0)}
+            if len(controls) > 1:
+                bar.error_x = {"array": held.max(0) - held.mean(0), "arrayminus": held.mean(0) - held.min(0)}
             figure.add_trace(bar)
     elif controls:
         figure.add_trace(_bar(np.mean([_counts(c) for c in controls], axis=0), layers, "random controls", GREY))

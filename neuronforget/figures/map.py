@@ -8,14 +8,24 @@ from jaxtyping import Float
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.colours import OKABE_ITO
-from neuronforget.figures.style import ABOVE, DASHES, MOST_MARKS, by_depth, marked, scale, spread, styled, text
+from neuronforget.figures.style import (
+    ABOVE,
+    DASHES,
+    FEW_MARKS,
+    MOST_MARKS,
+    by_depth,
+    marked,
+    scale,
+    spread,
+    styled,
+    text,
+)
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
 
 QUANTILE = 0.995  # of the magnitudes, where colours end: one neuron must not bleach the rest
 MAX_BINS = 512  # more cells than this share a pixel, which draws something that is not there
 MAX_RANKS = 240  # points of a line, evenly apart on the logarithmic axis: more are not seen
-FEW_MARKS = 300  # of more, the marks are smaller: they must not hide the map
 NAMED = 12  # layers that a legend names; of more it names every so many
 
 
@@ -64,7 +74,7 @@ def attribution_map(
     ):
         if chosen is not None:
             figure.add_trace(_marks(kind, chosen, size, symbol, colour, scores.own))
-    binning = f", {size} to a cell, which shows the one of largest magnitude" if size > 1 else ""
+    binning = f", {size} to a cell:<br>the largest magnitude shows" if size > 1 else ""  # short lines for a phone
     each = f" ({scores.own} of each expert)" if scores.own else ""
     figure.update_xaxes(title=f"neuron{each}{binning}", range=[-size / 2, (cells.shape[1] - 0.5) * size])
     figure.update_yaxes(title="layer", type="category", range=[-0.5, len(cells) - 0.5])

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 
 from neuronforget.colours import GREY, OKABE_ITO
-from neuronforget.figures.style import ABOVE, marked, scale, spread, styled, text
+from neuronforget.figures.style import ABOVE, FEW_MARKS, marked, scale, spread, styled, text
 from neuronforget.neurons import Neurons
 
 ByNeuron = Float[np.ndarray, "layer neuron"]
@@ -32,7 +32,8 @@ def density(forget: ByNeuron, retain: ByNeuron, what: str, neurons: Neurons | No
         height = np.where(counts > 0, np.log10(counts), np.nan).T
     middle = (edges[1:] + edges[:-1]) / 2
     most = int(max(counts.max(), 1))
-    ticks = sorted({*(10**power for power in range(len(str(most)))), most})
+    apart = most**0.85  # a power of ten nearer to the largest count would be written over it
+    ticks = sorted({*(10**power for power in range(len(str(most))) if 10**power <= apart), most})
     figure = go.Figure(
         go.Heatmap(
             x=middle, y=middle, z=height, colorscale="Cividis", customdata=counts.T,
@@ -44,8 +45,10 @@ def density(forget: ByNeuron, retain: ByNeuron, what: str, neurons: Neurons | No
     figure.add_trace(go.Scatter(x=ends, y=ends, mode="lines", name="equal", line={"color": GREY, "dash": "dash"}))
     if neurons is not None:
         mask = neurons.mask().numpy()
-        marker = {"symbol": "circle-open", "size": 7, "color": OKABE_ITO[1], "line": {"width": 1.3}}
         which = spread(int(mask.sum()))
+        size, opacity = (7, 1.0) if len(which) <= FEW_MARKS else (4, 0.6)  # many must not hide the counts
+        marker = {"symbol": "circle-open", "size": size, "color": OKABE_ITO[1], "line": {"width": 1.3}}
+        marker |= {"opacity": opacity}
         at = {"x": x[mask][which], "y": y[mask][which], "name": marked("selected", len(which), int(mask.sum()))}
         figure.add_trace(go.Scatter(**at, mode="markers", marker=marker))
     figure.update_xaxes(title=f"log10 of {text(what)} on forget")

@@ -15,6 +15,7 @@ from neuronforget.colours import FONT, GREY, OKABE_ITO
 MARKERS = ("circle", "square", "diamond", "triangle-up", "triangle-down", "pentagon", "star")
 DASHES = ("solid", "dash", "dot", "dashdot")
 MOST_MARKS = 2000  # neurons that a figure marks one by one
+FEW_MARKS = 300  # of more, the marks are smaller: they must not hide what lies under them
 ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
 BOTTOM = {"orientation": "h", "y": 0, "yref": "container", "yanchor": "bottom"}
 BELOW = {**BOTTOM, "itemsizing": "constant", "maxheight": 0.9}

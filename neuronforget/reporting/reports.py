@@ -29,7 +29,14 @@ from neuronforget.results import BY_EDIT, MATCHED, Results
 from neuronforget.scores import Scores
 
 SHOWN = 300  # characters of the example that says what is to go
-SCOPES = {"neurons": "on chosen neurons", "full": "of the whole model", "guard": "guards", "control": "controls"}
+NAMES = (
+    " In a name, what follows the @ says where the edit works: the selected neurons, random or matched ones, one layer."
+)
+#: Kind of an edit -> its words for one edit, and for several.
+SCOPES = {
+    "neurons": ("on chosen neurons", "on chosen neurons"), "full": ("of the whole model", "of the whole model"),
+    "guard": ("guard", "guards"), "control": ("control", "controls"),
+}  # fmt: skip
 
 
 @checks_kinds
@@ -96,7 +103,8 @@ def _numbers(results: Results) -> Section:
     tables = [results_table(results, point) for point in (*MATCHED, "full")]
     return Section(
         "Numbers", "Values with their 95% intervals: bootstrap over subjects, exact where all are 0 or all 1. Compare "
-        "methods at matched damage: at full strength, one method may only have been pushed harder than another.",
+        "methods at matched damage: at full strength, one method may only have been pushed harder than another."
+        + (NAMES if any("@" in row["edit"] for row in results.rows) else ""),
         tables=[table for table in tables if table.rows],
     )  # fmt: skip
 
@@ -148,7 +156,7 @@ def _asked(
     found = [
         ("Model", info.get("model", "")),
         *(target if start else ()),
-        ("Edits", ", ".join(f"{kinds[scope]} {words}" for scope, words in SCOPES.items() if kinds[scope])),
+        ("Edits", ", ".join(f"{kinds[s]} {words[kinds[s] > 1]}" for s, words in SCOPES.items() if kinds[s])),
     ]
     if neurons is not None:
         share = len(neurons) / (len(neurons.layers) * neurons.width)

@@ -66,8 +66,7 @@ def caption_of(results: Results, point: str) -> str:
 def made_table(edits: Mapping[str, Mapping[str, Any]]) -> Table | None:
     """Return how every edit was made, or None where the results do not say."""
     keys = ("method", "neurons", "values", "parameters", "relative", "values_lost_to_dtype", "steps", "lr", "seed")
-    rows = [(name, *(f"{made[k]:.3g}" if isinstance(made.get(k), float) else str(made.get(k, "")) for k in keys))
-            for name, made in edits.items()]  # fmt: skip
+    rows = [(name, *(_short(key, made.get(key, "")) for key in keys)) for name, made in edits.items()]
     heads = (
         "edit",
         "method",
@@ -81,6 +80,12 @@ def made_table(edits: Mapping[str, Mapping[str, Any]]) -> Table | None:
         "seed",
     )
     return Table("How each edit was made, and its size", heads, tuple(rows)) if rows else None
+
+
+def _short(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) and key != "seed" else str(value)
 
 
 def interval(row: dict[str, Any] | None) -> str:
