@@ -87,7 +87,11 @@ def parity(device: str, dtype: torch.dtype) -> list[str]:
         exact = delta.float() @ write.float().T
         cases = {
             "K1": (neuron_moments(a, g, layout), reference(a, g, segments, examples), 1e-5),
-            "K2": (fused_attribution(delta, write, a, layout), reference(a, exact, segments, examples), 2e-2),
+            "K2": (
+                fused_attribution(delta, write, a, layout, fused=True),
+                reference(a, exact, segments, examples),
+                2e-2,
+            ),
         }
         if device == "cpu":
             found = neuron_moments(a, g, layout, compiled=True)
@@ -146,7 +150,7 @@ def jobs(drawn: Drawn, segments: Tensor) -> list[tuple[str, Callable[[], Any], i
         ("K1 torch.compile", lambda: compiled(a, g, segments, examples), k1, 0),
         ("K1 compiled", lambda: neuron_moments(a, g, layout, compiled=True), k1, 0),
         ("K1 reference", lambda: reference(a, g, segments, examples), k1, 0),
-        ("K2 fused_attribution", lambda: fused_attribution(delta, write, a, layout), k2 + written, product),
+        ("K2 fused_attribution", lambda: fused_attribution(delta, write, a, layout, fused=True), k2 + written, product),
         ("K2 GEMM + K1", lambda: neuron_moments(a, delta @ write.T, layout), k2 + written, product),
         ("K2 GEMM alone", lambda: delta @ write.T, k2, product),
         ("K3 swiglu_backward", lambda: swiglu_backward(g, a, up, layout), k3 + table, 0),
