@@ -91,6 +91,13 @@ def test_a_model_that_overflows_is_named_as_the_cause(
         scored(name, lm, *pair)
 
 
+@pytest.mark.parametrize("name", SCORES)
+def test_a_model_that_is_offloaded_is_refused_with_the_reason(name: str, pair: tuple[Corpus, Corpus], lm: LM) -> None:
+    lm.model.get_submodule(lm.sites[0].path).to("meta")
+    with pytest.raises(InputError, match="parts of the model are offloaded to CPU or disk: load it whole"):
+        scored(name, lm, *pair)
+
+
 @pytest.mark.parametrize("name", MOMENTS)
 def test_moments_that_do_not_compare_are_refused(name: str, lm: LM, pair: tuple[Corpus, Corpus]) -> None:
     record = partial(nf.record, tap="torch_hooks", per_example=True, progress=False)

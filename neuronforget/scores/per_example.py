@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.errors import not_finite
-from neuronforget.models import LM
+from neuronforget.models import LM, check_whole
 from neuronforget.scores.scores import Contrast, Scores, check_contrast, contrasted
 
 #: Measures a batch: `[example, layer, neuron]`.
@@ -20,7 +20,11 @@ Measure = Callable[[Batch], Tensor]
 
 
 def encoded(lm: LM, *corpora: Corpus | None) -> list[list[Encoded]]:
-    """Tokenise the corpora that are given, all of them before any work. Raises InputError for one that does not fit."""
+    """Tokenise the corpora that are given, all of them before any work.
+
+    Raises InputError for one that does not fit, and for a model of which this process holds only a part.
+    """
+    check_whole(lm)
     return [lm.encode(corpus) for corpus in corpora if corpus is not None]
 
 
