@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,7 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=list(PLANS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    options = parser.parse_args()
+    options, start = parser.parse_args(), time.monotonic()
     plan = PLANS[options.device]
     if wrong := parity(options.device, plan.dtype):
         print("the kernels differ from the reference, nothing is timed:", *sorted(set(wrong)), sep="\n  ")
@@ -217,6 +218,7 @@ def main() -> int:
     kept = write_results("Benchmark of the kernels", results, part, options.out, "kernels")
     whole = whole_models(plan.models, options.device)
     results |= {"recording": whole["recording"], "memory": whole["memory"]}
+    results["environment"]["minutes"] = round((time.monotonic() - start) / 60, 1)
     path = write_results("Benchmark of the kernels", results, notes + whole["notes"], options.out)
     for suffix in (".md", ".json"):
         kept.with_suffix(suffix).unlink()
