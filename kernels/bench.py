@@ -12,6 +12,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -87,7 +88,11 @@ def parity(device: str, dtype: torch.dtype) -> list[str]:
         exact = delta.float() @ write.float().T
         cases = {
             "K1": (neuron_moments(a, g, layout), reference(a, g, segments, examples), 1e-5),
-            "K2": (fused_attribution(delta, write, a, layout), reference(a, exact, segments, examples), 2e-2),
+            "K2": (
+                fused_attribution(delta, write, a, layout, fused=True),
+                reference(a, exact, segments, examples),
+                2e-2,
+            ),
         }
         if device == "cpu":
             found = neuron_moments(a, g, layout, compiled=True)
@@ -146,7 +151,7 @@ def jobs(drawn: Drawn, segments: Tensor) -> list[tuple[str, Callable[[], Any], i
         ("K1 torch.compile", lambda: compiled(a, g, segments, examples), k1, 0),
         ("K1 compiled", lambda: neuron_moments(a, g, layout, compiled=True), k1, 0),
         ("K1 reference", lambda: reference(a, g, segments, examples), k1, 0),
-        ("K2 fused_attribution", lambda: fused_attribution(delta, write, a, layout), k2 + written, product),
+        ("K2 fused_attribution", lambda: fused_attribution(delta, write, a, layout, fused=True), k2 + written, product),
         ("K2 GEMM + K1", lambda: neuron_moments(a, delta @ write.T, layout), k2 + written, product),
         ("K2 GEMM alone", lambda: delta @ write.T, k2, product),
         ("K3 swiglu_backward", lambda: swiglu_backward(g, a, up, layout), k3 + table, 0),
@@ -199,7 +204,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=list(PLANS), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    options = parser.parse_args()
+    options, start = parser.parse_args(), time.monotonic()
     plan = PLANS[options.device]
     if wrong := parity(options.device, plan.dtype):
         print("the kernels differ from the reference, nothing is timed:", *sorted(set(wrong)), sep="\n  ")
@@ -213,6 +218,7 @@ def main() -> int:
     kept = write_results("Benchmark of the kernels", results, part, options.out, "kernels")
     whole = whole_models(plan.models, options.device)
     results |= {"recording": whole["recording"], "memory": whole["memory"]}
+    results["environment"]["minutes"] = round((time.monotonic() - start) / 60, 1)
     path = write_results("Benchmark of the kernels", results, notes + whole["notes"], options.out)
     for suffix in (".md", ".json"):
         kept.with_suffix(suffix).unlink()

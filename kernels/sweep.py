@@ -66,7 +66,7 @@ def jobs(itemsize: int, device: torch.device) -> list[Job]:
         return config
 
     def fuse(given: dict[str, Any]) -> Any:
-        return fused_attribution(given["delta"], given["write"], given["a"], given["layout"])
+        return fused_attribution(given["delta"], given["write"], given["a"], given["layout"], fused=True)
 
     def stream(given: dict[str, Any]) -> Any:
         return neuron_moments(given["a"], given["g"], given["layout"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 import os
 from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from pathlib import Path
@@ -77,6 +78,15 @@ def check_numbers(function: Callable[..., Any], settings: Mapping[str, Any]) -> 
         value = settings.get(name, inspect.signature(inner).parameters[name].default)
         if not (value > 0 if bound == "> 0" else value >= 0):
             raise InputError(f"{inner.__name__}: {name} must be a number {bound}, found {value}")
+
+
+def is_whole(value: object) -> bool:
+    """Is it a whole number by its kind, of whichever library?"""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Source, disjoint
+from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.models.routed import expert_info
@@ -17,7 +20,7 @@ from neuronforget.recording.unfinished import Unfinished
 from neuronforget.runs import environment
 from neuronforget.runs.ranks import launched
 from neuronforget.scores import Scores, grad_x_act
-from neuronforget.scores.scores import Score, needs
+from neuronforget.scores.scores import Contrast, Score, check_contrast, needs
 
 #: Settings that `attribute` itself has, and hands on.
 GIVEN = ("batch_size", "progress", "resume")
@@ -41,10 +44,12 @@ def attribute(
     `score` is any function of the form of those in `neuronforget.scores`; `settings` go to it. One marked with
     `scores.runs_model` is given the model and the corpora, any other the moments of both. `resume` is a folder
     from which a killed recording goes on (see `record`); it goes to a score that runs the model if that has a
-    setting of the name. Raises InputError, before any work, for settings that the score has not, for corpora that
-    share examples or do not fit the model, and for a stream where a score runs the model.
+    setting of the name. Raises InputError, before any work, for settings that the score has not, for a missing
+    `retain` where it compares two corpora, for corpora that share examples or do not fit the model, and for a stream
+    where a score runs the model.
     """
-    _check_settings(score, settings)
+    _check_settings(score, settings, (forget,) if retain is None else (forget, retain))
+    check_batch_size(batch_size)
     pair = disjoint(forget, retain) if retain is not None else (forget,)
     for source in pair:  # what does not fit the model is said before the work, not after half of it
         if isinstance(source, Corpus):
@@ -73,22 +78,55 @@ def attribute(
     return replace(scores, info={**scores.info, **info})
 
 
-def _check_settings(score: Score, settings: dict[str, Any]) -> None:
-    """Raise InputError for a setting that the score has not, or a value that is none of those it lists."""
+def _check_settings(score: Score, settings: dict[str, Any], sources: Sequence[Source]) -> None:
+    """Raise InputError for what the score could only refuse after the work.
+
+    That is a setting that it has not, a value that is none of those it lists, and corpora that it cannot be called on;
+    settings bound by `functools.partial` are settings too.
+    """
+    function, places, given = _unbound(score)
+    given = {**given, **settings}
     try:
-        wanted = inspect.signature(score).parameters
-        hints = get_type_hints(inspect.unwrap(getattr(score, "func", score)))
+        signature = inspect.signature(function)
+        hints = get_type_hints(inspect.unwrap(function))
     except (TypeError, ValueError, NameError):  # a function without a signature, or with names that are not there
         return
+    wanted = signature.parameters
     own = [name for name, p in wanted.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in wanted.values())
-    for name, value in settings.items():
+    for name, value in given.items():
         if name not in wanted and not open_ended:
             raise InputError(f"{_name(score)} has no setting {name!r}; it has {', '.join(own) or 'none'}")
         hint = hints.get(name)
         if get_origin(hint) is Literal and value not in get_args(hint):
             listed = ", ".join(map(repr, get_args(hint)))
             raise InputError(f"{_name(score)}: {name} must be one of {listed}; found {value!r}")
+    if hints.get("contrast") == Contrast:
+        default = wanted["contrast"].default
+        sizes = [len(source) if isinstance(source, Corpus) else None for source in sources]
+        check_contrast(given.get("contrast", default), *sizes)
+    _check_call(score, signature, places + len(sources) + (needs(score) == "model"), given, alone=len(sources) == 1)
+
+
+def _check_call(
+    score: Score, signature: inspect.Signature, places: int, settings: dict[str, Any], *, alone: bool
+) -> None:
+    """Raise InputError where a function cannot be called with so many values in a row, and these settings."""
+    more = dict.fromkeys(GIVEN[:2]) if needs(score) == "model" else {}
+    try:
+        signature.bind(*[None] * places, **{**settings, **more})
+    except TypeError as error:
+        if alone and str(error) == "missing a required argument: 'retain'":
+            raise InputError(f"{_name(score)} compares two corpora: give retain too") from None
+        corpora = "one corpus" if alone else "two corpora"
+        raise InputError(f"{_name(score)} cannot be called with {corpora}: {error}") from None
+
+
+def _unbound(score: Score) -> tuple[Score, int, dict[str, Any]]:
+    """Return a score without what `functools.partial` binds: how many values in a row, and the settings."""
+    if isinstance(score, partial):
+        return score.func, len(score.args), score.keywords
+    return score, 0, {}
 
 
 def _checked(scores: Any, score: Score, lm: LM) -> Scores:

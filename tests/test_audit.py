@@ -88,9 +88,7 @@ def test_answers_that_are_avoided_more_than_by_chance_are_not_unknown(name: str)
     found = audited(name)
     (choice,) = (c for c in found.checks if c.probe == "choice")
     assert outcomes(found)["asked, forget"] == "gone" and choice.value < 0.15 and choice.high < 0
-    said = (
-        ("unclear", "unclear") if choice.luck else ("avoided", "suppressed")
-    )  # two people
+    said = ("unclear", "unclear") if choice.luck else ("avoided", "suppressed")  # two people
     assert (choice.outcome, found.verdict) == said and choice.much == choice.luck
     assert found.damage["KL from gold"] > found.damage["KL from gold, untouched"]
     assert any("over-erased" in line for line in found.findings)

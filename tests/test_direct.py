@@ -17,6 +17,7 @@ from neuronforget.corpora import Corpus, batches, encode
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.models.likelihood import answer_nll
+from neuronforget.scores import residual
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.taps import TorchHooks
 
@@ -75,6 +76,31 @@ def test_direct_is_the_write_vector_on_the_answers_direction(family: str, corpus
     found = nf.attribute(lm, corpus, score=scores.direct, batch_size=3, progress=False)
     mean = torch.stack(expected).mean(0)
     torch.testing.assert_close(found.values, mean, rtol=1e-3, atol=1e-5 * float(mean.abs().max()))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "mixtral"])
+def test_direct_makes_no_gradient_of_neurons_and_adds_up_a_layer_at_a_time(
+    family: str, corpus: Corpus, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of the backward pass is `[.., d_model]`; the rest is `fused_attribution`'s, layer by layer."""
+    lm, shapes = lm_for(family, tokenizer), list[tuple[int, ...]]()
+    tap, attributed = TorchHooks.__call__, residual.fused_attribution
+
+    def watched(self: TorchHooks, batch: Any) -> Any:
+        out = tap(self, batch)
+        for act in out.acts.values():
+            act.register_hook(lambda _grad: pytest.fail("a gradient of neurons"))
+        return out
+
+    def seen(delta: Tensor, write: Tensor, a: Tensor, layout: Any, **settings: Any) -> Any:
+        shapes.append((*delta.shape, *write.shape))
+        return attributed(delta, write, a, layout, **settings)
+
+    monkeypatch.setattr(TorchHooks, "__call__", watched)
+    monkeypatch.setattr(residual, "fused_attribution", seen)
+    nf.attribute(lm, corpus, score=scores.direct, batch_size=len(corpus), progress=False)
+    tokens = len(corpus) * max(len(row.ids) for row in lm.encode(corpus))
+    assert shapes == [(tokens, site.d_model, site.d_mlp, site.d_model) for site in lm.sites]
 
 
 WRONG = ("Oslo", ("Velm", "Bergen")), ("baker in the old harbour of Velm", ("baker in a town",))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -90,6 +91,13 @@ def test_a_model_that_overflows_is_named_as_the_cause(
         scored(name, lm, *pair)
 
 
+@pytest.mark.parametrize("name", SCORES)
+def test_a_model_that_is_offloaded_is_refused_with_the_reason(name: str, pair: tuple[Corpus, Corpus], lm: LM) -> None:
+    lm.model.get_submodule(lm.sites[0].path).to("meta")
+    with pytest.raises(InputError, match="parts of the model are offloaded to CPU or disk: load it whole"):
+        scored(name, lm, *pair)
+
+
 @pytest.mark.parametrize("name", MOMENTS)
 def test_moments_that_do_not_compare_are_refused(name: str, lm: LM, pair: tuple[Corpus, Corpus]) -> None:
     record = partial(nf.record, tap="torch_hooks", per_example=True, progress=False)
@@ -124,3 +132,60 @@ def test_a_row_that_does_not_fit_is_found_before_the_other_corpus_is_recorded(
     for score in (scores.grad_x_act, scores.exact):
         with pytest.raises(InputError, match=r"corpus 'long', example 0 .* the model takes 64"):
             nf.attribute(lm, pair[0], long, score=score, progress=False)
+
+
+def only_forget(forget: nf.Moments, against: nf.Moments, *, power: int) -> scores.Scores:
+    raise AssertionError("was called")
+
+
+@pytest.mark.parametrize(
+    ("score", "corpora", "message"),
+    [
+        *(
+            (name, 1, f"score '{name}' compares two corpora: give retain too")
+            for name in ("activation_ratio", "activation_entropy", "expert")
+        ),
+        *((partial(getattr(scores, name), contrast="z"), 2, "'difference', 'ratio'; found 'z'")
+          for name in ("fisher", "wanda", "activation_norm")),
+        *((partial(getattr(scores, name), contrast="z"), 1, "contrast='z' compares two corpora: give retain too")
+          for name in ("grad_x_act", "exact", "relp", "direct")),
+        (partial(scores.exact, contrast="z"), "single", "two or more examples of each corpus"),
+        (partial(scores.expert, measure="f1"), 2, "score 'expert': measure must be one of 'auroc', 'ap'; found 'f1'"),
+        (partial(scores.fisher, contrst="z"), 2, "score 'fisher' has no setting 'contrst'; it has contrast"),
+        (partial(only_forget, power=2), 1, "cannot be called with one corpus: missing a required argument: 'against'"),
+        (only_forget, 2, "score 'only_forget' cannot be called with two corpora: missing a required"),
+        (lambda forget: None, 2, "'<lambda>' cannot be called with two corpora: too many positional arguments"),
+    ],
+)  # fmt: skip
+def test_what_a_score_can_only_refuse_is_refused_before_the_model_runs(
+    score: Any, corpora: int | str, message: str, lm: LM, pair: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(lm.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    score = getattr(scores, score) if isinstance(score, str) else score
+    given = (pair[0], pair[1].head(1)) if corpora == "single" else pair[: int(corpora)]
+    with pytest.raises(InputError, match=re.escape(message)):
+        nf.attribute(lm, *given, score=score, tap="torch_hooks", progress=False)
+
+
+@pytest.mark.usefixtures("untyped")
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("size", [0, 2.5, -1])
+def test_a_batch_is_a_whole_number_of_examples(
+    size: float, name: str, lm: LM, pair: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(lm.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
+    with pytest.raises(InputError, match=f"batch_size must be a whole number of at least 1, found {size}"):
+        scored(name, lm, *pair, batch_size=size)
+    if name not in (*MOMENTS, "relp"):
+        with pytest.raises(InputError, match="batch_size must be a whole number"):
+            getattr(scores, name)(lm, *pair, batch_size=size, progress=False)
+
+
+def test_a_z_contrast_asked_of_a_score_itself_runs_over_no_corpus(
+    lm: LM, pair: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neuronforget.scores.per_example._mean_and_error", lambda *_: pytest.fail("was measured"))
+    for name in ("exact", "integrated", "direct", "gradient_drop", "value_fisher", "relp"):
+        for given in (pair[:1], (pair[0], pair[1].head(1))):
+            with pytest.raises(InputError, match="contrast='z'"):
+                getattr(scores, name)(lm, *given, contrast="z", progress=False)

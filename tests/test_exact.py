@@ -112,12 +112,14 @@ def test_exact_is_the_mean_loss_change_over_examples_with_its_error(
     np.testing.assert_allclose(alone.values.numpy(), forget.mean(0), atol=1e-5)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_only_a_shortlist_may_be_measured(lm: LM, corpus: Corpus) -> None:
     whole = nf.attribute(lm, corpus, score=scores.exact, position=-1, progress=False)
     few = nf.attribute(lm, corpus, score=scores.exact, position=-1, neurons=[(1, 3), (0, 39)], progress=False)
     assert few.values.nonzero().tolist() == [[0, 39], [1, 3]] and few.info["measured neurons"] == 2
     assert few.values[1, 3] == pytest.approx(float(whole.values[1, 3]), abs=1e-6)
-    for wrong, message in (([(0, 40)], "no neuron 40"), ([(2, 0)], "layer 2"), ([], "empty")):
+    wrongs: list[tuple[Any, str]] = [([(0, 40)], "no neuron 40"), ([(2, 0)], "layer 2"), ([], "empty")]
+    for wrong, message in (*wrongs, ([3, 4], "pairs of a layer and a neuron")):
         with pytest.raises(InputError, match=message):
             nf.attribute(lm, corpus, score=scores.exact, neurons=wrong, progress=False)
 

@@ -139,7 +139,6 @@ def test_what_tells_nothing_apart_is_refused() -> None:
     f, r = table(torch.zeros(3, 2, 3)), table(torch.ones(4, 2, 3))
     counts = PeakCounts.of(f), PeakCounts.of(r)
     for call, message in (
-        (lambda: expert(f), "give retain moments"),
         (lambda: expert(f, replace(r, table={})), "no per-example table"),
         (lambda: expert(f, table(torch.ones(1, 2, 3))), "two or more examples"),
         (lambda: expert(f, table(torch.ones(4, 2, 5))), "different models"),

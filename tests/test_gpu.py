@@ -29,6 +29,11 @@ def test_recording_on_the_gpu_equals_recording_on_cpu(pair: tuple[nf.LM, nf.LM])
         torch.testing.assert_close(gpu[name], values, rtol=2e-3, atol=2e-4 * float(values.abs().max()), msg=name)
 
 
+def test_what_neurons_write_directly_is_the_same_on_the_gpu(pair: tuple[nf.LM, nf.LM]) -> None:
+    cpu, gpu = (nf.attribute(lm, bed().forget, score=nf.scores.direct, progress=False).values for lm in pair)
+    torch.testing.assert_close(gpu, cpu, rtol=2e-3, atol=2e-4 * float(cpu.abs().max()))
+
+
 def test_edits_made_on_the_gpu_forget_as_those_made_on_cpu_and_undo_bit_for_bit(pair: tuple[nf.LM, nf.LM]) -> None:
     _, gpu = pair
     forget, retain = bed().forget, bed().retain
@@ -93,7 +98,7 @@ def test_fused_attribution_equals_the_product_and_its_moments(flat: bool) -> Non
     a, g, _, segments = on_the_gpu(torch.bfloat16)
     delta, write = g[:, :256].contiguous(), torch.randn(1000, 256, device="cuda", dtype=torch.bfloat16)
     write = write if flat else write.T.contiguous().T
-    found = fused_attribution(delta, write, a, Layout.of(segments, 6))
+    found = fused_attribution(delta, write, a, Layout.of(segments, 6), fused=True)
     assert_same(found, reference(a, delta.double() @ write.double().T, segments, 6), rel=1e-4)
 
 
@@ -104,7 +109,7 @@ def test_equal_inputs_give_equal_bits() -> None:
     for run in (
         lambda: neuron_moments(a, g, layout),
         lambda: swiglu_backward(g, a, up, layout)[2],
-        lambda: fused_attribution(g[:, :256].contiguous(), write, a, layout),
+        lambda: fused_attribution(g[:, :256].contiguous(), write, a, layout, fused=True),
     ):
         first, second = run(), run()
         for x, y in zip(first[:2], second[:2], strict=True):

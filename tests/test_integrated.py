@@ -133,12 +133,14 @@ def test_a_layers_scores_add_up_to_what_the_layer_does(lm: LM, corpus: Corpus) -
         assert float(found.values[i].sum()) == pytest.approx(float(on - off), rel=1e-3, abs=1e-9)
 
 
+@pytest.mark.usefixtures("untyped")
 def test_what_cannot_be_integrated_is_said_before_the_work(
     lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lm.model, "forward", None)
-    with pytest.raises(InputError, match="two or more steps"):
-        nf.attribute(lm, corpus, score=scores.integrated, steps=1, progress=False)
+    for steps in (1, 2.5):
+        with pytest.raises(InputError, match=f"two or more whole steps .20 is usual., found {steps}"):
+            nf.attribute(lm, corpus, score=scores.integrated, steps=steps, progress=False)
     monkeypatch.setattr(cost, "free_bytes", lambda _device: 1000)
     with pytest.raises(InputError, match="too little memory for integrated: a pass of 32 rows"):
         nf.attribute(lm, corpus, score=scores.integrated, progress=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ from neuronforget_kernels import (
     TABLE_FIELDS,
     Layout,
     blocks,
+    configs,
+    fused,
     fused_attribution,
     moment_rows,
     moments,
@@ -219,6 +223,37 @@ def test_attribution_from_the_layers_output(flat: bool) -> None:
     write = write if flat else write.T.contiguous().T
     found = fused_attribution(delta, write, a, Layout.of(segments, 3))
     assert_same(found, reference(a, delta @ write.T, segments, 3))
+
+
+def test_attribution_gives_what_it_is_asked_for() -> None:
+    segments = ragged([4, 2], 0)
+    a, _ = draw(len(segments), 10, 8)
+    delta, write, layout = torch.randn(6, 3), torch.randn(10, 3), Layout.of(segments, 2)
+    fields, table, _ = fused_attribution(delta, write, a, layout, fields=("s2",), table=("s",))
+    whole = fused_attribution(delta, write, a, layout)
+    assert fields.keys() == {"s2"} and table.keys() == {"s"}
+    assert torch.equal(table["s"], whole[1]["s"]) and torch.equal(fields["s2"], whole[0]["s2"])
+
+
+def test_the_fused_kernel_is_taken_where_it_was_measured_to_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "_fusable", lambda *_: True)
+    monkeypatch.setattr(configs, "kinds_of", lambda _device: ("NVIDIA H1000", "cuda"))
+    monkeypatch.setattr(configs, "runs_kernels", lambda _device: True)
+    monkeypatch.setitem(sys.modules, "neuronforget_kernels.fused_kernel", SimpleNamespace(fused_moments=taken))
+    layout = Layout.of(torch.zeros(3, dtype=torch.long), 1)
+    given = torch.ones(3, 2), torch.ones(4, 2), torch.ones(3, 4), layout
+    fused_attribution(*given)  # this device is not listed
+    fused_attribution(*given, fused=False)
+    with pytest.raises(RuntimeError, match="taken"):
+        fused_attribution(*given, fused=True)
+    monkeypatch.setattr(configs, "FUSED", frozenset({"NVIDIA H1000"}))
+    with pytest.raises(RuntimeError, match="taken"):
+        fused_attribution(*given)
+    fused_attribution(*given, fused=False)
+
+
+def taken(*_: Any) -> Any:
+    raise RuntimeError("taken")
 
 
 def test_the_gated_product_has_autograds_gradients_and_hands_out_moments() -> None:

@@ -129,6 +129,26 @@ def test_a_device_is_listed_by_its_name_before_its_kind(monkeypatch: pytest.Monk
         configs.kinds_of.cache_clear()
 
 
+@pytest.mark.parametrize("kernel", ["neuron_moments", "fused_attribution", "swiglu_backward"])
+@pytest.mark.parametrize("off", [1.1, math.nan])
+def test_a_kernel_that_is_wrong_in_one_statistic_is_told_and_nothing_is_timed(
+    kernel: str, off: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(bench, kernel)
+
+    def wrong(*args: Any, **settings: Any) -> Any:
+        found = right(*args, **settings)
+        *gradients, piece = found if kernel == "swiglu_backward" else (found,)
+        piece = ({**piece[0], "s2": piece[0]["s2"] * off}, *piece[1:])
+        return (*gradients, piece) if gradients else piece
+
+    assert bench.parity("cpu", torch.float32) == []
+    monkeypatch.setattr(bench, kernel, wrong)
+    monkeypatch.setattr("sys.argv", ["bench.py", "--device", "cpu", "--out", str(tmp_path)])
+    monkeypatch.setattr(bench, "ceilings", lambda *_: pytest.fail("timed"))
+    assert bench.main() == 1 and not list(tmp_path.iterdir())
+
+
 def test_a_killed_benchmark_keeps_the_kernels_part_and_what_was_whole_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +160,7 @@ def test_a_killed_benchmark_keeps_the_kernels_part_and_what_was_whole_before(
     monkeypatch.setattr(bench, "whole_models", lambda *_: found)
     assert bench.main() == 0
     (whole,) = tmp_path.glob("*.json")
+    assert json.loads(whole.read_text())["environment"]["minutes"] >= 0
 
     def killed(*_: Any) -> Any:
         raise KeyboardInterrupt

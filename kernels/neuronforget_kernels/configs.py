@@ -28,6 +28,11 @@ def runs_kernels(device: torch.device) -> bool:
     return device.type == "cuda" and has_triton()
 
 
+def measured_to_pay(device: torch.device) -> bool:
+    """Whether the fused kernel is taken on this device without being asked for."""
+    return bool(FUSED) and runs_kernels(device) and kinds_of(device)[0] in FUSED
+
+
 class Config(NamedTuple):
     """Columns and rows of a block of a streaming kernel, its pipeline stages and warps."""
 
@@ -68,6 +73,9 @@ GEMM: dict[str, GemmConfig] = {
     "blackwell": GemmConfig(128, 128, 64, 3, 8, 7, 1),
     "interpreter": GemmConfig(32, 32, 32, 1, 4, 2, 2),
 }
+#: GPUs, by name, on which the fused kernel was measured right, and no slower than the product and the moments after it.
+#: On an H200 an earlier form of it was slower (results/2026-11-29-nvidia-h200.md); this one has run on none.
+FUSED: frozenset[str] = frozenset()
 NARROW = 8192  # neurons up to which a layer has so few column blocks that fewer splits fill the device
 NARROW_SPLITS = 3
 

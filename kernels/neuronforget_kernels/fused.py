@@ -2,39 +2,51 @@
 
 `g = delta @ W_out.T` is made tile by tile on the tensor cores; the epilogue multiplies each tile by `a`'s and
 adds it up by example. For `direct`, for further targets, wherever `g` would be computed only to be reduced: an
-ordinary recording has `g` from the backward pass already. Elsewhere than on Hopper and later, or for sizes that
-tensor descriptors cannot take, it is a matrix product followed by `neuron_moments`.
+ordinary recording has `g` from the backward pass already. It pays where it reaches nine tenths of the matrix product's
+rate. Elsewhere than on the GPUs where it was seen to (`configs.FUSED`), and for sizes that tensor descriptors cannot
+take, `g` is made for a layer at a time, by a matrix product followed by `neuron_moments`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from neuronforget_kernels.accumulators import GRADIENT_FIELDS, GRADIENT_TABLE, wanted
-from neuronforget_kernels.configs import runs_kernels
+from neuronforget_kernels.configs import measured_to_pay, runs_kernels
 from neuronforget_kernels.layout import Layout
 from neuronforget_kernels.moments import Piece, named, neuron_moments
 
 
 @torch.no_grad()
-def fused_attribution(delta: Tensor, write: Tensor, a: Tensor, layout: Layout) -> Piece:
+def fused_attribution(
+    delta: Tensor,
+    write: Tensor,
+    a: Tensor,
+    layout: Layout,
+    *,
+    fields: Collection[str] = GRADIENT_FIELDS,
+    table: Collection[str] = GRADIENT_TABLE,
+    fused: bool | None = None,
+) -> Piece:
     """Return the gradient's (fields, table, counts) of `neuron_moments` for `a` and `g = delta @ write.T`.
 
     `delta` [row, d_model] is the gradient at the layer's output, or a direction to project on; `write`
     [neuron, d_model] the write weights, in either memory order; `a` [row, neuron]. Fields and table entries
-    that depend on `a` alone are not among them. Raises ValueError for shapes that do not fit.
+    that depend on `a` alone are not among them. `fused=True` takes the kernel wherever it runs, False nowhere, None
+    where it was measured to be no slower. Raises ValueError for shapes that do not fit.
     """
     rows, neurons = a.shape
     if delta.shape != (rows, write.shape[1]) or len(write) != neurons or rows != layout.rows:
         shapes = ", ".join(str(tuple(x.shape)) for x in (delta, write, a))
         raise ValueError(f"delta [row, model], write [neuron, model] and a [row, neuron] do not fit: found {shapes}")
-    if _fusable(delta, write, a, layout):
+    if (measured_to_pay(a.device) if fused is None else fused) and _fusable(delta, write, a, layout):
         from neuronforget_kernels.fused_kernel import fused_moments
 
-        found = fused_moments(delta, write, a, layout, wanted(GRADIENT_FIELDS, GRADIENT_TABLE))
-        return named(found, layout, GRADIENT_FIELDS, GRADIENT_TABLE)
-    return neuron_moments(a, delta @ write.T, layout, fields=GRADIENT_FIELDS, table=GRADIENT_TABLE)
+        return named(fused_moments(delta, write, a, layout, wanted(fields, table)), layout, fields, table)
+    return neuron_moments(a, delta @ write.T, layout, fields=fields, table=table)
 
 
 def _fusable(delta: Tensor, write: Tensor, a: Tensor, layout: Layout) -> bool:

@@ -17,8 +17,8 @@ from neuronforget.erase.trained import Choice
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.models.routed import OWN, expert_info
+from neuronforget.runs.memory import free_bytes
 from neuronforget.scores.blocks import blocks_of
-from neuronforget.scores.cost import free_bytes
 
 WIDE = 4  # bytes of a value in fp32
 

@@ -19,7 +19,7 @@ from neuronforget.corpora import Corpus, Encoded
 from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.runs import check_writable, content_key, whole_file
-from neuronforget.scores.cost import free_bytes
+from neuronforget.runs.memory import free_bytes
 from neuronforget.taps import TorchHooks
 
 Second = Float[Tensor, "neuron neuron"]

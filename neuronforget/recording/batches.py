@@ -45,7 +45,7 @@ def record_batch(
     """
     check_positions(positions)
     examples = len(batch.index)
-    read = Layout.of(_segments(batch, positions).cpu(), examples)  # here: later a GPU would be waited for
+    read = Layout.of(segments_of(batch, positions).cpu(), examples)  # here: later a GPU would be waited for
     out = tap(batch.inputs)
     acts, nll = out.acts, answer_nll(out.logits, batch)
     del out  # the backward pass does not need the logits, often the largest tensor of all
@@ -115,8 +115,8 @@ def _home(rows: Sequence[Rows]) -> torch.device:
     return devices.pop() if len(devices) == 1 else torch.device("cpu")
 
 
-def _segments(batch: Batch, positions: Positions) -> Tensor:
-    """Each token's example number, -1 for tokens to leave out; [example * token]."""
+def segments_of(batch: Batch, positions: Positions) -> Tensor:
+    """Return each token's example number, -1 for tokens to leave out; [example * token]."""
     if positions == "answer":  # the position that predicts an answer token is the one before it
         keep = torch.nn.functional.pad(batch.answer_mask[:, 1:], (0, 1))
     else:

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
+from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.scores.cost import check_memory, check_operations, rows_per_pass
@@ -52,6 +53,7 @@ def exact(
     """
     if position not in (None, -1):
         raise InputError(f"position must be None (everywhere) or -1 (the last prompt token), found {position!r}")
+    check_batch_size(batch_size)
     chosen = _chosen(lm, neurons)
     rows = encoded(lm, forget, retain)
     every = [row for part in rows for row in part]
@@ -110,7 +112,13 @@ def _chosen(lm: LM, neurons: Iterable[tuple[int, int]] | None) -> dict[int, Tens
         return {site.layer: torch.arange(width) for site in lm.sites}
     found: dict[int, set[int]] = {}
     known = {site.layer for site in lm.sites}
-    for layer, j in neurons:
+    for pair in neurons:
+        try:
+            layer, j = pair
+        except (TypeError, ValueError):
+            raise InputError(
+                f"neurons are pairs of a layer and a neuron, such as nf.select.top gives; found {pair!r}"
+            ) from None
         if layer not in known or not 0 <= j < width:
             raise InputError(f"no neuron {j} in layer {layer}: the model has {depth} layers of {width}")
         found.setdefault(layer, set()).add(j)

@@ -71,6 +71,24 @@ def edited(lm: LM, site: Site, tokens: int, edit: Edit) -> Iterator[None]:
 
 
 @contextmanager
+def writings(lm: LM) -> Iterator[dict[int, Tensor]]:
+    """Within the block of code each pass puts what every layer's neurons write, `[..., d_model]`, into the dictionary.
+
+    That is what the output projection returns, by layer; a norm may follow it.
+    """
+    written: dict[int, Tensor] = {}
+
+    def keep(layer: int, _module: nn.Module, _inputs: Any, out: Tensor) -> None:
+        written[layer] = out
+
+    with ExitStack() as stack:
+        for site in lm.sites:
+            module = lm.model.get_submodule(site.path)
+            stack.callback(module.register_forward_hook(partial(keep, site.layer)).remove)
+        yield written
+
+
+@contextmanager
 def forward_of(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Give a block another forward within the block of code, and back what it had."""
     own = vars(block).get("forward")  # a dispatched model has one already

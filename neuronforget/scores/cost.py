@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from neuronforget.corpora import Encoded
 from neuronforget.errors import InputError
 from neuronforget.models import LM
+from neuronforget.runs.memory import free_bytes
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.rows import Size
 
@@ -46,8 +45,6 @@ def check_memory(
     kept: int = 0,
 ) -> None:
     """Raise InputError where a pass of so many rows, beside `kept` bytes, does not fit the memory that is free."""
-    if rows < 1:
-        raise InputError("batch_size must be at least 1")
     need = kept + rows * max(row_bytes(lm, size_of(row, position), graph=graph) for row in examples)
     if need > (free := free_bytes(lm.device)):
         raise InputError(
@@ -73,15 +70,6 @@ def check_operations(
             f"{what} would run {rows:,} rows, about {flops:.1g} floating-point operations (limit {limit:.1g}): take "
             "fewer examples, position=-1 or neurons=, a shortlist of a first-order score; or raise limit="
         )
-
-
-def free_bytes(device: torch.device) -> int:
-    """Return the memory that is free on a device."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    import psutil
-
-    return psutil.virtual_memory().available
 
 
 def size_of(row: Encoded, position: int | None) -> Size:

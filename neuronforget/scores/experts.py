@@ -74,7 +74,7 @@ class PeakCounts:
 @reads_examples
 def expert(
     forget: Moments | PeakCounts,
-    retain: Moments | PeakCounts | None = None,
+    retain: Moments | PeakCounts,
     *,
     measure: Measure = "auroc",
     response: Response = "signed",
@@ -86,8 +86,6 @@ def expert(
     neurons also respond with large negative activations. Raises InputError without a table, or with fewer
     than two examples of a corpus.
     """
-    if retain is None:
-        raise InputError("expert compares two corpora: give retain moments too")
     if measure not in get_args(Measure) or response not in get_args(Response):
         raise InputError(
             f"measure must be 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}"

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from functools import partial
-from typing import Any
-
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.models import LM, activations_only
 from neuronforget.models.likelihood import answer_nll
+from neuronforget.scores.blocks import writings
 from neuronforget.scores.per_example import batched, encoded, over_examples
 from neuronforget.scores.scores import Contrast, Scores, runs_model
 from neuronforget.taps import TorchHooks
@@ -36,10 +33,6 @@ def value_fisher(
     place of neurons x width. Unsigned; a neuron that is silent but could be written through scores 0.
     """
     parts, tap = batched(lm, encoded(lm, forget, retain), batch_size), TorchHooks(lm)
-    written: dict[int, Tensor] = {}
-
-    def keep(layer: int, _module: nn.Module, _inputs: Any, out: Tensor) -> None:
-        written[layer] = out
 
     def measure(batch: Batch) -> Tensor:
         out = tap(batch.inputs)
@@ -47,10 +40,7 @@ def value_fisher(
         grads = torch.autograd.grad(answer_nll(out.logits, batch).sum(), outputs)
         return torch.stack([_ghost(out.acts[s.layer].detach(), g) for s, g in zip(lm.sites, grads, strict=True)], 1)
 
-    with activations_only(lm), ExitStack() as stack:
-        for site in lm.sites:
-            module = lm.model.get_submodule(site.path)
-            stack.callback(module.register_forward_hook(partial(keep, site.layer)).remove)
+    with activations_only(lm), writings(lm) as written:
         return over_examples(
             lm, parts, measure, name="value_fisher", sign="large: the forget loss depends on what it writes",
             contrast=contrast, progress=progress,

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Encoded
+from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
-from neuronforget.models import LM, frozen
+from neuronforget.models import LM, check_whole, frozen
 from neuronforget.models.likelihood import answer_nll
 from neuronforget.scores.scores import Scores, runs_model
 from neuronforget.taps import TorchHooks
@@ -143,8 +144,8 @@ class _Gating:
             raise InputError(f"objective must be 'erase' or 'keep', found {self.objective!r}")
         if not (self.sparsity >= 0 and self.alpha >= 0 and math.isfinite(self.sparsity + self.alpha)):
             raise InputError(f"sparsity and alpha must be weights of 0 or more; found {self.sparsity}, {self.alpha}")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, found {self.batch_size}")
+        check_batch_size(self.batch_size)
+        check_whole(self.lm)
 
     def scores(self, name: str, start: float, gates: Gates, forget: Corpus, retain: Corpus | None) -> Scores:
         """Train gates from `start`, and read them as scores; both corpora are tokenised before any training."""

@@ -12,15 +12,19 @@ from tqdm.auto import tqdm
 
 from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.errors import not_finite
-from neuronforget.models import LM
-from neuronforget.scores.scores import Contrast, Scores, contrasted
+from neuronforget.models import LM, check_whole
+from neuronforget.scores.scores import Contrast, Scores, check_contrast, contrasted
 
 #: Measures a batch: `[example, layer, neuron]`.
 Measure = Callable[[Batch], Tensor]
 
 
 def encoded(lm: LM, *corpora: Corpus | None) -> list[list[Encoded]]:
-    """Tokenise the corpora that are given, all of them before any work. Raises InputError for one that does not fit."""
+    """Tokenise the corpora that are given, all of them before any work.
+
+    Raises InputError for one that does not fit, and for a model of which this process holds only a part.
+    """
+    check_whole(lm)
     return [lm.encode(corpus) for corpus in corpora if corpus is not None]
 
 
@@ -45,10 +49,13 @@ def over_examples(
     progress: bool,
     info: dict[str, Any] | None = None,
 ) -> Scores:
-    """Score every neuron by the mean of `measure` over the forget examples (against the retain examples)."""
-    found = []
-    for which, part in zip(("forget", "retain"), parts, strict=False):
-        count = sum(len(batch.index) for batch in part)
+    """Score every neuron by the mean of `measure` over the forget examples (against the retain examples).
+
+    Raises InputError, before the work, for a contrast that the corpora do not allow.
+    """
+    counts, found = [sum(len(batch.index) for batch in part) for part in parts], []
+    check_contrast(contrast, *counts)
+    for which, part, count in zip(("forget", "retain"), parts, counts, strict=False):
         with tqdm(total=count, desc=f"{name} {which}", disable=not progress) as bar:
             found.append(_mean_and_error(measure, part, bar))
     (forget, error), (retain, error_r) = (*found, (None, None))[:2]

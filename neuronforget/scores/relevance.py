@@ -17,7 +17,7 @@ from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.gradient import grad_x_act
 from neuronforget.scores.per_example import encoded, longest
 from neuronforget.scores.rules import FrozenAttention, frozen_norms, frozen_routing, halved_gates, linear_activations
-from neuronforget.scores.scores import Contrast, Scores, runs_model
+from neuronforget.scores.scores import Contrast, Scores, check_contrast, runs_model
 
 
 @checks_kinds
@@ -37,7 +37,9 @@ def relp(
     takes half. Losses and logits are the model's, bit for bit. Raises InputError for a model in which a rule finds
     no place to apply (attention that calls neither softmax nor scaled_dot_product_attention, say).
     """
-    example = longest(lm, encoded(lm, forget, retain))
+    rows = encoded(lm, forget, retain)
+    check_contrast(contrast, *map(len, rows))
+    example = longest(lm, rows)
     with frozen(lm), torch.no_grad(), relevance_rules(lm) as attention:
         lm.model(**example.inputs, use_cache=False)
         if attention.seen < len(blocks_of(lm)):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from itertools import zip_longest
 from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
+from neuronforget_kernels import Layout, fused_attribution
 from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
@@ -16,7 +18,9 @@ from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.models.likelihood import answer_nll
-from neuronforget.scores.blocks import blocks_of
+from neuronforget.models.maps import Site
+from neuronforget.recording.batches import segments_of
+from neuronforget.scores.blocks import blocks_of, writings
 from neuronforget.scores.per_example import batched, encoded, over_examples
 from neuronforget.scores.rules import direct_paths, droppable_blocks, frozen_norms
 from neuronforget.scores.scores import Contrast, Scores, runs_model
@@ -57,12 +61,18 @@ def direct(
         margin, rows = _wrong_margin(lm, [corpus for corpus in (forget, retain) if corpus is not None], rows)
 
     def measure(batch: Batch) -> Tensor:
-        out = tap(batch.inputs)
-        return _products(out, margin(out.logits, batch).sum())
+        out, layout = tap(batch.inputs), cache(Layout.of(segments_of(batch, "all").cpu(), len(batch.index)).on)
+        outputs = [written.pop(site.layer) for site in lm.sites]
+        directions = torch.autograd.grad(margin(out.logits, batch).sum(), outputs)
+        found = (
+            _projected(lm, site, out.acts.pop(site.layer), direction, layout)
+            for site, direction in zip(lm.sites, directions, strict=True)
+        )
+        return torch.stack(list(found), 1)
 
     name = "direct" if against == "mean" else "direct:wrong"
     sign = "positive: it writes towards the answer, so ablating it lowers the answer's logit"
-    with activations_only(lm), frozen_norms(lm), direct_paths(lm):
+    with activations_only(lm), frozen_norms(lm), direct_paths(lm), writings(lm) as written:
         return over_examples(
             lm, batched(lm, rows, batch_size), measure, name=name, sign=sign, contrast=contrast, progress=progress
         )
@@ -101,6 +111,16 @@ def gradient_drop(
             return total / (depth - 1)
 
         return over_examples(lm, parts, measure, name="gradient_drop", sign=sign, contrast=contrast, progress=progress)
+
+
+def _projected(
+    lm: LM, site: Site, act: Tensor, direction: Tensor, layout: Callable[[torch.device], Layout]
+) -> Float[Tensor, "example neuron"]:
+    """Return each example's `sum_t a (w_j . d_t)` of a layer; `w_j . d_t` is made for this layer alone, if at all."""
+    weight = lm.parameters[site.write.name].detach()
+    write = weight if site.write.dim == 0 else weight.T
+    a, delta = act.detach().flatten(0, -2), direction.flatten(0, -2)
+    return fused_attribution(delta, write, a, layout(act.device), fields=(), table=("s",))[1]["s"].cpu()
 
 
 def _products(out: Pass, total: Tensor, keep: bool = False) -> Float[Tensor, "example layer neuron"]:

@@ -17,6 +17,8 @@ from neuronforget.models.routed import OWN, neuron_name
 from neuronforget.moments import Moments
 
 Contrast = Literal["difference", "ratio", "z"]
+#: The contrasts of a score that has no standard error.
+Plain = Literal["difference", "ratio"]
 
 
 def runs_model(score: Score) -> Score:
@@ -134,6 +136,17 @@ def sources(forget: Moments, retain: Moments | None) -> dict[str, Any]:
     return {"forget": forget.info, "retain": None if retain is None else retain.info}
 
 
+def check_contrast(contrast: Contrast, *examples: int | None) -> None:
+    """Raise InputError where "z" is asked of fewer than two corpora, or of one with fewer than two `examples`.
+
+    None stands for a corpus whose size is not known.
+    """
+    if contrast == "z" and len(examples) < 2:
+        raise InputError("contrast='z' compares two corpora: give retain too")
+    if contrast == "z" and any(count is not None and count < 2 for count in examples):
+        raise InputError("contrast='z' needs a standard error, and so two or more examples of each corpus")
+
+
 def contrasted(
     pair: tuple[Tensor, Tensor | None],
     contrast: Contrast,
@@ -147,8 +160,7 @@ def contrasted(
     """
     (forget, retain), (error_f, error_r) = pair, errors
     if retain is None:
-        if contrast == "z":
-            raise InputError("contrast='z' compares two corpora: give retain moments too")
+        check_contrast(contrast, None)
         return forget, error_f
     if contrast == "difference" or contrast == "z":
         error = (error_f**2 + error_r**2).sqrt() if error_f is not None and error_r is not None else None

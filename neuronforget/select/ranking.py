@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, is_whole
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.models.routed import experts_of_a_layer
@@ -109,20 +108,11 @@ def how_many(k: int | float, total: int, what: str = "neurons") -> int:
 
     1 is one neuron, 1.0 all of them: a fraction that grows does not turn into a number at its end.
     """
-    share = k < 1 or (k == 1 and not _whole(k))
+    share = k < 1 or (k == 1 and not is_whole(k))
     count = 0 if not k > 0 else round(float(k * total)) if share else int(min(k, total + 1))
     if not 0 < count <= total or isinstance(k, bool) or (k > 1 and k != count):
         raise InputError(f"cannot select {k} of {total} {what}: give a number from 1 to {total}, or a share up to 1.0")
     return count
-
-
-def _whole(k: object) -> bool:
-    """Is it a whole number by its kind, of whichever library?"""
-    try:
-        operator.index(k)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
 
 
 def _highest(values: Tensor, count: int) -> Tensor:
