@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import check_settings, checks_kinds
 from neuronforget.corpora import Corpus, Source, disjoint
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -74,21 +74,17 @@ def attribute(
 
 
 def _check_settings(score: Score, settings: dict[str, Any]) -> None:
-    """Raise InputError for a setting that the score has not, or a value that is none of those it lists."""
+    """Raise InputError for a setting that the score has not, or a value that is none of its settings'."""
     try:
         wanted = inspect.signature(score).parameters
-        hints = get_type_hints(inspect.unwrap(getattr(score, "func", score)))
-    except (TypeError, ValueError, NameError):  # a function without a signature, or with names that are not there
+    except (TypeError, ValueError):  # a function without a signature
         return
     own = [name for name, p in wanted.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in wanted.values())
-    for name, value in settings.items():
+    for name in settings:
         if name not in wanted and not open_ended:
             raise InputError(f"{_name(score)} has no setting {name!r}; it has {', '.join(own) or 'none'}")
-        hint = hints.get(name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            listed = ", ".join(map(repr, get_args(hint)))
-            raise InputError(f"{_name(score)}: {name} must be one of {listed}; found {value!r}")
+    check_settings(score, settings)
 
 
 def _checked(scores: Any, score: Score, lm: LM) -> Scores:

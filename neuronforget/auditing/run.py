@@ -40,7 +40,7 @@ from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
 from neuronforget.models.routed import expert_info
 from neuronforget.results import Results, Tables, example_rows, tidy_row
-from neuronforget.results.intervals import check_seed, difference, mean, over
+from neuronforget.results.intervals import difference, mean, over
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -80,7 +80,6 @@ def audit(
     if derived is not None:
         check_disjoint(forget, derived)
     check_whole(lm)
-    check_seed(seed)
     check_references(lm, gold)
     chosen = _chosen(probes, own or {})
     subjects = _subjects(lm, edit, gold)

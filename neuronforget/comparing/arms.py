@@ -12,6 +12,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from neuronforget import erase, losses, select
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.erase.catalogue import Operator, check_answers, check_call, further, takes
@@ -28,6 +29,7 @@ MATCHED = ("norm-matched 0", "activation-matched 0")
 Recipes = dict[str, Callable[[], Edit]]
 
 
+@checks_kinds
 @dataclass(frozen=True, eq=False)
 class Arms:
     """What all arms of a comparison share: the model, what is to go and what to stay, and how each is trained.

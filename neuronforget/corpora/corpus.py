@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.lines import check_count, file_name, read_rows
 from neuronforget.errors import InputError
 
@@ -101,11 +102,13 @@ class Corpus:
         first = self.examples[0]
         return f"Corpus({self.name!r}, {len(self)} examples, first: {first.prompt[:40]!r} -> {first.answer[:24]!r})"
 
+    @checks_kinds
     def head(self, n: int) -> Corpus:
         """Return the first `n` examples. Raises InputError where that is none."""
         check_count(n)
         return replace(self, examples=self.examples[:n])
 
+    @checks_kinds
     def sample(self, n: int, seed: int) -> Corpus:
         """Return `n` random examples in their order (all of them if there are no more), at least one."""
         check_count(n)

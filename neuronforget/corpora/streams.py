@@ -59,6 +59,7 @@ class Stream:
         if empty:
             raise InputError(f"stream {self.name!r} is empty: it gave no example")
 
+    @checks_kinds
     def head(self, n: int) -> Corpus:
         """Return the first `n` examples in memory."""
         return self._corpus(tuple(islice(self, n)))

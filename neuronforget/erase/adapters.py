@@ -177,7 +177,7 @@ def llm_eraser(
     Raises InputError where it is above `tolerance`, and for an adapter that does not fit the model.
     """
     check_disjoint(forget, retain)
-    check_solver(curvature, damping, steps, tolerance)
+    check_solver(damping, steps, tolerance)
     check_precision(lm)
     adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     _check_fits(lm, adapter)

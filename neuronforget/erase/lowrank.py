@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.edits.changes import Change
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
@@ -24,6 +25,7 @@ from neuronforget.scores.blocks import blocks_of, path_of_blocks
 NAME = "neuronforget"
 
 
+@checks_kinds
 @dataclass(frozen=True)
 class LoRA:
     """Adapters of this `rank` at the blocks' linear maps, `alpha` 2 rank by default.

@@ -54,8 +54,6 @@ def concept_vector(
     """
     check_neurons(lm, neurons)
     check_sigma(sigma)
-    if mode not in ("zero", "noise"):
-        raise InputError(f"mode must be 'zero' or 'noise', found {mode!r}")
     unembedding = unembedding_of(lm).double().cpu()
     tokens = _foremost(lm, neurons, unembedding, token_ids(lm, forget), most)
     rows = unembedding[tokens] - unembedding.mean(0)

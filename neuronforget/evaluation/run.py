@@ -53,8 +53,6 @@ def evaluate(
     """
     check_disjoint(forget, retain)
     check_edit_names(edits)
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more, found {seed}")
     check_references(lm, gold, damage, divergence)
     if gold is not None:
         metrics = (*metrics, kl_gold)
@@ -87,6 +85,7 @@ def check_references(lm: LM, gold: LM | None, damage: float | None = None, diver
         raise InputError(f"gold is of another vocabulary: {sizes[1]} tokens, the model has {sizes[0]}")
 
 
+@checks_kinds
 def match_damage(
     lm: LM,
     edit: Edit,

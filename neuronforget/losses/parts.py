@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
-from neuronforget.arguments import check_numbers
+from neuronforget.arguments import check_settings
 from neuronforget.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -54,7 +54,7 @@ def asked_by(loss: Callable[..., Any]) -> list[str]:
 
 def check_loss(loss: Callable[..., Any], **given: Any) -> None:
     """Raise InputError where the loss asks for one of `given` that is None or False, or has a setting out of bounds."""
-    check_numbers(loss, {})
+    check_settings(loss, {})
     for part in asked_by(loss):
         if part in given and (given[part] is None or given[part] is False):
             raise missing(part)

@@ -129,6 +129,13 @@ def check_new(folder: str | Path, *, replace: bool = False) -> None:
         raise InputError(f"{folder} exists and is not empty: choose another folder")
 
 
+def check_folder(folder: str | Path) -> None:
+    """Raise InputError unless files can be put into `folder`, which is there or can be made; makes nothing."""
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"{folder} is a file: name a folder, which may be new")
+    check_writable(Path(folder) / "file")
+
+
 def check_writable(path: str | Path) -> None:
     """Raise InputError unless `path` can be created; makes nothing, not even the folders above it."""
     above = next(folder for folder in Path(path).absolute().parents if folder.exists())

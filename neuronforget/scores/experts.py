@@ -11,7 +11,7 @@ examples.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -88,10 +88,6 @@ def expert(
     """
     if retain is None:
         raise InputError("expert compares two corpora: give retain moments too")
-    if measure not in get_args(Measure) or response not in get_args(Response):
-        raise InputError(
-            f"measure must be 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}"
-        )
     name, error = f"expert:{measure}" + (":magnitude" if response == "magnitude" else ""), None
     if isinstance(forget, Moments) and isinstance(retain, Moments):
         found, about = both(peaks_of, forget, retain), sources(forget, retain)

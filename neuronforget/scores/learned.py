@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -139,12 +139,8 @@ class _Gating:
     progress: bool
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise InputError(f"objective must be 'erase' or 'keep', found {self.objective!r}")
         if not (self.sparsity >= 0 and self.alpha >= 0 and math.isfinite(self.sparsity + self.alpha)):
             raise InputError(f"sparsity and alpha must be weights of 0 or more; found {self.sparsity}, {self.alpha}")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size must be at least 1, found {self.batch_size}")
 
     def scores(self, name: str, start: float, gates: Gates, forget: Corpus, retain: Corpus | None) -> Scores:
         """Train gates from `start`, and read them as scores; both corpora are tokenised before any training."""

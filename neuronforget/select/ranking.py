@@ -99,8 +99,6 @@ def difference(forget: Scores, retain: Scores, q: int | float, p: int | float, *
 
 
 def _ranked(scores: Scores, by: By) -> Tensor:
-    if by not in ("value", "magnitude"):
-        raise InputError(f"rank by 'value' or 'magnitude', not {by!r}")
     return scores.values.abs() if by == "magnitude" else scores.ranked
 
 

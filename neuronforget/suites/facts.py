@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example, subjects_of
 from neuronforget.corpora.lines import check_count, rows_of
 from neuronforget.errors import InputError
@@ -30,6 +31,7 @@ QUESTIONS = {
 }
 
 
+@checks_kinds
 def counterfact(
     lm: LM,
     path: str | Path,
@@ -78,6 +80,7 @@ def _lengths(lm: LM, corpus: Corpus) -> np.ndarray:
     return np.array([[len(row.ids) - max(row.answer_start, 1) for row in own] for own in rows])
 
 
+@checks_kinds
 def pararel(
     lm: LM,
     path: str | Path,

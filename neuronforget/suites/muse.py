@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example, check_disjoint
 from neuronforget.corpora.from_hub import hub_rows
 from neuronforget.corpora.lines import ENDINGS, check_count, rows_of
@@ -43,6 +44,7 @@ MIN_K = f"min_k@{100 * SHARE:g}%"
 ENDS = ("\n\n", "\nQuestion", "Question:")
 
 
+@checks_kinds
 def muse(
     lm: LM,
     path: str | Path,

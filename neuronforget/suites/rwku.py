@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.from_rwku import CLOZE, QUESTION
 from neuronforget.corpora.lines import check_count, rows_of
@@ -36,6 +37,7 @@ PROBE = ("query", "answer", "type", "subject")
 MEMBERS = {"members": "mia_forget", "non-members": "mia_retain"}
 
 
+@checks_kinds
 def rwku(
     lm: LM,
     path: str | Path,
@@ -81,6 +83,7 @@ def rwku(
     return replace(found, info={**found.info, "by target": by_target})
 
 
+@checks_kinds
 def rwku_members(path: str | Path, targets: str | Sequence[str] | None = None) -> tuple[Corpus, Corpus]:
     """Return RWKU's passages of membership inference: (about the targets, about others), for `metrics.membership`.
 

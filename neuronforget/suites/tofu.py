@@ -14,6 +14,7 @@ import numpy as np
 from numpy import ndarray
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
@@ -33,6 +34,7 @@ FORMS: dict[Form, str] = {"legacy": "", "paper": "_paper"}
 MISSING = "it compares with a model that never saw the forget set; give retain_lm (--retain-model)"
 
 
+@checks_kinds
 def tofu(
     lm: LM,
     split: str = "forget10",

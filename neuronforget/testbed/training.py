@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Encoded, encode
 from neuronforget.models import LM, shared_twin
 from neuronforget.models.likelihood import answer_nll
@@ -16,6 +17,7 @@ from neuronforget.taps import NO_EDITS, TorchHooks
 from neuronforget.train import Plan, draw, fit
 
 
+@checks_kinds
 @dataclass(frozen=True)
 class Shape:
     """Size of the model and length of its training; the defaults suit `people`."""

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.runs.ranks import as_spread
 
 
+@checks_kinds
 @dataclass(frozen=True)
 class Budget:
     """The retain loss may rise by `rise` (nats per answer token); read after `every` steps and after the last.
