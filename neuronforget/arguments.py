@@ -7,7 +7,7 @@ import inspect
 import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, ValuesView
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -114,7 +114,7 @@ def _check(function: Callable[..., Any], label: str, hints: Mapping[str, Any], g
 
 def _within(value: Any, bound: str) -> bool:
     sign, limit = bound.split()
-    return bool(COMPARED[sign](value, float(limit)))
+    return math.isfinite(value) and bool(COMPARED[sign](value, float(limit)))
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -136,7 +136,7 @@ def _is_of(value: Any, kind: Any) -> bool:
         if type(value) is not dict:  # another mapping may read a value from its file when it is asked for
             return isinstance(value, Mapping)
         return all(_fits(own, inner[1]) for own in value.values())
-    if isinstance(origin, type) and issubclass(origin, Sequence):
+    if isinstance(origin, type) and issubclass(origin, Iterable):
         return _is_row(value, origin, inner)
     if kind is Any:
         return True
@@ -154,9 +154,9 @@ def _is_row(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
     if isinstance(value, Set | ValuesView):
         return all(_fits(member, inner[0]) for member in value)
     if not isinstance(value, Sequence):
-        return hasattr(value, "__array__")
+        return hasattr(value, "__array__") or (origin is Iterable and isinstance(value, Iterable))
     places = inner if origin is tuple and ... not in inner else [inner[0]] * len(value)
-    return type(value) not in (list, tuple) or all(map(_fits, value, places))
+    return type(value) not in (list, tuple) or (len(value) == len(places) and all(map(_fits, value, places)))
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -196,7 +196,9 @@ def _name(kind: Any, *, many: bool = False) -> str:
         return getattr(kind, "__name__", str(kind))
     if issubclass(origin, Mapping):
         return f"a dictionary of {_words(inner[1], many=True)} by name"
-    return f"a list of {_words(inner[0], many=True)}" if issubclass(origin, Sequence) else origin.__name__
+    if origin is tuple and ... not in inner:
+        return f"({', '.join(map(_words, inner))})"
+    return f"a list of {_words(inner[0], many=True)}" if issubclass(origin, Iterable) else origin.__name__
 
 
 def _found(value: Any) -> str:

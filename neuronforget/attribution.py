@@ -17,7 +17,7 @@ from neuronforget.recording.unfinished import Unfinished
 from neuronforget.runs import environment
 from neuronforget.runs.ranks import launched
 from neuronforget.scores import Scores, grad_x_act
-from neuronforget.scores.scores import Score, needs
+from neuronforget.scores.scores import Score, check_compared, needs
 
 #: Settings that `attribute` itself has, and hands on.
 GIVEN = ("batch_size", "progress", "resume")
@@ -45,6 +45,7 @@ def attribute(
     share examples or do not fit the model, and for a stream where a score runs the model.
     """
     _check_settings(score, settings)
+    check_compared(score, settings, forget, retain)
     pair = disjoint(forget, retain) if retain is not None else (forget,)
     for source in pair:  # what does not fit the model is said before the work, not after half of it
         if isinstance(source, Corpus):

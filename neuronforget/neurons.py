@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -94,6 +94,7 @@ class Neurons:
         return Neurons.from_mask(out, self.layers, control="random", seed=seed)
 
     @checks_kinds
+    @numbers(nearest=">= 1")
     def matched(self, property_: Float[Tensor, "layer neuron"], seed: int, *, nearest: int = 8) -> Neurons:
         """Return a random control that looks like this set in `property_`: write norm, activation, ...
 

@@ -141,7 +141,7 @@ def test_what_fits_is_taken(given: dict[str, Any]) -> None:
         ({"rows": [3]}, "taken: rows must be a list of a dictionary of Any by name; found list of int"),
         ({"corpora": CORPUS}, "taken: corpora must be a list of Corpus; found Corpus"),
         ({"corpora": "forget"}, "taken: corpora must be a list of Corpus; found 'forget'"),
-        ({"pair": (3, CORPUS)}, "taken: pair must be a list of Corpus; found tuple of Corpus and int"),
+        ({"pair": (3, CORPUS)}, "taken: pair must be (Corpus, a whole number); found tuple of Corpus and int"),
         ({"edits": [EDIT]}, "taken: edits must be a dictionary of Edit by name; found list of Edit"),
         ({"edits": {"a": CORPUS}}, "taken: edits must be a dictionary of Edit by name; found dict of Corpus"),
         ({"score": "grad_x_act"}, "taken: score must be a function, such as those of nf.scores; found 'grad_x_act'"),

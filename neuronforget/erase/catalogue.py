@@ -24,6 +24,7 @@ from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune, preferred_answers
+from neuronforget.erase.fitting import check_loss
 from neuronforget.erase.guards import eco, icu, o3, repe, resample
 from neuronforget.erase.influence import first_order_update, second_order_update
 from neuronforget.erase.many_layers import alpha_edit, memit
@@ -32,7 +33,6 @@ from neuronforget.erase.units import check_neurons
 from neuronforget.erase.words import concept_vector, revs
 from neuronforget.errors import InputError
 from neuronforget.losses import name_of
-from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -93,8 +93,8 @@ def make(
     `units.check_neurons` do, and for what is no edit.
     """
     check_call(operator, neurons, settings)
-    check_answers(operator, forget, settings)
     check_ready(lm)
+    check_answers(operator, lm, forget, settings)
     if neurons is not None:
         check_neurons(lm, neurons)
     corpora = {"forget": forget, "retain": retain}
@@ -148,7 +148,7 @@ def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[st
     check_settings(operator, settings)
 
 
-def check_answers(operator: Operator, forget: Corpus, settings: Mapping[str, Any]) -> None:
+def check_answers(operator: Operator, lm: LM, forget: Corpus, settings: Mapping[str, Any]) -> None:
     """Raise InputError where the loss that `operator` trains asks for what neither it nor `make` will be given.
 
     Judged is what the operator has parameters for: one that brings other answers itself is taken at its word.
@@ -159,7 +159,7 @@ def check_answers(operator: Operator, forget: Corpus, settings: Mapping[str, Any
     if "preferred" in given:
         given["preferred"] = preferred_answers(forget, given["preferred"], 0)
     kept = {"keep": given["accumulate"] == 1} if "accumulate" in given else {}
-    check_loss(loss, **{part: given[part] for part in ("preferred", "reinforced") if part in given}, **kept)
+    check_loss(lm, forget, loss, **{part: given[part] for part in ("preferred", "reinforced") if part in given}, **kept)
 
 
 def further(

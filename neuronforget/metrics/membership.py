@@ -105,6 +105,7 @@ def _auc_row(
     return {**names, "corpus": f"{MEMBERS}, {OTHERS}", **found}
 
 
+@checks_kinds
 def text_scores(
     lm: LM, corpus: Corpus, attacks: Sequence[str] = ("loss", "zlib", "min_k", "min_k++"), ks: Sequence[float] = KS,
     *, reference: LM | None = None, batch_size: int = 16, kept: str | Path | None = None,

@@ -11,12 +11,13 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Contrast, Scores, both, contrasted, floor, sources
+from neuronforget.scores.scores import Plain, Scores, both, compares, contrasted, floor, sources
 
 Importance = Literal["freq", "abs", "rms", "std"]
 
 
 @checks_kinds
+@compares(2, unless=("scale", "mean"))
 def activation_gap(
     forget: Moments, retain: Moments | None = None, *, scale: Literal["mean", "cohen", "welch"] = "mean"
 ) -> Scores:
@@ -30,10 +31,7 @@ def activation_gap(
         return Scores(
             values, "activation_gap", "positive: more active on forget", forget.layers, info=sources(forget, retain)
         )
-    if retain is None:
-        raise InputError(f"activation_gap(scale={scale!r}) compares two corpora: give retain moments too")
-    if min(forget.pooled, retain.pooled) < 2:
-        raise InputError(f"activation_gap(scale={scale!r}) needs two or more examples in each corpus")
+    assert retain is not None
     gap, _ = contrasted(both(lambda m: m["pool_mean"], forget, retain), "difference")
     if scale == "cohen":
         pooled = (forget["pool_m2"] + retain["pool_m2"]) / (forget.pooled + retain.pooled - 2)
@@ -51,20 +49,20 @@ def activation_gap(
 
 
 @checks_kinds
+@compares()
 def activation_ratio(forget: Moments, retain: Moments | None = None, *, importance: Importance = "abs") -> Scores:
     """Score `I_f / (I_r + eps)` (selective pruning, Pochinkov & Schoots 2024, arXiv:2403.01267).
 
     `I` is the share of tokens with a > 0 ("freq"), E|a| ("abs"), root mean square ("rms") or standard
     deviation ("std"); eps is a thousandth of the layer's median. Always positive.
     """
-    if retain is None:
-        raise InputError("activation_ratio compares two corpora: give retain moments too")
     values, _ = contrasted(both(lambda m: _importance(m, importance), forget, retain), "ratio")
     name, sign = f"activation_ratio:{importance}", "large: more active on forget"
     return Scores(values, name, sign, forget.layers, info=sources(forget, retain))
 
 
 @checks_kinds
+@compares()
 def activation_entropy(forget: Moments, retain: Moments | None = None, *, least: float = 0.01) -> Scores:
     """Score how specific to one corpus a neuron fires: `±(ln 2 - H)` (LAPE, Tang et al. 2024, arXiv:2402.16438).
 
@@ -72,8 +70,6 @@ def activation_entropy(forget: Moments, retain: Moments | None = None, *, least:
     corpus only, ln 2 where it fires equally on both; the sign is + where it fires more on forget. A neuron
     that fires on less than `least` of the tokens of both is too rare to be called specific, and scores 0.
     """
-    if retain is None:
-        raise InputError("activation_entropy compares two corpora: give retain moments too")
     if not 0 <= least <= 1:
         raise InputError(f"least is a share of the tokens, from 0 to 1; found {least}")
     rates = torch.stack([rate for rate in both(lambda m: _importance(m, "freq"), forget, retain) if rate is not None])
@@ -86,7 +82,7 @@ def activation_entropy(forget: Moments, retain: Moments | None = None, *, least:
 
 
 @checks_kinds
-def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "difference") -> Scores:
+def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast: Plain = "difference") -> Scores:
     """Score `E|a| ||w_j||_2`: how much the neuron writes into the residual stream per token.
 
     The difference is the default contrast: in a ratio the norm cancels, which is `activation_ratio`.
@@ -97,7 +93,7 @@ def activation_norm(forget: Moments, retain: Moments | None = None, *, contrast:
 
 
 @checks_kinds
-def wanda(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
+def wanda(forget: Moments, retain: Moments | None = None, *, contrast: Plain = "ratio") -> Scores:
     """Score `||w_j||_1 sqrt(mean a^2)` (Wanda, Sun et al. 2024, arXiv:2306.11695, by neuron)."""
     score, _ = contrasted(both(lambda m: m.rms * m.norms["l1"], forget, retain), contrast)
     return Scores(score, "wanda", "large: writes more on forget", forget.layers, info=sources(forget, retain))

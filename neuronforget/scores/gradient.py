@@ -10,7 +10,7 @@ from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Contrast, Scores, both, contrasted, sources
+from neuronforget.scores.scores import Contrast, Plain, Scores, both, contrasted, sources
 
 SIGN = "positive: ablating it is predicted to raise the forget loss"
 
@@ -33,7 +33,7 @@ def mean_patch(forget: Moments, retain: Moments | None = None, *, contrast: Cont
 
 
 @checks_kinds
-def fisher(forget: Moments, retain: Moments | None = None, *, contrast: Contrast = "ratio") -> Scores:
+def fisher(forget: Moments, retain: Moments | None = None, *, contrast: Plain = "ratio") -> Scores:
     """Score `E[s^2]` over examples: the Fisher information of a gate on the neuron (SSD, Foster et al. 2024).
 
     Unsigned: a large value says that the loss depends on the neuron, not in which direction.
