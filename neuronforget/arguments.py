@@ -44,7 +44,9 @@ NUMBERS = {
 COMPARED = {">": operator.gt, ">=": operator.ge, "!=": operator.ne}
 
 #: Bounds of numbers that are called the same in every function; `numbers` gives those of one.
-EVERYWHERE: dict[str, Bound] = {"batch_size": ">= 1", "seed": ">= 0"}
+EVERYWHERE: dict[str, Bound] = {
+    "batch_size": ">= 1", "n": ">= 1", "max_tokens": ">= 1", "max_new_tokens": ">= 1", "seed": ">= 0",
+}  # fmt: skip
 #: Arguments that name a folder in which work is kept: it may be there, or must be one that can be made.
 FOLDERS = ("kept", "resume")
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from neuronforget.arguments import check_settings
 from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, show, with_command
 from neuronforget.commands.requests import Places, check_apart
 from neuronforget.errors import InputError
@@ -51,6 +52,7 @@ def attribute(
 
     check_new(out)
     check_apart({"--out": out, "--resume": resume})
+    check_settings(run, {"batch_size": batch_size, "resume": resume})
     chosen = named(score, table)
     lm, forget, retain = data.open()
     selected = _selection(lm, share, top, whole_experts)  # says what is wrong
@@ -189,12 +191,12 @@ def evaluate(
     made = {path.stem: Edit.load(path) for path in edits}
     there = {metric.__name__ for metric in METRICS}
     asked = (*METRICS, *(named(metric, table) for metric in dict.fromkeys(metrics) if metric not in there))
+    settings: dict[str, Any] = {"metrics": asked, "damage": damage, "divergence": divergence}
+    check_settings(run, settings := {**settings, "batch_size": batch_size, "seed": seed, "kept": kept})
     lm, forget, retain = data.open()
     twin = data.load(gold) if gold else None
-    settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
-    settings |= {"metrics": asked, "kept": kept}
-    certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
     results = with_command(run(lm, made, forget, retain, gold=twin, **settings))
+    certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
     results = replace(results, info={**results.info, "certificates": certificates})
     results.save(out)
     show(results)
@@ -234,12 +236,13 @@ def audit(
 
     check_new(out)
     check_apart({"--out": out, "--kept": kept})
+    settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
+    check_settings(run, settings)
     made = None if edit.is_dir() else Edit.load(edit)
     lm, forget, retain = data.open()
     other = made or data.load(edit)
     twin = data.load(gold) if gold else None
     what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None
-    settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
     found = run(lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, **settings)
     found = replace(found, results=with_command(found.results))
     with whole_folder(out) as scratch:

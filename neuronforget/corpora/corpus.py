@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora.lines import check_count, file_name, read_rows
+from neuronforget.corpora.lines import file_name, read_rows
 from neuronforget.errors import InputError
 
 T = TypeVar("T")
@@ -105,13 +105,11 @@ class Corpus:
     @checks_kinds
     def head(self, n: int) -> Corpus:
         """Return the first `n` examples. Raises InputError where that is none."""
-        check_count(n)
         return replace(self, examples=self.examples[:n])
 
     @checks_kinds
     def sample(self, n: int, seed: int) -> Corpus:
         """Return `n` random examples in their order (all of them if there are no more), at least one."""
-        check_count(n)
         if len(self) <= n:
             return self
         keep = sorted(random.Random(seed).sample(range(len(self)), n))

@@ -15,7 +15,7 @@ import numpy as np
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example, subjects_of
-from neuronforget.corpora.lines import check_count, rows_of
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
 from neuronforget.evaluation.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
@@ -131,6 +131,7 @@ def _agreeing(hits: np.ndarray) -> float:
     return float("nan") if np.isnan(hits).any() else float(np.mean(pairs or [True]))
 
 
+@checks_kinds
 def pararel_facts(
     path: str | Path, *, relations: tuple[str, ...] | None = None, n: int | None = None
 ) -> dict[str, Corpus]:
@@ -139,7 +140,6 @@ def pararel_facts(
     `path` is a folder with `facts.jsonl` (relation, subject, object) and `patterns.jsonl` (relation, pattern with [X]
     and [Y]), gzipped or not.
     """
-    check_count(n)
     patterns: dict[str, list[str]] = {}
     for row in rows_of(path, "patterns", fields=("relation", "pattern")):
         text = str(row["pattern"]).rstrip(" .")

@@ -16,7 +16,7 @@ import numpy as np
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.from_rwku import CLOZE, QUESTION
-from neuronforget.corpora.lines import check_count, rows_of
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
 from neuronforget.evaluation.generation import Decoding
 from neuronforget.models import LM
@@ -59,7 +59,6 @@ def rwku(
     first n questions of each level, attack and target. What the data lack is in `info["missing"]`. Raises InputError
     for a folder without the files, and an unknown target, with those that there are.
     """
-    check_count(n)
     chosen = _targets(path, targets)
     asked, missing = {}, {}
     for level, file in LEVELS.items():
