@@ -59,12 +59,12 @@ def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
     Of a class it is the arguments that one makes it with.
     """
     if isinstance(function, type):
-        function.__init__ = _checked(function.__init__, function.__name__)  # type: ignore[misc]
+        function.__init__ = _checked(function.__init__, function)  # type: ignore[misc]
         return function
-    return _checked(function, function.__name__)
+    return _checked(function, function)
 
 
-def _checked(function: Callable[P, R], label: str) -> Callable[P, R]:
+def _checked(function: Callable[P, R], asked: Callable[..., Any]) -> Callable[P, R]:
     names = tuple(inspect.signature(function).parameters)
     hints: dict[str, Any] = {}
 
@@ -72,7 +72,7 @@ def _checked(function: Callable[P, R], label: str) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not hints:  # at the first call: what an annotation names may stand below the function
             hints.update(get_type_hints(function))
-        _check(function, label, hints, {**dict(zip(names, args, strict=False)), **kwargs})
+        _check(asked, hints, {**dict(zip(names, args, strict=False)), **kwargs})
         return function(*args, **kwargs)
 
     return checked
@@ -99,10 +99,11 @@ def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) ->
         hints = get_type_hints(inspect.unwrap(function))
     except (NameError, TypeError):  # of one's own, with names that are not there: it says itself what it takes
         hints = {}
-    _check(function, getattr(function, "__name__", type(function).__name__), hints, settings)
+    _check(function, hints, settings)
 
 
-def _check(function: Callable[..., Any], label: str, hints: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check(function: Callable[..., Any], hints: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    label = getattr(function, "__name__", type(function).__name__)
     bounds = {**EVERYWHERE, **getattr(function, "bounds", {})}
     for name, value in given.items():
         if name in hints and not _fits(value, hints[name]):

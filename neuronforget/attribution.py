@@ -11,7 +11,7 @@ from neuronforget.arguments import check_settings, checks_kinds
 from neuronforget.corpora import Corpus, Source, disjoint
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.routed import expert_info
+from neuronforget.models.sites import expert_info
 from neuronforget.recording import record
 from neuronforget.recording.unfinished import Unfinished
 from neuronforget.runs import environment
@@ -56,7 +56,7 @@ def attribute(
             settings["resume"] = _resumable(score, resume)
         scores = _checked(score(lm, *whole, batch_size=batch_size, progress=progress, **settings), score, lm)
         about = [
-            {"corpus": c.name, "data": c.digest(), "model": lm.name, **expert_info(lm.model), **environment()}
+            {"corpus": c.name, "data": c.digest(), "model": lm.name, **expert_info(lm.model, lm.sites), **environment()}
             for c in whole
         ]
     else:

@@ -84,14 +84,19 @@ class Neurons:
 
     @checks_kinds
     def random_like(self, seed: int) -> Neurons:
-        """Return as many random neurons of each layer, none of them in this set (while there are enough)."""
+        """Return as many random neurons of each layer, none of them in this set.
+
+        Of a layer that has too few others, more than half being in this set, they are drawn from the whole of it:
+        `info["shared"]` counts those that are in both sets.
+        """
         mask, generator = self.mask(), np.random.default_rng(seed)
         out = torch.zeros_like(mask)
         for i, row in enumerate(mask.numpy()):
             count = int(row.sum())
             pool = np.flatnonzero(~row) if count <= (~row).sum() else np.arange(self.width)
             out[i, generator.choice(pool, count, replace=False)] = True
-        return Neurons.from_mask(out, self.layers, control="random", seed=seed)
+        shared = {"shared": count} if (count := int((out & mask).sum())) else {}
+        return Neurons.from_mask(out, self.layers, control="random", seed=seed, **shared)
 
     @checks_kinds
     @numbers(nearest=">= 1")

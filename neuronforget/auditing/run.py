@@ -38,7 +38,7 @@ from neuronforget.evaluation import check_references
 from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.models.routed import expert_info
+from neuronforget.models.sites import expert_info
 from neuronforget.results import Results, Tables, example_rows, tidy_row
 from neuronforget.results.intervals import difference, mean, over
 from neuronforget.runs import environment
@@ -181,7 +181,7 @@ def _neurons(case: Case) -> dict[str, Any]:
     found = moved(case)
     layers = [site.layer for site in case.subjects[0].lm.sites]
     strongest = {name: [(layers[i], j, v) for i, j, v in rows] for name, rows in found.strongest().items()}
-    about = expert_info(case.subject(UNTOUCHED).lm.model)
+    about = expert_info(case.subjects[0].lm.model, case.subjects[0].lm.sites)
     return {**found.summary(), **about, **strongest, "units": units(case)}
 
 

@@ -11,11 +11,10 @@ from typing import Any, Literal
 
 from neuronforget.arguments import check_settings
 from neuronforget.commands.console import Folder, with_command
-from neuronforget.commands.requests import check_apart
+from neuronforget.commands.requests import check_fresh
 from neuronforget.edits import Edit
 from neuronforget.models import LM, load
 from neuronforget.results import Results
-from neuronforget.runs import check_new
 
 
 @dataclass(frozen=True)
@@ -59,8 +58,7 @@ class Asked:
 
         It is said before a model is loaded.
         """
-        check_new(self.out)
-        check_apart({"--out": self.out, "--kept": self.kept, "--log": settings.get("log")})
+        check_fresh(self.out, {"--kept": self.kept, "--log": settings.get("log")})
         check_settings(suite, {"batch_size": self.batch_size, "seed": self.seed, "kept": self.kept, **settings})
 
 

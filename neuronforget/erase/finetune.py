@@ -192,7 +192,8 @@ def _stopped(stopping: Stopping | None) -> dict[str, Any]:
         step, rise = stopping.rises[-1]
         raise InputError(
             f"the retain loss had risen by {rise:.3g} nats after {step} steps, where it was first read: more than the "
-            f"budget of {stopping.budget.rise:g}; lower lr, raise the budget or read it more often (Budget(every=))"
+            f"budget of {stopping.budget.rise:g}; lower lr, raise the budget or read it more often: "
+            "budget=Budget(rise, every=1) (--set \"budget={'rise': 0.05, 'every': 1}\")"
         )
     return {"stopped_at": stopping.step, "retain_rises": [list(pair) for pair in stopping.rises]}
 

@@ -65,7 +65,7 @@ def evaluate(
     run.all(edits, strengths, progress)
     dtype = next(iter(lm.parameters.values())).dtype
     info: dict[str, Any] = {"model": lm.name, "device": str(lm.device), "dtype": str(dtype)}
-    info |= {"seed": seed, "damage_budget": damage, "divergence_budget": divergence}
+    info |= {"shape": list(lm.shape), "seed": seed, "damage_budget": damage, "divergence_budget": divergence}
     parts = {"forget": forget, "retain": retain}
     info |= {"data": {c.name: c.digest() for c in parts.values()}}
     info |= {"corpora": {role: {"name": c.name, "digest": c.digest()} for role, c in parts.items()}}

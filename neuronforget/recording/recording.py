@@ -23,7 +23,7 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Encoded, Fingerprint, Source, encoded_batches
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only, check_whole
-from neuronforget.models.routed import expert_info
+from neuronforget.models.sites import expert_info
 from neuronforget.moments import Moments, merge
 from neuronforget.recording.batches import Positions, record_batch
 from neuronforget.recording.unfinished import Tally, Unfinished
@@ -80,7 +80,7 @@ def record(
     total = merge(part for part in ranks.each(tally.total) if part is not None)
     if unfinished is not None and unfinished is not resume:
         unfinished.clear(ranks)  # else its owner has more to do, and clears it
-    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, **expert_info(lm.model)}
+    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, **expert_info(lm.model, lm.sites)}
     return _finish(total, lm, {**info, "tap": reader.name, "positions": positions, **environment()})
 
 

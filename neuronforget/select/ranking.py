@@ -13,7 +13,7 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.routed import experts_of_a_layer
+from neuronforget.models.sites import experts_of_a_layer
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
 from neuronforget.scores.scores import check_same
@@ -44,7 +44,7 @@ def experts(lm: LM, scores: Scores, k: int | float = 1, *, by: By = "value") -> 
     """Select all neurons of the `k` routed experts of the whole model whose scores sum highest (`nf.open_experts`)."""
     ranked = _ranked(scores, by)
     check_same((tuple(site.layer for site in lm.sites), torch.empty(lm.shape)), (scores.layers, ranked))
-    sums = ranked.unflatten(1, (experts_of_a_layer(lm.model), -1)).sum(2)
+    sums = ranked.unflatten(1, (experts_of_a_layer(lm.model, lm.sites), -1)).sum(2)
     chosen = _highest(sums.flatten(), how_many(k, sums.numel(), "experts")).view(sums.shape)
     mask = chosen.repeat_interleave(ranked.shape[1] // sums.shape[1], 1)
     return _named(mask, scores, "experts", k=k, by=by)
