@@ -34,8 +34,8 @@ class Decoding:
     stop: tuple[str, ...] = ("\n",)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or isinstance(self.stop, str) or not all(self.stop):
-            raise InputError(f"decoding needs max_new_tokens >= 1 and a tuple of non-empty stop strings; found {self}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise InputError(f"decoding needs a tuple of non-empty stop strings; found {self}")
 
 
 @checks_kinds
