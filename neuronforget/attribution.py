@@ -44,7 +44,7 @@ def attribute(
     setting of the name. Raises InputError, before any work, for settings that the score has not, for corpora that
     share examples or do not fit the model, and for a stream where a score runs the model.
     """
-    _check_settings(score, settings)
+    _check_call(score, 1 if retain is None else 2, settings)
     check_compared(score, settings, forget, retain)
     pair = disjoint(forget, retain) if retain is not None else (forget,)
     for source in pair:  # what does not fit the model is said before the work, not after half of it
@@ -74,10 +74,11 @@ def attribute(
     return replace(scores, info={**scores.info, **info})
 
 
-def _check_settings(score: Score, settings: dict[str, Any]) -> None:
-    """Raise InputError for a setting that the score has not, or a value that is none of its settings'."""
+def _check_call(score: Score, corpora: int, settings: dict[str, Any]) -> None:
+    """Raise InputError for a setting that the score has not, one of another kind, and for what is called otherwise."""
     try:
-        wanted = inspect.signature(score).parameters
+        signature = inspect.signature(score)
+        wanted = signature.parameters
     except (TypeError, ValueError):  # a function without a signature
         return
     own = [name for name, p in wanted.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN]
@@ -86,6 +87,11 @@ def _check_settings(score: Score, settings: dict[str, Any]) -> None:
         if name not in wanted and not open_ended:
             raise InputError(f"{_name(score)} has no setting {name!r}; it has {', '.join(own) or 'none'}")
     check_settings(score, settings)
+    runs = needs(score) == "model"
+    try:
+        signature.bind(*range(corpora + runs), **(dict.fromkeys(GIVEN[:2]) if runs else {}), **settings)
+    except TypeError as error:
+        raise InputError(f"{_name(score)} cannot be called as scores are: {error}") from None
 
 
 def _checked(scores: Any, score: Score, lm: LM) -> Scores:

@@ -251,6 +251,8 @@ def test_attribute_is_recording_and_score_in_one_call(lm: LM, pair: Any, moments
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"score": torch.manual_seed}, "score 'manual_seed' cannot be called as scores are: too many positional"),
+        ({"score": scores.runs_model(lambda lm, forget, retain: None)}, "cannot be called .* unexpected .*batch_size"),
         ({"score": scores.expert, "forget": 1}, "expert needs 2 or more examples of each corpus, found 1 and"),
         ({"score": partial(scores.activation_gap, scale="welch"), "forget": 1}, "scale='welch'. needs 2 or more"),
         ({"score": scores.grad_x_act, "contrast": "z", "forget": 1}, "contrast='z'. needs 2 or more examples"),
