@@ -44,8 +44,7 @@ def attribute(
     setting of the name. Raises InputError, before any work, for settings that the score has not, for corpora that
     share examples or do not fit the model, and for a stream where a score runs the model.
     """
-    _check_call(score, 1 if retain is None else 2, settings)
-    check_compared(score, settings, forget, retain)
+    check_score(score, forget, retain, settings)
     pair = disjoint(forget, retain) if retain is not None else (forget,)
     for source in pair:  # what does not fit the model is said before the work, not after half of it
         if isinstance(source, Corpus):
@@ -72,6 +71,12 @@ def attribute(
                 unfinished.clear(launched(next(lm.model.parameters()).device))
     info = dict(zip(("forget", "retain"), [*about, None], strict=False))
     return replace(scores, info={**scores.info, **info})
+
+
+def check_score(score: Score, forget: Source, retain: Source | None, settings: dict[str, Any]) -> None:
+    """Raise InputError, before any work, for a score that cannot be called so, or needs more than these corpora."""
+    _check_call(score, 1 if retain is None else 2, settings)
+    check_compared(score, settings, forget, retain)
 
 
 def _check_call(score: Score, corpora: int, settings: dict[str, Any]) -> None:

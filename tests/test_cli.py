@@ -327,7 +327,7 @@ CASES = {
     "a number of 5,000 digits": (lambda bed, tmp: {"--forget": _file(tmp, "1" * 5000)}, "line 1: not a row"),
     "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template must be"),
     "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
-    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd cannot be called like those of"),
+    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "cannot be called as scores are"),
     "tofu without a network": (
         lambda bed, tmp: {"--forget": "tofu:forget10"},
         "give tofu:forget10@FOLDER, where FOLDER holds full.jsonl",

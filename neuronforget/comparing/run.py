@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from neuronforget import select
 from neuronforget.arguments import checks_kinds, numbers
-from neuronforget.attribution import attribute
+from neuronforget.attribution import attribute, check_score
 from neuronforget.auditing import Audit, audit
 from neuronforget.comparing.arms import Arms
 from neuronforget.comparing.comparison import Comparison
@@ -81,6 +81,7 @@ def compare(
     """
     arms = Arms(lm, forget, retain, preferred, operators, controls, steps, batch_size, seed)
     check_references(lm, gold)
+    check_score(score, forget, retain, {})
     arms.check(audited, share)
     settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     recorded = _recorded(arms, score, tap, **settings)
