@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set, ValuesView
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from neuronforget.errors import InputError
+import numpy as np
 
+from neuronforget.errors import InputError
+from neuronforget.runs.runs import check_folder
+
+Bound = Literal["> 0", ">= 0", ">= 1", "!= 0"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -32,13 +37,34 @@ MADE = {
 #: Where there are functions of a kind, by the argument that takes one.
 HOMES = {"score": "nf.scores", "loss": "nf.losses", "metric": "nf.metrics"}
 
+#: What numbers are called in a sentence, one and several.
+NUMBERS = {
+    int: ("a whole number", "whole numbers"), float: ("a number", "numbers"), bool: ("True or False", "True or False"),
+}  # fmt: skip
+COMPARED = {">": operator.gt, ">=": operator.ge, "!=": operator.ne}
+
+#: Bounds of numbers that are called the same in every function; `numbers` gives those of one.
+EVERYWHERE: dict[str, Bound] = {
+    "batch_size": ">= 1", "n": ">= 1", "max_tokens": ">= 1", "max_new_tokens": ">= 1", "seed": ">= 0",
+}  # fmt: skip
+#: Arguments that name a folder in which work is kept: it may be there, or must be one that can be made.
+FOLDERS = ("kept", "resume")
+
 
 def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
-    """Make `function` raise InputError for an argument of another kind than its annotation names.
+    """Make `function` raise InputError for an argument of another kind than its annotation names, or out of bounds.
 
-    Looked at are nouns, functions, paths, texts, mappings and rows of these. Numbers may be of any library, rows also
-    sets and views of a dictionary; an iterator is none, for it can be read once.
+    Looked at are nouns, functions, paths, texts, numbers, mappings and rows of these. Numbers may be of any library,
+    but neither NaN nor True; rows may be sets and views of a dictionary; an iterator is none, for it can be read once.
+    Of a class it is the arguments that one makes it with.
     """
+    if isinstance(function, type):
+        function.__init__ = _checked(function.__init__, function)  # type: ignore[misc]
+        return function
+    return _checked(function, function)
+
+
+def _checked(function: Callable[P, R], asked: Callable[..., Any]) -> Callable[P, R]:
     names = tuple(inspect.signature(function).parameters)
     hints: dict[str, Any] = {}
 
@@ -46,38 +72,52 @@ def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not hints:  # at the first call: what an annotation names may stand below the function
             hints.update(get_type_hints(function))
-        for name, value in {**dict(zip(names, args, strict=False)), **kwargs}.items():
-            if name in hints and not _fits(value, hints[name]):
-                raise _refusal(function.__name__, name, value, hints[name])
+        _check(asked, hints, {**dict(zip(names, args, strict=False)), **kwargs})
         return function(*args, **kwargs)
 
     return checked
 
 
-def numbers(**bounds: Literal["> 0", ">= 0"]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function raise InputError for settings beyond `bounds`; `check_numbers` says so without calling it."""
+def numbers(**bounds: Bound) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Mark the bounds of a function's settings: `check_settings` and `checks_kinds` raise InputError beyond them."""
 
     def mark(function: Callable[P, R]) -> Callable[P, R]:
-        @functools.wraps(function)
-        def bounded(*args: P.args, **kwargs: P.kwargs) -> R:
-            check_numbers(bounded, kwargs)
-            return function(*args, **kwargs)
-
-        bounded.bounds = bounds  # type: ignore[attr-defined]
-        return bounded
+        function.bounds = bounds  # type: ignore[attr-defined]
+        return function
 
     return mark
 
 
-def check_numbers(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-    """Raise InputError where a setting, given or bound by `functools.partial`, is beyond what `numbers` marks."""
-    inner = function
-    while isinstance(inner, functools.partial):
-        settings, inner = {**inner.keywords, **settings}, inner.func
-    for name, bound in getattr(inner, "bounds", {}).items():
-        value = settings.get(name, inspect.signature(inner).parameters[name].default)
-        if not (value > 0 if bound == "> 0" else value >= 0):
-            raise InputError(f"{inner.__name__}: {name} must be a number {bound}, found {value}")
+def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
+    """Raise InputError where a setting, given or bound by `functools.partial`, is none that `function` takes.
+
+    It says what `checks_kinds` would say of a call, without the call, and of functions that are not so decorated.
+    """
+    while isinstance(function, functools.partial):
+        settings, function = {**function.keywords, **settings}, function.func
+    try:
+        hints = get_type_hints(inspect.unwrap(function))
+    except (NameError, TypeError):  # of one's own, with names that are not there: it says itself what it takes
+        hints = {}
+    _check(function, hints, settings)
+
+
+def _check(function: Callable[..., Any], hints: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    label = getattr(function, "__name__", type(function).__name__)
+    bounds = {**EVERYWHERE, **getattr(function, "bounds", {})}
+    for name, value in given.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise _refusal(label, name, value, hints[name])
+        if name in bounds and _is_number(value, float) and not _within(value, bounds[name]):
+            kind = _words(hints.get(name, float))
+            raise InputError(f"{label}: {name} must be {kind} {bounds[name]}, found {value}")
+        if name in FOLDERS and isinstance(value, str | os.PathLike):
+            check_folder(Path(value))
+
+
+def _within(value: Any, bound: str) -> bool:
+    sign, limit = bound.split()
+    return math.isfinite(value) and bool(COMPARED[sign](value, float(limit)))
 
 
 def is_whole(value: object) -> bool:
@@ -108,12 +148,14 @@ def _is_of(value: Any, kind: Any) -> bool:
         if type(value) is not dict:  # another mapping may read a value from its file when it is asked for
             return isinstance(value, Mapping)
         return all(_fits(own, inner[1]) for own in value.values())
-    if isinstance(origin, type) and issubclass(origin, Sequence):
+    if isinstance(origin, type) and issubclass(origin, Iterable):
         return _is_row(value, origin, inner)
     if kind is Any:
         return True
+    if origin is Literal:
+        return isinstance(value, str | int | None) and (type(value), value) in [(type(one), one) for one in inner]
     if kind in (int, float, bool):
-        return not isinstance(value, str)
+        return _is_number(value, kind)
     kind = os.PathLike if kind is Path else kind
     return not isinstance(kind, type) or isinstance(value, kind)
 
@@ -124,9 +166,19 @@ def _is_row(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
     if isinstance(value, Set | ValuesView):
         return all(_fits(member, inner[0]) for member in value)
     if not isinstance(value, Sequence):
-        return hasattr(value, "__array__")
+        return hasattr(value, "__array__") or (origin is Iterable and isinstance(value, Iterable))
     places = inner if origin is tuple and ... not in inner else [inner[0]] * len(value)
-    return type(value) not in (list, tuple) or all(map(_fits, value, places))
+    return type(value) not in (list, tuple) or (len(value) == len(places) and all(map(_fits, value, places)))
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Is it a number of that kind, of whichever library? True is one of `bool` alone, NaN is none."""
+    if kind is bool or isinstance(value, bool | np.bool_ | str):
+        return kind is bool and isinstance(value, bool | np.bool_)
+    try:
+        return operator.index(value) is not None if kind is int else not math.isnan(value)
+    except (TypeError, ValueError, RuntimeError):  # tensors of several numbers raise each in turn
+        return False
 
 
 def _refusal(function: str, name: str, value: Any, hint: Any) -> InputError:
@@ -134,22 +186,31 @@ def _refusal(function: str, name: str, value: Any, hint: Any) -> InputError:
     how = "".join(f" ({MADE[word]} makes one)" for word in words[:1] if word in MADE)
     if name in HOMES and "a function" in words:
         how = f", such as those of {HOMES[name]}"
-    kinds = " or ".join(dict.fromkeys(words))
-    return InputError(f"{function}: {name} must be {kinds}{how}; found {_found(value)}")
+    return InputError(f"{function}: {name} must be {_words(hint)}{how}; found {_found(value)}")
 
 
-def _name(kind: Any) -> str:
-    """What a kind is called in a sentence."""
+def _words(hint: Any, *, many: bool = False) -> str:
+    """What the kinds of a union are called in a sentence; a whole number is a number, too."""
+    kinds = [kind for kind in _kinds(hint) if kind is not NoneType]
+    kinds = [kind for kind in kinds if not (kind is int and float in kinds)]
+    return " or ".join(dict.fromkeys(_name(kind, many=many) for kind in kinds))
+
+
+def _name(kind: Any, *, many: bool = False) -> str:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Callable:
         return "a function"
-    if origin in (Union, UnionType):
-        return " or ".join(map(_name, _kinds(kind)))
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if kind in NUMBERS:
+        return NUMBERS[kind][many]
     if origin is None or not isinstance(origin, type):
         return getattr(kind, "__name__", str(kind))
     if issubclass(origin, Mapping):
-        return f"a dictionary of {_name(inner[1])} by name"
-    return f"a list of {_name(inner[0])}" if issubclass(origin, Sequence) else origin.__name__
+        return f"a dictionary of {_words(inner[1], many=True)} by name"
+    if origin is tuple and ... not in inner:
+        return f"({', '.join(map(_words, inner))})"
+    return f"a list of {_words(inner[0], many=True)}" if issubclass(origin, Iterable) else origin.__name__
 
 
 def _found(value: Any) -> str:
@@ -158,4 +219,4 @@ def _found(value: Any) -> str:
     if isinstance(value, list | tuple | dict) and value:
         members = value.values() if isinstance(value, dict) else value
         return f"{kind} of {' and '.join(sorted({type(member).__name__ for member in members})[:3])}"
-    return f"{value!r}" if isinstance(value, str) and len(value) < 60 else kind
+    return f"{value!r}" if isinstance(value, str | int | float | None) and len(repr(value)) < 60 else kind

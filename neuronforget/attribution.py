@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import check_settings, checks_kinds
 from neuronforget.corpora import Corpus, Source, disjoint
-from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.routed import expert_info
+from neuronforget.models.sites import expert_info
 from neuronforget.recording import record
 from neuronforget.recording.unfinished import Unfinished
 from neuronforget.runs import environment
 from neuronforget.runs.ranks import launched
 from neuronforget.scores import Scores, grad_x_act
-from neuronforget.scores.scores import Contrast, Score, check_contrast, needs
+from neuronforget.scores.scores import Score, check_compared, needs
 
 #: Settings that `attribute` itself has, and hands on.
 GIVEN = ("batch_size", "progress", "resume")
@@ -48,8 +46,7 @@ def attribute(
     `retain` where it compares two corpora, for corpora that share examples or do not fit the model, and for a stream
     where a score runs the model.
     """
-    _check_settings(score, settings, (forget,) if retain is None else (forget, retain))
-    check_batch_size(batch_size)
+    check_score(score, forget, retain, settings)
     pair = disjoint(forget, retain) if retain is not None else (forget,)
     for source in pair:  # what does not fit the model is said before the work, not after half of it
         if isinstance(source, Corpus):
@@ -60,7 +57,7 @@ def attribute(
             settings["resume"] = _resumable(score, resume)
         scores = _checked(score(lm, *whole, batch_size=batch_size, progress=progress, **settings), score, lm)
         about = [
-            {"corpus": c.name, "data": c.digest(), "model": lm.name, **expert_info(lm.model), **environment()}
+            {"corpus": c.name, "data": c.digest(), "model": lm.name, **expert_info(lm.model, lm.sites), **environment()}
             for c in whole
         ]
     else:
@@ -78,55 +75,32 @@ def attribute(
     return replace(scores, info={**scores.info, **info})
 
 
-def _check_settings(score: Score, settings: dict[str, Any], sources: Sequence[Source]) -> None:
-    """Raise InputError for what the score could only refuse after the work.
+def check_score(score: Score, forget: Source, retain: Source | None, settings: dict[str, Any]) -> None:
+    """Raise InputError, before any work, for a score that cannot be called so, or needs more than these corpora."""
+    _check_call(score, 1 if retain is None else 2, settings)
+    check_compared(score, settings, forget, retain)
 
-    That is a setting that it has not, a value that is none of those it lists, and corpora that it cannot be called on;
-    settings bound by `functools.partial` are settings too.
-    """
-    function, places, given = _unbound(score)
-    given = {**given, **settings}
+
+def _check_call(score: Score, corpora: int, settings: dict[str, Any]) -> None:
+    """Raise InputError for a setting that the score has not, one of another kind, and for what is called otherwise."""
+    runs, function, places = needs(score) == "model", score, corpora
+    if isinstance(score, partial):
+        function, places, settings = score.func, places + len(score.args), {**score.keywords, **settings}
     try:
         signature = inspect.signature(function)
-        hints = get_type_hints(inspect.unwrap(function))
-    except (TypeError, ValueError, NameError):  # a function without a signature, or with names that are not there
+    except (TypeError, ValueError):  # a function without a signature
         return
     wanted = signature.parameters
     own = [name for name, p in wanted.items() if p.kind is p.KEYWORD_ONLY and name not in GIVEN]
     open_ended = any(p.kind is p.VAR_KEYWORD for p in wanted.values())
-    for name, value in given.items():
+    for name in settings:
         if name not in wanted and not open_ended:
             raise InputError(f"{_name(score)} has no setting {name!r}; it has {', '.join(own) or 'none'}")
-        hint = hints.get(name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            listed = ", ".join(map(repr, get_args(hint)))
-            raise InputError(f"{_name(score)}: {name} must be one of {listed}; found {value!r}")
-    if hints.get("contrast") == Contrast:
-        default = wanted["contrast"].default
-        sizes = [len(source) if isinstance(source, Corpus) else None for source in sources]
-        check_contrast(given.get("contrast", default), *sizes)
-    _check_call(score, signature, places + len(sources) + (needs(score) == "model"), given, alone=len(sources) == 1)
-
-
-def _check_call(
-    score: Score, signature: inspect.Signature, places: int, settings: dict[str, Any], *, alone: bool
-) -> None:
-    """Raise InputError where a function cannot be called with so many values in a row, and these settings."""
-    more = dict.fromkeys(GIVEN[:2]) if needs(score) == "model" else {}
+    check_settings(function, settings)
     try:
-        signature.bind(*[None] * places, **{**settings, **more})
+        signature.bind(*range(places + runs), **{**settings, **(dict.fromkeys(GIVEN[:2]) if runs else {})})
     except TypeError as error:
-        if alone and str(error) == "missing a required argument: 'retain'":
-            raise InputError(f"{_name(score)} compares two corpora: give retain too") from None
-        corpora = "one corpus" if alone else "two corpora"
-        raise InputError(f"{_name(score)} cannot be called with {corpora}: {error}") from None
-
-
-def _unbound(score: Score) -> tuple[Score, int, dict[str, Any]]:
-    """Return a score without what `functools.partial` binds: how many values in a row, and the settings."""
-    if isinstance(score, partial):
-        return score.func, len(score.args), score.keywords
-    return score, 0, {}
+        raise InputError(f"{_name(score)} cannot be called as scores are: {error}") from None
 
 
 def _checked(scores: Any, score: Score, lm: LM) -> Scores:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -19,6 +20,9 @@ from neuronforget_kernels.reference import PIECE_FIELDS, SUMS, TABLE_FIELDS
 from torch import Tensor
 
 from neuronforget.errors import InputError, not_finite, reading
+from neuronforget.runs import content_key
+
+NAMED = 3  # merged corpora that are named one by one
 
 
 @dataclass(frozen=True)
@@ -123,9 +127,25 @@ def merge(parts: Iterable[Moments]) -> Moments:
 
 
 def _both_sources(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """What is known of the merged: where the two were recorded on different data, both are named."""
+    """What is known of the merged: where they were recorded on different data, both are named, of many the first ones.
+
+    Of many the `data` are a hash of what was merged.
+    """
     unlike = {key for key in ("corpus", "data") if one.get(key, other.get(key)) != other.get(key, one.get(key))}
-    return {**other, **one, **{key: f"{one[key]} + {other[key]}" for key in unlike}}
+    both = {key: f"{one[key]} + {other[key]}" for key in unlike}
+    if both.get("data", "").count(" + ") >= NAMED:
+        both["data"] = content_key(merged=both["data"])
+    if "corpus" in both:
+        both["corpus"] = _shortened(both["corpus"].split(" + "))
+    return {**other, **one, **both}
+
+
+def _shortened(names: list[str]) -> str:
+    """`a + b + c + 4 more`, also of names that were shortened before."""
+    counts = [int(name.removesuffix(" more")) for name in names if re.fullmatch(r"\d+ more", name)]
+    names = [name for name in names if not re.fullmatch(r"\d+ more", name)]
+    left = len(names[NAMED:]) + sum(counts)
+    return " + ".join([*names[:NAMED], *([f"{left} more"] if left else [])])
 
 
 def _chan(x: Moments, y: Moments, mean: str, m2: str, nx: int, ny: int) -> tuple[Tensor, Tensor]:

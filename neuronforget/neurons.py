@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.moments import Moments
@@ -81,16 +82,24 @@ class Neurons:
         counts = ", ".join(f"{layer}: {len(index)}" for layer, index in self.by_layer().items())
         return f"Neurons({len(self)} of {total}, {len(self) / total:.1%}; by layer {{{counts}}})"
 
+    @checks_kinds
     def random_like(self, seed: int) -> Neurons:
-        """Return as many random neurons of each layer, none of them in this set (while there are enough)."""
+        """Return as many random neurons of each layer, none of them in this set.
+
+        Of a layer that has too few others, more than half being in this set, they are drawn from the whole of it:
+        `info["shared"]` counts those that are in both sets.
+        """
         mask, generator = self.mask(), np.random.default_rng(seed)
         out = torch.zeros_like(mask)
         for i, row in enumerate(mask.numpy()):
             count = int(row.sum())
             pool = np.flatnonzero(~row) if count <= (~row).sum() else np.arange(self.width)
             out[i, generator.choice(pool, count, replace=False)] = True
-        return Neurons.from_mask(out, self.layers, control="random", seed=seed)
+        shared = {"shared": count} if (count := int((out & mask).sum())) else {}
+        return Neurons.from_mask(out, self.layers, control="random", seed=seed, **shared)
 
+    @checks_kinds
+    @numbers(nearest=">= 1")
     def matched(self, property_: Float[Tensor, "layer neuron"], seed: int, *, nearest: int = 8) -> Neurons:
         """Return a random control that looks like this set in `property_`: write norm, activation, ...
 
@@ -114,10 +123,12 @@ class Neurons:
                 out[i, drawn] = True
         return Neurons.from_mask(out, self.layers, control="matched", seed=seed)
 
+    @checks_kinds
     def norm_matched(self, lm: LM, seed: int, *, nearest: int = 8) -> Neurons:
         """Return a random control of the same layers and like norms of the write weights (see `matched`)."""
         return self.matched(write_norms(lm), seed, nearest=nearest)
 
+    @checks_kinds
     def activation_matched(self, moments: Moments, seed: int, *, nearest: int = 8) -> Neurons:
         """Return a random control of the same layers and like activations: root mean square in `moments`."""
         return self.matched(moments.rms, seed, nearest=nearest)

@@ -248,5 +248,5 @@ def test_a_task_vector_goes_the_other_way(lm: LM, forget: Corpus, targeted: bool
 
 @pytest.mark.parametrize("alpha", [0.0, -1.0, float("inf"), float("nan")])
 def test_a_task_vector_that_would_not_forget_is_refused(lm: LM, forget: Corpus, alpha: float) -> None:
-    with pytest.raises(InputError, match="alpha > 0"):
+    with pytest.raises(InputError, match="alpha"):
         erase.task_vector(lm, forget, alpha=alpha, progress=False)

@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 
 import neuronforget as nf
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, numbers
 
 NOUNS = ("LM", "Corpus", "Source", "Moments", "Scores", "Neurons", "Edit", "Results")
 MOMENT_SCORES = (
@@ -66,6 +67,7 @@ def test_every_public_function_refuses_what_is_no_noun(name: str, argument: str)
 
 
 @checks_kinds
+@numbers(whole=">= 0", share="> 0")
 def taken(
     place: str | Path = "",
     names: Sequence[str] = (),
@@ -74,6 +76,13 @@ def taken(
     edits: Mapping[str, nf.Edit] | None = None,
     score: Callable[..., nf.Scores] | None = None,
     count: int | float = 1,
+    whole: int = 1,
+    share: float = 1.0,
+    sure: bool = True,
+    by: Literal["value", "magnitude"] = "value",
+    shares: Sequence[float] = (),
+    batch_size: int | None = 1,
+    kept: str | Path | None = None,
     tokens: Sequence[int | str] = (),
     rows: Sequence[Mapping[str, Any]] | None = None,
     **more: Any,
@@ -105,7 +114,14 @@ EDIT = nf.Edit(())
         {"edits": {}},
         {"score": nf.scores.grad_x_act},
         {"count": np.float32(2)},
-        {"count": True},
+        {"count": torch.tensor(2.0)},
+        {"whole": np.int64(2)},
+        {"whole": torch.tensor(2)},
+        {"sure": np.bool_(True)},
+        {"shares": np.ones(3)},
+        {"by": "magnitude"},
+        {"batch_size": None},
+        {"kept": "new/folder"},
         {"other": object()},
     ],
 )
@@ -116,20 +132,32 @@ def test_what_fits_is_taken(given: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ({"place": 3}, "taken: place must be str or Path; found int"),
+        ({"place": 3}, "taken: place must be str or Path; found 3"),
         ({"names": ["a", 3]}, "taken: names must be a list of str; found list of int and str"),
-        ({"names": None}, "taken: names must be a list of str; found NoneType"),
+        ({"names": None}, "taken: names must be a list of str; found None"),
         ({"names": (n for n in "ab")}, "taken: names must be a list of str; found generator"),
         ({"names": {3}}, "taken: names must be a list of str; found set"),
-        ({"tokens": 3}, "taken: tokens must be a list of int or str; found int"),
+        ({"tokens": 3}, "taken: tokens must be a list of whole numbers or str; found 3"),
         ({"rows": [3]}, "taken: rows must be a list of a dictionary of Any by name; found list of int"),
         ({"corpora": CORPUS}, "taken: corpora must be a list of Corpus; found Corpus"),
         ({"corpora": "forget"}, "taken: corpora must be a list of Corpus; found 'forget'"),
-        ({"pair": (3, CORPUS)}, "taken: pair must be a list of Corpus; found tuple of Corpus and int"),
+        ({"pair": (3, CORPUS)}, "taken: pair must be (Corpus, a whole number); found tuple of Corpus and int"),
         ({"edits": [EDIT]}, "taken: edits must be a dictionary of Edit by name; found list of Edit"),
         ({"edits": {"a": CORPUS}}, "taken: edits must be a dictionary of Edit by name; found dict of Corpus"),
         ({"score": "grad_x_act"}, "taken: score must be a function, such as those of nf.scores; found 'grad_x_act'"),
-        ({"count": "3"}, "taken: count must be int or float; found '3'"),
+        ({"count": True}, "taken: count must be a number; found True"),
+        ({"count": float("nan")}, "taken: count must be a number; found nan"),
+        ({"whole": 2.5}, "taken: whole must be a whole number; found 2.5"),
+        ({"whole": True}, "taken: whole must be a whole number; found True"),
+        ({"whole": -1}, "taken: whole must be a whole number >= 0, found -1"),
+        ({"share": 0}, "taken: share must be a number > 0, found 0"),
+        ({"sure": "yes"}, "taken: sure must be True or False; found 'yes'"),
+        ({"sure": None}, "taken: sure must be True or False; found None"),
+        ({"by": "size"}, "taken: by must be 'value' or 'magnitude'; found 'size'"),
+        ({"shares": [0.5, "a"]}, "taken: shares must be a list of numbers; found list of float and str"),
+        ({"batch_size": 0}, "taken: batch_size must be a whole number >= 1, found 0"),
+        ({"kept": __file__}, f"{__file__} is a file: name a folder, which may be new"),
+        ({"count": "3"}, "taken: count must be a number; found '3'"),
     ],
 )
 def test_what_does_not_fit_is_said(given: dict[str, Any], words: str) -> None:
@@ -148,7 +176,7 @@ def test_the_message_says_how_one_comes_by_the_noun() -> None:
 
 @pytest.mark.parametrize("read", [nf.corpora.rwku, nf.corpora.counterfact, nf.corpora.tofu])
 def test_a_corpus_is_not_read_from_what_is_no_path(read: Callable[..., nf.Corpus]) -> None:
-    with pytest.raises(nf.InputError, match=f"^{read.__name__}: path must be str or Path; found int$"):
+    with pytest.raises(nf.InputError, match=f"^{read.__name__}: path must be str or Path; found 3$"):
         read(path=3)
 
 

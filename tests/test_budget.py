@@ -83,7 +83,7 @@ def test_scores_that_predict_no_loss_and_empty_answers_are_refused() -> None:
     for call, message in (
         (lambda: retain_budget(forget, retain, 0.5), "raise epsilon"),
         (lambda: retain_budget(forget, retain, -0.5), "0 or more; found"),
-        (lambda: retain_budget(forget, retain, math.nan), "0 or more; found"),
+        (lambda: retain_budget(forget, retain, math.nan), "epsilon must be a number; found nan"),
         (lambda: retain_budget(forget, retain, 9.0, k=3), "cannot select"),
         (lambda: retain_budget(forget, scored([1.0]), 9.0), "different models"),
         (lambda: retain_budget(scored([5.0, 1.0], "large: more"), retain, 9.0), "predicts no rise"),

@@ -120,7 +120,7 @@ def test_training_and_rank_one_make_edits_too(bed: Path, tmp_path: Path, monkeyp
 def test_every_loss_has_its_name_on_the_command_line(
     bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    names = {n for n in nf.losses.__all__ if n.islower()} - {"asks_for", "identity", "name_of", "settings_of"}
+    names = {n for n in nf.losses.__all__ if n.islower()} - {"asks_for", "identity", "name_of", "settings_of", "names"}
     for name in names:
         assert nf.losses.name_of(named(name, nf.losses)) == name
     words = ["--method", "finetune", "--out", tmp_path / "x.safetensors", "--loss"]
@@ -208,6 +208,44 @@ def test_a_setting_that_an_operator_has_not_is_refused_before_the_model_is_read(
     assert not (tmp_path / "edit.safetensors").exists()
 
 
+def test_what_a_command_cannot_take_is_refused_before_the_model_is_read(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lm = nf.load(bed / "model")
+    edit, file = tmp_path / "edit.safetensors", bed / "forget.jsonl"
+    nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), 64)).save(edit)
+    monkeypatch.setattr("neuronforget.commands.console.load", lambda *_, **__: pytest.fail("the model was read"))
+    for command, words, said in (
+        (("attribute",), ("--resume", file), "is a file: name a folder"),
+        (("attribute",), ("--batch-size", 0), "attribute: batch_size must be a whole number >= 1, found 0"),
+        (("evaluate", edit), ("--kept", file), "is a file: name a folder"),
+        (("evaluate", edit), ("--damage", 0), "evaluate: damage must be a number > 0, found 0.0"),
+        (("audit", edit), ("--kept", file), "is a file: name a folder"),
+        (("audit", edit), ("--seed", -1), "audit: seed must be a whole number >= 0, found -1"),
+        (("compare",), ("--steps", 0), "compare: steps must be a whole number >= 1, found 0"),
+    ):
+        assert run(monkeypatch, *command, *data(bed), *words, "--out", tmp_path / "out") == 2
+        error = capfd.readouterr().err
+        assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_setting_of_several_parts_is_given_by_their_names(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--loss", "ga", "--steps", 2, "--out", tmp_path / "edit.safetensors", "--method", "finetune", "--set"]
+    assert run(monkeypatch, "erase", *data(bed), *words, "budget={'rise': 9.0, 'every': 1, 'examples': 4}") == 0
+    assert Edit.load(tmp_path / "edit.safetensors").info["budget"] == {"rise": 9.0, "every": 1, "examples": 4}
+    capfd.readouterr()
+    for given, said in (
+        ("budget={'rise': 9.0, 'evry': 1}", "budget is given by rise, every, examples; found"),
+        ("budget={'rise': 9.0, 'every': 0}", "Budget: every must be a whole number >= 1, found 0"),
+        ("budget=much", "finetune: budget must be a number or Budget; found 'much'"),
+    ):
+        assert run(monkeypatch, "erase", *data(bed), *words, given) == 2
+        error = capfd.readouterr().err
+        assert said in error and error.count("\n") == 1
+
+
 def test_an_option_given_twice_is_refused_for_the_first_would_be_dropped(
     bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -289,7 +327,7 @@ CASES = {
     "a number of 5,000 digits": (lambda bed, tmp: {"--forget": _file(tmp, "1" * 5000)}, "line 1: not a row"),
     "a template that asks for more": (lambda bed, tmp: {"--template": "{prompt.foo}"}, "template must be"),
     "a relative module": (lambda bed, tmp: {"--score": "..:x"}, "no function '..:x'"),
-    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "getcwd cannot be called like those of"),
+    "a function of another kind": (lambda bed, tmp: {"--score": "os:getcwd"}, "cannot be called as scores are"),
     "tofu without a network": (
         lambda bed, tmp: {"--forget": "tofu:forget10"},
         "give tofu:forget10@FOLDER, where FOLDER holds full.jsonl",

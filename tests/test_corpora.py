@@ -102,9 +102,9 @@ def test_a_gzipped_file_that_was_cut_short_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("n", [0, -1])
 def test_no_examples_or_fewer_cannot_be_asked_for(n: int, tmp_path: Path, tofu_folder: Path) -> None:
     path = write(tmp_path / "rows.jsonl", [{"text": "a b"}])
-    with pytest.raises(InputError, match=f"at least 1, found {n}"):
+    with pytest.raises(InputError, match=f"n must be a whole number >= 1, found {n}"):
         jsonl(path, n=n)
-    with pytest.raises(InputError, match=f"at least 1, found {n}"):
+    with pytest.raises(InputError, match=f"n must be a whole number >= 1, found {n}"):
         tofu("forget10", n=n, path=tofu_folder)
 
 
@@ -119,10 +119,10 @@ def test_a_corpus_is_not_cut_from_its_end_by_a_number_below_one(count: int) -> N
     """As a slice -5 leaves all but the last five."""
     rows = (Example("a", "b"),)
     for make in (lambda: Corpus(rows, max_tokens=count), lambda: stream([{"text": "a b"}], max_tokens=count)):
-        with pytest.raises(InputError, match=f"max_tokens is a number of tokens: at least 1, or None; found {count}"):
+        with pytest.raises(InputError, match=f"max_tokens.* 1, .*found {count}"):
             make()
     for take in (Corpus(rows * 9).head, partial(Corpus(rows * 9).sample, seed=0)):
-        with pytest.raises(InputError, match=f"at least 1, found {count}"):
+        with pytest.raises(InputError, match=f">= 1, found {count}"):
             take(count)
 
 

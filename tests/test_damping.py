@@ -120,9 +120,9 @@ def test_bad_input_is_refused(lm: LM) -> None:
         erase.ssd(lm, even, fishers(LM(build("llama", num_hidden_layers=3)), torch.ones(3, 40, dtype=torch.float64)))
     one = Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])
     for wrong in (float("nan"), torch.ones(1, 3)):
-        with pytest.raises(InputError, match="factor is a finite number"):
+        with pytest.raises(InputError, match=r"factor (is a finite|must be a) number"):
             erase.dampen(lm, one, factor=wrong)
     with pytest.raises(InputError, match="changed nothing"):
         erase.dampen(lm, one, factor=1.0)
-    with pytest.raises(InputError, match="per-example table"):
+    with pytest.raises(InputError, match=r"per-example table|2 or more examples"):
         erase.aura(lm, even, even)

@@ -171,7 +171,7 @@ def test_direct_against_wrong_answers_needs_some_that_differ(
     ):
         with pytest.raises(InputError, match=message):
             scores.direct(lm, *pair, against="wrong", progress=False)
-    with pytest.raises(InputError, match="not 'other'"):
+    with pytest.raises(InputError, match="against must be 'mean' or 'wrong'; found 'other'"):
         scores.direct(lm, good, against="other", progress=False)  # type: ignore[arg-type]
 
 

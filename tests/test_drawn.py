@@ -73,7 +73,7 @@ def test_revived_weights_have_the_others_mean_and_spread() -> None:
 def test_bad_input_is_refused() -> None:
     lm = wide()
     for sigma in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(InputError, match="sigma is the noise's"):
+        with pytest.raises(InputError, match="noise: sigma must be a number"):
             erase.noise(lm, half(lm), sigma=sigma)
     everything = Neurons(frozenset((0, j) for j in range(600)), (0, 1), 600)
     with pytest.raises(InputError, match="none is left"):

@@ -367,10 +367,10 @@ def test_an_edit_or_moments_of_a_wider_model_are_refused() -> None:
         nf.erase.ablate(lm, neurons, mode="mean", moments=means(wide))
 
 
-@pytest.mark.parametrize("strength", [float("nan"), float("inf")])
-def test_a_strength_is_a_finite_number(strength: float) -> None:
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), "a"])
+def test_a_strength_is_a_finite_number(strength: Any) -> None:
     lm = LM(build("llama"))
-    with pytest.raises(InputError, match="finite"):
+    with pytest.raises(InputError, match=r"strength must be a (finite )?number"):
         nf.erase.ablate(lm, Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])).scaled(strength)
 
 

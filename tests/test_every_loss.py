@@ -209,7 +209,7 @@ every = pytest.mark.parametrize("name", CASES)
 
 
 def test_every_loss_is_tried() -> None:
-    named = {n for n in losses.__all__ if n.islower()} - {"asks_for", "identity", "name_of", "settings_of"}
+    named = {n for n in losses.__all__ if n.islower()} - {"asks_for", "identity", "name_of", "names", "settings_of"}
     assert named == set(CASES)
     table = (Path(losses.__file__).parents[2] / "docs" / "losses.md").read_text()
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.M)) == named
@@ -262,7 +262,7 @@ def test_a_mark_names_parts_and_settings_that_there_are() -> None:
 @pytest.mark.parametrize("name", ["npo", "simnpo", "dpo", "altpo", "idk_ap"])
 @pytest.mark.parametrize("beta", [0.0, -1.0, np.nan])
 def test_a_pull_without_strength_is_refused(name: str, beta: float) -> None:
-    with pytest.raises(InputError, match=f"{name}: beta must be a number > 0, found"):
+    with pytest.raises(InputError, match=f"{name}: beta must be a number"):
         partial(CASES[name][0], beta=beta)(World().outputs())
 
 

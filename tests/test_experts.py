@@ -139,8 +139,12 @@ def test_what_tells_nothing_apart_is_refused() -> None:
     f, r = table(torch.zeros(3, 2, 3)), table(torch.ones(4, 2, 3))
     counts = PeakCounts.of(f), PeakCounts.of(r)
     for call, message in (
+        (lambda: expert(f), "compares two corpora: give retain too"),
         (lambda: expert(f, replace(r, table={})), "no per-example table"),
-        (lambda: expert(f, table(torch.ones(1, 2, 3))), "two or more examples"),
+        (
+            lambda: expert(f, table(torch.ones(1, 2, 3))),
+            "2 or more examples of each corpus, found 3 and 1",
+        ),
         (lambda: expert(f, table(torch.ones(4, 2, 5))), "different models"),
         (lambda: expert(f, table(torch.full((4, 2, 3), torch.nan))), "NaN"),
         (lambda: expert(f, counts[1]), "peak counts of both"),

@@ -474,7 +474,7 @@ def test_a_guard_goes_onto_its_own_model_and_beside_an_edit_of_neurons(tokenizer
     (lambda lm: guards.eco(lm, FORGET, RETAIN, sigma=float("inf")), "both finite"),
     (lambda lm: guards.repe(lm, FORGET, RETAIN, layers=[1, 1]), "each once"),
     (lambda lm: guards.eco(lm, FORGET, RETAIN, layer=7), "blocks from 0 to 1"),
-    (lambda lm: guards.repe(lm, FORGET, RETAIN, coefficient=0.0), "vector is zero"),
+    (lambda lm: guards.repe(lm, FORGET, RETAIN, coefficient=0.0), "coefficient must be a number != 0"),
     (lambda lm: guards.repe(lm, Corpus((Example("", "plain text"),)), RETAIN), "plain text"),
     (lambda lm: guards.resample(lm, some(lm), RETAIN, tokens=0), "tokens >= 1"),
     (lambda lm: guards.resample(lm, some(lm) - some(lm), RETAIN), "empty"),

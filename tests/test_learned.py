@@ -108,7 +108,7 @@ def test_what_cannot_be_learned_is_refused_before_training(lm: LM, pair: Any) ->
     for settings, message in (
         ({"objective": "destroy"}, "'erase' or 'keep'"),
         ({"sparsity": -1.0}, "weights of 0 or more"),
-        ({"alpha": math.nan}, "weights of 0 or more"),
+        ({"alpha": math.inf}, "weights of 0 or more"),
         ({"steps": 0}, "steps >= 1"),
         ({"batch_size": 0}, "batch_size"),
     ):

@@ -410,6 +410,10 @@ def test_a_ledger_is_not_written_over_anything_else(lm: LM, tmp_path: Path) -> N
     for folder in ("out", "mine"):
         with pytest.raises(InputError, match="not a folder of a ledger alone"):
             ledger.save(tmp_path / folder)
+    notes = tmp_path / "mine" / "notes.txt"
+    with pytest.raises(InputError, match=r"notes.txt is a file: name a folder"):
+        ledger.save(notes)
+    assert notes.read_text() == "mine" and [*notes.parent.iterdir()] == [notes]
     with pytest.raises(InputError, match="no such file"):
         Ledger.load(tmp_path / "mine")
     (tmp_path / "mine" / "neuronforget.json").write_text('{"method": "ablate:zero"}')

@@ -193,7 +193,7 @@ def test_what_cannot_be_adapted_is_refused(lm: LM, forget: Corpus, monkeypatch: 
     some = Neurons(frozenset({(0, 1)}), (0, 1), lm.shape[1])
     for settings, what in [
         ({"neurons": some}, "give one of the two"),
-        ({"lora": 0}, "rank >= 1"),
+        ({"lora": 0}, "LoRA: rank must be a whole number >= 1"),
         ({"lora": LoRA(2, targets=("nothing",))}, "no linear map called nothing to adapt; the blocks have"),
     ]:
         with pytest.raises(InputError, match=what):

@@ -236,7 +236,7 @@ def test_bad_settings_are_refused(lm: LM, data: Path, monkeypatch: pytest.Monkey
     for name in ("gold", "best constant"):
         with pytest.raises(InputError, match=f"'{name}' is the name of a reference"):
             muse(roomy(lm), data, name=name, progress=False)
-    with pytest.raises(InputError, match="at least 1, found 0"):
+    with pytest.raises(InputError, match="n must be a whole number >= 1, found 0"):
         muse(lm, data, n=0, progress=False)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="give a folder with MUSE's parts"):

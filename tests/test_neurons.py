@@ -90,8 +90,17 @@ def test_controls_are_matched_in_what_neurons_write_and_in_how_active_they_are()
 def test_controls_know_that_they_are_controls() -> None:
     chosen = Neurons(frozenset({(0, 0)}), LAYERS, WIDTH)
     assert chosen.random_like(3).info == {"control": "random", "seed": 3}
+    with pytest.raises(InputError, match="random_like: seed must be a whole number >= 0, found -1"):
+        chosen.random_like(-1)
+
     assert chosen.matched(torch.rand(3, WIDTH), 3).info["control"] == "matched"
     assert "control" not in chosen.info
+
+
+def test_a_random_set_of_more_than_half_a_layer_says_what_it_shares() -> None:
+    most = Neurons(frozenset((4, j) for j in range(6)), (4,), 8)
+    found = most.random_like(0)
+    assert len(found) == 6 and found.info["shared"] == len(found & most) >= 4
 
 
 def test_recall_is_the_share_of_the_true_ones() -> None:

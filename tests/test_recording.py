@@ -238,6 +238,9 @@ def test_merged_moments_name_the_data_of_both_and_are_of_like_positions(lm: LM, 
     assert (a + b).info["corpus"] == "first + second"
     assert (a + b).info["data"] == f"{parts[0].digest()} + {parts[1].digest()}"
     assert (a + a).info == a.info
+    many = [replace(a, info={**a.info, "corpus": f"c{i}", "data": f"{i}" * 16}) for i in range(9)]
+    assert merge(many).info["corpus"] == (merge(many[:2]) + merge(many[2:])).info["corpus"] == "c0 + c1 + c2 + 6 more"
+    assert len(merge(many).info["data"]) < 100 and merge(many).info["data"] != merge(many[::-1]).info["data"]
     with pytest.raises(InputError, match="one was recorded with positions='all', the other with 'answer'"):
         a + run(lm, parts[1], positions="answer")
 

@@ -159,6 +159,27 @@ def test_nan_is_shown_and_counted_and_not_called_forgotten(results: Results, tmp
     assert "NaN (9 of 9)" in page.text and "36 values are NaN" in page.text
 
 
+def test_scores_and_neurons_of_another_model_are_refused(
+    results: Results,  # noqa: F811
+    scores: nf.Scores,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    layers, width = scores.values.shape
+    of = replace(results, info={**results.info, "shape": [layers, width], "model": "one"})
+    other = nf.Neurons(frozenset(), scores.layers, width + 1)
+    for found, given in (
+        (replace(of, info={**of.info, "shape": [layers, 2 * width]}), {"scores": scores}),
+        (of, {"scores": scores, "neurons": other}),
+        (results, {"scores": scores, "neurons": other}),
+    ):
+        with pytest.raises(nf.InputError, match=f"are of a model of {layers} layers of .*: give those of one model"):
+            nf.report(found, tmp_path / "report.html", **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "report.html").exists()
+    named = replace(scores, info={"forget": {"model": "another"}})
+    with pytest.warns(match="the results are of the model 'one', the scores of 'another'"):
+        nf.report(of, tmp_path / "report.html", scores=named)
+
+
 def test_names_cannot_run_as_script(results: Results, tmp_path: Path) -> None:  # noqa: F811
     evil = "</script><script>alert(1)</script><img src=x onerror=alert(1)>"
     rows = tuple(row | {"edit": evil} if row["edit"] == "npo" else row for row in results.rows)

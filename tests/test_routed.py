@@ -305,6 +305,11 @@ def test_the_neurons_that_all_tokens_share_are_read_and_erased(
     assert lm.shape == (DEPTH, 24 if kind == "glm4_moe" else 20) and all("shared" in site.path for site in lm.sites)
     scores = nf.attribute(lm, corpus, score=nf.scores.exact, tap="torch_hooks", progress=False)
     edit = nf.erase.ablate(lm, nf.Neurons(frozenset({(1, 3)}), scores.layers, lm.shape[1]))
+    nf.open_experts(model)  # the sites stay those of the shared MLPs: no neuron of theirs is an expert's
+    named = nf.LM(model, tokenizer, lm.sites)
+    assert nf.attribute(named, corpus, tap="torch_hooks", progress=False).own == 0
+    with pytest.raises(nf.InputError, match="whole experts need"):
+        nf.select.experts(named, scores, 1)
     before = float(nf.record(lm, corpus, tap="torch_hooks", progress=False).loss)
     with edit.on(lm):
         after = float(nf.record(lm, corpus, tap="torch_hooks", progress=False).loss)
@@ -560,5 +565,5 @@ def test_whole_experts_are_those_whose_neurons_sum_highest(corpus: Corpus) -> No
     assert len(nf.select.experts(lm, scores, 0.5)) == 40
     with pytest.raises(nf.InputError, match="cannot select 9 of 8 experts"):
         nf.select.experts(lm, scores, 9)
-    with pytest.raises(nf.InputError, match="LlamaForCausalLM has none that is opened"):
+    with pytest.raises(nf.InputError, match="LlamaForCausalLM has none whose neurons are read"):
         nf.select.experts(nf.LM(build("llama")), scores)

@@ -44,6 +44,14 @@ def test_an_interruption_while_a_folder_is_replaced_loses_neither(
         assert [path.name for path in tmp_path.iterdir()] == ["ledger"], "nothing half-written lies about"
 
 
+def test_a_file_is_never_replaced_by_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / "mine"
+    file.write_text("mine")
+    with pytest.raises(InputError, match="is a file: name a folder"), whole_folder(file, replace=True):
+        pass
+    assert file.read_text() == "mine" and [*tmp_path.iterdir()] == [file]
+
+
 def test_a_folder_that_another_run_wrote_meanwhile_is_kept(tmp_path: Path) -> None:
     folder = tmp_path / "out"
     with pytest.raises(InputError, match="exists and is not empty"), whole_folder(folder) as scratch:

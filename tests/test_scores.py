@@ -223,13 +223,15 @@ def test_scores_are_saved_and_read_back(moments: Any, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("untyped")
 def test_what_cannot_be_scored_is_refused(moments: Any, tmp_path: Path) -> None:
     for call, message in (
-        (lambda: scores.activation_gap(moments[0], scale="welch"), "give retain moments"),
+        (lambda: scores.activation_ratio(moments[0]), "give retain too"),
+        (lambda: scores.activation_gap(moments[0], scale="welch"), "give retain too"),
+        (lambda: scores.activation_entropy(moments[0]), "give retain too"),
         (lambda: scores.activation_entropy(*moments, least=2.0), "share of the tokens"),
         (lambda: scores.activation_entropy(moments[0], replace(moments[1], layers=(0, 5))), "different models"),
         (lambda: scores.grad_x_act(moments[0], contrast="z"), "give retain too"),
-        (lambda: scores.fisher(*moments, contrast="z"), "standard error"),
-        (lambda: scores.fisher(*moments, contrast="sum"), "unknown contrast"),
-        (lambda: scores.activation_ratio(*moments, importance="sum"), "unknown importance"),
+        (lambda: scores.fisher(*moments, contrast="z"), "must be 'difference' or 'ratio'; found 'z'"),
+        (lambda: scores.fisher(*moments, contrast="sum"), "contrast must be 'difference'"),
+        (lambda: scores.activation_ratio(*moments, importance="sum"), "importance must be 'freq'"),
         (lambda: scores.Scores(torch.tensor([[torch.nan]]), "x", "", (0,)), "NaN"),
         (lambda: scores.Scores(torch.zeros(2), "x", "", (0,)), r"\[layer, neuron\]"),
         (lambda: scores.Scores.load(tmp_path / "nowhere"), "no such file"),
@@ -249,8 +251,15 @@ def test_attribute_is_recording_and_score_in_one_call(lm: LM, pair: Any, moments
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"score": torch.manual_seed}, "score 'manual_seed' cannot be called as scores are: too many positional"),
+        ({"score": scores.runs_model(lambda lm, forget, retain: None)}, "cannot be called .* unexpected .*batch_size"),
+        ({"score": scores.expert, "forget": 1}, "expert needs 2 or more examples of each corpus, found 1 and"),
+        ({"score": partial(scores.activation_gap, scale="welch"), "forget": 1}, "scale='welch'. needs 2 or more"),
+        ({"score": scores.grad_x_act, "contrast": "z", "forget": 1}, "contrast='z'. needs 2 or more examples"),
+        ({"score": scores.grad_x_act, "contrast": "z", "alone": True}, "contrast='z'. compares two corpora"),
+        ({"score": scores.activation_ratio, "alone": True}, "activation_ratio compares two corpora: give retain too"),
         ({"contrst": "z"}, "score 'fisher' has no setting 'contrst'; it has contrast"),
-        ({"contrast": "sum"}, "score 'fisher': contrast must be one of 'difference', 'ratio'; found 'sum'"),
+        ({"contrast": "sum"}, "fisher: contrast must be 'difference' or 'ratio'; found 'sum'"),
         ({"score": partial(scores.expert, measure="ap"), "respons": "signed"}, "it has measure, response"),
         ({"score": scores.exact, "limits": 1e9}, "it has position, neurons, contrast, limit$"),
     ],
@@ -259,8 +268,10 @@ def test_a_setting_that_a_score_has_not_is_said_before_any_recording(
     settings: dict[str, Any], message: str, lm: LM, pair: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("neuronforget.attribution.record", lambda *_, **__: pytest.fail("recorded"))
+    forget = pair[0].head(settings.pop("forget", len(pair[0])))
+    retain = None if settings.pop("alone", False) else pair[1]
     with pytest.raises(InputError, match=message):
-        nf.attribute(lm, *pair, progress=False, **{"score": scores.fisher} | settings)
+        nf.attribute(lm, forget, retain, progress=False, **{"score": scores.fisher} | settings)
 
 
 def test_a_score_is_given_what_it_is_marked_to_read(lm: LM, pair: tuple[Corpus, Corpus]) -> None:

@@ -82,5 +82,5 @@ def test_what_is_no_number_is_beyond_any_budget() -> None:
     "bad", [{"rise": -0.1}, {"rise": float("nan")}, {"rise": 1.0, "every": 0}, {"rise": 1.0, "examples": 0}]
 )
 def test_a_budget_that_means_nothing_is_refused(bad: Any) -> None:
-    with pytest.raises(InputError, match="a budget is a rise"):
+    with pytest.raises(InputError, match=f"Budget: {list(bad)[-1]} must be a"):
         Budget(**bad)

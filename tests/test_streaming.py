@@ -141,7 +141,7 @@ def test_what_cannot_be_streamed_is_refused(lm: LM, tmp_path: Path, monkeypatch:
         stream(tmp_path / "nowhere.jsonl")
     with pytest.raises(InputError, match="window"):
         stream([{"text": "a"}], window=0)
-    with pytest.raises(InputError, match="at least 1"):
+    with pytest.raises(InputError, match="n must be a whole number >= 1"):
         stream([{"text": "a"}], n=0)
     with pytest.raises(InputError, match="is empty"):
         run(lm, stream([]))

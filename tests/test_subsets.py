@@ -103,5 +103,5 @@ def test_measures_that_give_no_rank_are_refused(lm: LM) -> None:
     with pytest.raises(InputError, match="of 4 subsets is NaN"):
         subset_effects(lm, lambda _: np.full(3, np.nan), n=4, progress=False).agreement(scores)
     for size in (1.5, True):
-        with pytest.raises(InputError, match="cannot select"):
+        with pytest.raises(InputError, match=r"cannot select|size must be a number"):
             subset_effects(lm, lambda _: np.zeros(3), n=4, size=size, progress=False)

@@ -284,9 +284,11 @@ def test_suites_run_from_the_command_line(
     assert with_edit["edit"]["method"] == edit.info["method"] and without["edit"] is None
     assert with_edit["edit"]["file"].endswith("edit.safetensors") and with_edit["digest"] != without["digest"]
     capsys.readouterr()
+    edit_file = tmp_path / "edit.safetensors"
     for more, message in (
-        (("--kept", tmp_path / "f/kept"), "--kept"), (("--seed", -1), "seed must be 0 or more"),
-        (("--batch-size", 0), "batch_size"), (("--n", 0), "at least 1"),
+        (("--kept", tmp_path / "f/kept"), "--kept"), (("--seed", -1), "seed must be a whole number >= 0"),
+        (("--batch-size", 0), "batch_size"), (("--n", 0), "rwku: n must be a whole number >= 1"),
+        (("--kept", edit_file), f"{edit_file} is a file: name a folder"),
     ):  # fmt: skip
         assert run(monkeypatch, "evaluate", "rwku", *common, tmp_path / "f", "--data", folder, *more) == 2
         error = capsys.readouterr().err

@@ -389,9 +389,9 @@ def test_bad_input_is_said_before_any_pass(small: LM, folder: Path, untyped: Non
     for given, message in (
         ({"split": "forget02"}, "forget01, forget05, forget10; found 'forget02'"),
         ({"split": "forget05"}, "no such file"),
-        ({"n": 0}, "at least 1"),
+        ({"n": 0}, "n must be a whole number >= 1, found 0"),
         ({"batch_size": 0}, "batch_size"),
-        ({"seed": -1}, "seed is 0 or more"),
+        ({"seed": -1}, "seed must be a whole number >= 0"),
         ({"name": "retain_only"}, "name of a reference"),
         ({"protocol": Protocol()}, "200 of answer, but the model takes 128"),
     ):

@@ -169,7 +169,7 @@ def test_a_scorer_that_is_wrong_fails_its_test(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.delitem(SCORERS, "mine", raising=False)
         with pytest.raises(InputError, match="first: exact on"):
             selftest.check()
-    with pytest.raises(InputError, match="at least 1, found -5"):
+    with pytest.raises(InputError, match="n must be a whole number >= 1, found -5"):
         selftest.real_rows(DATA, -5)
 
 

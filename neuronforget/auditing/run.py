@@ -38,9 +38,9 @@ from neuronforget.evaluation import check_references
 from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import Metric, kl_gold
 from neuronforget.models import LM, check_whole
-from neuronforget.models.routed import expert_info
+from neuronforget.models.sites import expert_info
 from neuronforget.results import Results, Tables, example_rows, tidy_row
-from neuronforget.results.intervals import check_seed, difference, mean, over
+from neuronforget.results.intervals import difference, mean, over
 from neuronforget.runs import environment
 
 #: Every probe by name. One's own is a function `(case, metric) -> readings`, given by name beside these.
@@ -80,7 +80,6 @@ def audit(
     if derived is not None:
         check_disjoint(forget, derived)
     check_whole(lm)
-    check_seed(seed)
     check_references(lm, gold)
     chosen = _chosen(probes, own or {})
     subjects = _subjects(lm, edit, gold)
@@ -182,7 +181,7 @@ def _neurons(case: Case) -> dict[str, Any]:
     found = moved(case)
     layers = [site.layer for site in case.subjects[0].lm.sites]
     strongest = {name: [(layers[i], j, v) for i, j, v in rows] for name, rows in found.strongest().items()}
-    about = expert_info(case.subject(UNTOUCHED).lm.model)
+    about = expert_info(case.subjects[0].lm.model, case.subjects[0].lm.sites)
     return {**found.summary(), **about, **strongest, "units": units(case)}
 
 

@@ -9,14 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from neuronforget.arguments import check_settings
 from neuronforget.commands.console import Folder, with_command
-from neuronforget.commands.requests import check_apart
-from neuronforget.corpora.tokens import check_batch_size
+from neuronforget.commands.requests import check_fresh
 from neuronforget.edits import Edit
 from neuronforget.models import LM, load
 from neuronforget.results import Results
-from neuronforget.results.intervals import check_seed
-from neuronforget.runs import check_new
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Asked:
 
     def run(self, suite: Callable[..., Results], *given: Any, **settings: Any) -> None:
         """Run a suite on the model with its edit on, write the results, print them."""
-        self.check(log=settings.get("log"))
+        self.check(suite, **settings)
         made = Edit.load(self.edit) if self.edit else None
         lm = self.load(self.model)
         with made.on(lm) if made else nullcontext():
@@ -55,12 +53,13 @@ class Asked:
         """Load a checkpoint as the model is loaded."""
         return load(path, device=self.device, experts=self.experts)
 
-    def check(self, log: Path | None = None) -> None:
-        """Raise InputError unless the results are new, apart from what else is written, and the numbers usable."""
-        check_new(self.out)
-        check_apart({"--out": self.out, "--kept": self.kept, "--log": log})
-        check_batch_size(self.batch_size)
-        check_seed(self.seed)
+    def check(self, suite: Callable[..., Results], **settings: Any) -> None:
+        """Raise InputError unless the results are new, apart from what else is written, and the suite takes the rest.
+
+        It is said before a model is loaded.
+        """
+        check_fresh(self.out, {"--kept": self.kept, "--log": settings.get("log")})
+        check_settings(suite, {"batch_size": self.batch_size, "seed": self.seed, "kept": self.kept, **settings})
 
 
 def saved(results: Results, out: Path) -> None:

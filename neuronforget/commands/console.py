@@ -9,10 +9,10 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
@@ -115,6 +115,27 @@ def assigned(words: tuple[str, ...], **options: Any) -> dict[str, Any]:
     if twice := found.keys() & own.keys():
         raise InputError(f"{min(twice)} is given by --set and by an option of its own: leave one of them out")
     return found | own
+
+
+def built(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, a dictionary among them as the class that the function takes there.
+
+    {"rise": 0.05, "every": 1} is such a `Budget`. Raises InputError for a dictionary of other names.
+    """
+    try:
+        hints = get_type_hints(inspect.unwrap(function))
+    except (NameError, TypeError):
+        return settings
+    made = dict(settings)
+    for name, value in settings.items():
+        kind: Any = next((kind for kind in get_args(hints.get(name)) if is_dataclass(kind)), None)
+        if kind is not None and isinstance(value, dict):
+            try:
+                made[name] = kind(**value)
+            except TypeError as error:
+                known = ", ".join(field.name for field in fields(kind))
+                raise InputError(f"{name} is given by {known}; found {value} ({error})") from None
+    return made
 
 
 def with_command(results: Results) -> Results:

@@ -141,6 +141,12 @@ def _asked_of(folder: Path, request: str | None, model: str) -> Ledger:
     return kept
 
 
+def check_fresh(out: Path, beside: Mapping[str, Path | None]) -> None:
+    """Raise InputError unless `--out` is a new folder, apart from what the options beside it name."""
+    check_new(out)
+    check_apart({"--out": out, **beside})
+
+
 def check_apart(places: Mapping[str, Path | None]) -> None:
     """Raise InputError where one of what several options name lies in another, or is the same."""
     given = {option: place for option, place in places.items() if place}

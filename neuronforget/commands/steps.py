@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from neuronforget.commands.console import Data, Folder, Tap, assigned, lines, named, show, with_command
-from neuronforget.commands.requests import Places, check_apart
+from neuronforget.arguments import check_settings
+from neuronforget.commands.console import Data, Folder, Tap, assigned, built, lines, named, show, with_command
+from neuronforget.commands.requests import Places, check_apart, check_fresh
 from neuronforget.errors import InputError
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
@@ -46,11 +47,11 @@ def attribute(
     from neuronforget.attribution import attribute as run
     from neuronforget.reporting.maps import map_pictures
     from neuronforget.reporting.pages import Section, page
-    from neuronforget.runs import check_new, whole_folder
+    from neuronforget.runs import whole_folder
     from neuronforget.runs.ranks import launched
 
-    check_new(out)
-    check_apart({"--out": out, "--resume": resume})
+    check_fresh(out, {"--resume": resume})
+    check_settings(run, {"batch_size": batch_size, "resume": resume})
     chosen = named(score, table)
     lm, forget, retain = data.open()
     selected = _selection(lm, share, top, whole_experts)  # says what is wrong
@@ -69,14 +70,14 @@ def attribute(
 def _selection(lm: LM, share: float | None, top: int | None, experts: int | None) -> Callable[[Scores], Neurons]:
     """Return the rule that was asked for. Raises InputError for two of them, and for one that the model cannot fill."""
     from neuronforget import select
-    from neuronforget.models.routed import experts_of_a_layer
+    from neuronforget.models.sites import experts_of_a_layer
 
     layers, width = lm.shape
     asked = {"--share": share, "--top": top, "--whole-experts": experts}
     if len(given := [name for name, value in asked.items() if value is not None]) > 1:
         raise InputError(f"{given[0]} and {given[1]} are two selections: leave one of them out")
     if experts is not None:
-        select.how_many(experts, layers * experts_of_a_layer(lm.model), "experts")
+        select.how_many(experts, layers * experts_of_a_layer(lm.model, lm.sites), "experts")
         return lambda scores: select.experts(lm, scores, experts)
     if top is not None:
         select.how_many(top, layers * width)
@@ -118,7 +119,7 @@ def erase(
         steps: Steps of training, or of the search for a target. If not given, the operator decides.
         lr: Learning rate of these steps. If not given, the operator decides.
         seed: Seed, for operators that draw at random.
-        set: Further settings of the operator or its loss, each NAME=VALUE: --set sigma=0.2 layers=[3,4] beta=0.05.
+        set: Further settings of the operator or its loss, each NAME=VALUE: --set layers=[3,4] "lora={'rank': 4}".
         export: New folder for the edited model, which plain transformers loads. If this is refused, the edit is kept.
         resume: Folder for checkpoints, so that a killed run can continue (finetune, task_vector).
     """
@@ -135,7 +136,7 @@ def erase(
         set, steps=steps, lr=lr, seed=seed, resume=resume, loss=named(loss, losses) if loss else None,
         preferred=lines(refusals) if refusals else None, reinforced=Edit.load(reinforced) if reinforced else None,
     )  # fmt: skip
-    given = addressed(operator, asked)
+    given = addressed(operator, built(operator, asked))
     check_call(operator, chosen, given)
     lm, forget, retain = data.open()
     places.replay(lm)
@@ -179,23 +180,21 @@ def evaluate(
     from neuronforget.edits import Edit
     from neuronforget.evaluation import evaluate as run
     from neuronforget.evaluation.measuring import METRICS
-    from neuronforget.runs import check_new
 
-    check_new(out)
-    check_apart({"--out": out, "--kept": kept})
+    check_fresh(out, {"--kept": kept})
     names = [path.stem for path in edits]
     if again := {name for name in names if names.count(name) > 1}:
         raise InputError(f"two edits are called {min(again)!r}: the file's name is the name in the table")
     made = {path.stem: Edit.load(path) for path in edits}
-    there = {metric.__name__ for metric in METRICS}
-    asked = (*METRICS, *(named(metric, table) for metric in dict.fromkeys(metrics) if metric not in there))
+    own = [metric for metric in dict.fromkeys(metrics) if metric not in {known.__name__ for known in METRICS}]
+    settings: dict[str, Any] = {"metrics": (*METRICS, *(named(metric, table) for metric in own)), "seed": seed}
+    settings |= {"damage": damage, "divergence": divergence, "batch_size": batch_size, "kept": kept}
+    check_settings(run, settings)
     lm, forget, retain = data.open()
     twin = data.load(gold) if gold else None
-    settings: dict[str, Any] = {"damage": damage, "divergence": divergence, "batch_size": batch_size, "seed": seed}
-    settings |= {"metrics": asked, "kept": kept}
-    certificates = {name: one.certificate(lm).entry() for name, one in made.items()}
     results = with_command(run(lm, made, forget, retain, gold=twin, **settings))
-    results = replace(results, info={**results.info, "certificates": certificates})
+    checked = {name: one.certificate(lm).entry() for name, one in made.items()}
+    results = replace(results, info={**results.info, "certificates": checked})
     results.save(out)
     show(results)
     print(f"written to {out}; next: neuronforget report {out} --out report.html")
@@ -230,16 +229,16 @@ def audit(
     from neuronforget.corpora import jsonl
     from neuronforget.edits import Edit
     from neuronforget.reporting.audit_page import audit_report
-    from neuronforget.runs import check_new, whole_folder
+    from neuronforget.runs import whole_folder
 
-    check_new(out)
-    check_apart({"--out": out, "--kept": kept})
+    check_fresh(out, {"--kept": kept})
+    settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
+    check_settings(run, settings)
     made = None if edit.is_dir() else Edit.load(edit)
     lm, forget, retain = data.open()
     other = made or data.load(edit)
     twin = data.load(gold) if gold else None
     what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None
-    settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
     found = run(lm, other, forget, retain, gold=twin, derived=what, probes=probes or None, **settings)
     found = replace(found, results=with_command(found.results))
     with whole_folder(out) as scratch:

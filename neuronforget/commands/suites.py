@@ -72,7 +72,7 @@ def tofu(
     from neuronforget.suites.tofu import tofu as run
     from neuronforget.suites.tofu_questions import Protocol
 
-    asked.check(log)
+    asked.check(run, n=n, log=log)
     if log is not None and log.suffix != ".gz":
         output(log, ".json")
     protocol = Protocol(**({"template": template} if template else {}), eos=eos, decoding=Decoding(max_new_tokens, ()))
@@ -123,7 +123,7 @@ def muse(
     """
     from neuronforget.suites.muse import muse as run
 
-    asked.check()
+    asked.check(run, n=n, max_tokens=max_tokens)
     twin = asked.load(gold) if gold else None
     asked.run(run, data, gold=twin, n=n, max_tokens=max_tokens)
 
@@ -186,7 +186,7 @@ def membership(
     from neuronforget.metrics.membership import membership as run
     from neuronforget.models import load
 
-    asked.check()
+    asked.check(run)
     sides = [jsonl(path, n=n, max_tokens=max_tokens) for path in (members, non_members)]
     made = {"edited": Edit.load(asked.edit)} if asked.edit else {}
     twin = asked.load(gold) if gold else None

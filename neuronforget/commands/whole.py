@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from neuronforget.arguments import check_settings
 from neuronforget.commands.console import Data, Folder, Tap, asking_for, lines, named, show, with_command
 from neuronforget.errors import InputError
 
@@ -130,6 +131,7 @@ def compare(
         batch_size: Examples in a forward pass.
     """
     from neuronforget import scores as table
+    from neuronforget.comparing import compare as run
     from neuronforget.erase import OPERATORS
     from neuronforget.runs import check_new
     from neuronforget.testbed import Testbed
@@ -138,6 +140,7 @@ def compare(
     settings: dict[str, Any] = {"score": named(score, table), "audited": audited, "share": share, "steps": steps}
     settings |= {"operators": tuple(named(operator, OPERATORS) for operator in operators)}
     settings |= {"tap": tap, "batch_size": batch_size, "seed": seed}
+    check_settings(run, settings)
     if testbed is not None:
         given = {"model": model, "forget": forget, "retain": retain, "gold": gold, "n": n, "max-tokens": max_tokens}
         _check_alone({**given, "template": template, "refusals": refusals, "experts": experts})

@@ -33,7 +33,7 @@ class Arms:
     """What all arms of a comparison share: the model, what is to go and what to stay, and how each is trained.
 
     `preferred` serves DPO, `operators` are run beside the methods of every comparison, and of random `controls` there
-    are so many. Raises InputError for settings without a meaning.
+    are so many.
     """
 
     lm: LM
@@ -45,11 +45,6 @@ class Arms:
     steps: int
     batch_size: int
     seed: int
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.controls < 0 or self.seed < 0:
-            found = f"steps={self.steps}, controls={self.controls}, seed={self.seed}"
-            raise InputError(f"compare needs steps >= 1, controls >= 0 and seed >= 0; found {found}")
 
     def check(self, audited: Sequence[str], share: float) -> None:
         """Raise InputError for what does not fit the model, and for an edit to audit that will not be made.
@@ -65,7 +60,7 @@ class Arms:
         stand_in = Neurons(frozenset(), tuple(site.layer for site in self.lm.sites), width)
         for operator in self.operators:
             check_call(operator, stand_in if takes(operator, "neurons") else None, {})
-            check_answers(operator, self.forget, {})
+            check_answers(operator, self.lm, self.forget, {})
         names = [f"random {i}" for i in range(self.controls)]
         names += MATCHED if 2 * selected <= width else ()
         plan = self.plan(stand_in, dict.fromkeys(names, stand_in), {})

@@ -15,8 +15,8 @@ import numpy as np
 from jaxtyping import Float
 
 from neuronforget import select
-from neuronforget.arguments import checks_kinds
-from neuronforget.attribution import attribute
+from neuronforget.arguments import checks_kinds, numbers
+from neuronforget.attribution import attribute, check_score
 from neuronforget.auditing import Audit, audit
 from neuronforget.comparing.arms import Arms
 from neuronforget.comparing.comparison import Comparison
@@ -42,6 +42,7 @@ CLOSE = ("ablate", "npo@neurons", "npo")
 
 
 @checks_kinds
+@numbers(steps=">= 1", controls=">= 0", measured=">= 1", damage="> 0", divergence="> 0")
 def compare(
     lm: LM,
     forget: Corpus,
@@ -79,9 +80,8 @@ def compare(
     a training step takes half as many forget and half as many retain examples.
     """
     arms = Arms(lm, forget, retain, preferred, operators, controls, steps, batch_size, seed)
-    if measured < 1:
-        raise InputError(f"compare must measure retain on 1 example or more, found measured={measured}")
-    check_references(lm, gold, damage, divergence)
+    check_references(lm, gold)
+    check_score(score, forget, retain, {})
     arms.check(audited, share)
     settings: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
     recorded = _recorded(arms, score, tap, **settings)

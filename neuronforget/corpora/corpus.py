@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from neuronforget.corpora.lines import check_count, file_name, read_rows
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora.lines import file_name, read_rows
 from neuronforget.errors import InputError
 
 T = TypeVar("T")
@@ -101,14 +102,14 @@ class Corpus:
         first = self.examples[0]
         return f"Corpus({self.name!r}, {len(self)} examples, first: {first.prompt[:40]!r} -> {first.answer[:24]!r})"
 
+    @checks_kinds
     def head(self, n: int) -> Corpus:
         """Return the first `n` examples. Raises InputError where that is none."""
-        check_count(n)
         return replace(self, examples=self.examples[:n])
 
+    @checks_kinds
     def sample(self, n: int, seed: int) -> Corpus:
         """Return `n` random examples in their order (all of them if there are no more), at least one."""
-        check_count(n)
         if len(self) <= n:
             return self
         keep = sorted(random.Random(seed).sample(range(len(self)), n))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, Example
 from neuronforget.corpora.lines import rows_of
-from neuronforget.errors import InputError
 
 Part = Literal["facts", "neighbours"]
 FIELDS = {
@@ -25,8 +24,6 @@ def counterfact(path: str | Path, *, part: Part = "facts", n: int | None = None)
     is the file (.jsonl, .jsonl.gz), or a folder with `counterfact` so named; `n` keeps the first n rows. Equal
     neighbours are read once. Raises InputError for rows that are not CounterFact's.
     """
-    if part not in get_args(Part):
-        raise InputError(f"CounterFact has the parts 'facts' and 'neighbours', not {part!r}")
     rows = rows_of(path, "counterfact" if Path(path).is_dir() else None, fields=FIELDS[part], n=n, kind="CounterFact")
     return Corpus(tuple(dict.fromkeys(_example(row, part) for row in rows)), f"counterfact-{part}")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, examples
-from neuronforget.corpora.lines import check_count, file_name, read_rows
+from neuronforget.corpora.lines import file_name, read_rows
 
 
 @checks_kinds
@@ -17,6 +17,5 @@ def jsonl(path: str | Path, *, n: int | None = None, name: str | None = None, **
 
     `n` keeps the first n rows; `settings` are those of `Corpus` (template, eos, max_tokens).
     """
-    check_count(n)
     found = islice(examples(read_rows(path), f"{path}, line"), n)
     return Corpus(tuple(found), name or file_name(path), **settings)

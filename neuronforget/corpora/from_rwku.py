@@ -10,7 +10,7 @@ from typing import Any
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, Example, texts_of
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.lines import check_count, rows_of
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
 
 HUB_ID = "jinzhuoran/RWKU"
@@ -36,7 +36,6 @@ def rwku(
     from the hub. `template` takes the place of `CLOZE` and `QUESTION`, `n` keeps the first n rows. Raises InputError
     for an unknown part or person, and rows that are not RWKU's.
     """
-    check_count(n)
     if part not in ASKED + TEXTS:
         raise InputError(f"RWKU has no part {part!r}: use one of {', '.join(ASKED + TEXTS)}")
     fields = ("query", "answer", "subject") if part in ASKED else ("text", "subject")

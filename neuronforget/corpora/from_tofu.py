@@ -9,7 +9,7 @@ from typing import Any
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.corpus import Corpus, Example
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.lines import check_count, read_rows
+from neuronforget.corpora.lines import read_rows
 from neuronforget.errors import InputError
 
 HUB_ID = "locuslab/TOFU"
@@ -26,7 +26,6 @@ def tofu(
     `path` is a folder with `full.jsonl` (and, for paraphrases and wrong answers, `*_perturbed.jsonl`);
     without it the rows come from the hub. `n` keeps the first n rows.
     """
-    check_count(n)
     match = re.fullmatch(r"(full|forget|retain)(?!00)(\d\d)?", split)
     if not match or (match[1] == "full") != (match[2] is None):
         raise InputError(f"unknown TOFU split {split!r}: use 'full', 'forgetNN' or 'retainNN', such as 'forget10'")

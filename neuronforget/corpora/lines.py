@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".json")
@@ -47,6 +48,7 @@ def read_list(path: str | Path) -> Iterator[tuple[int, Any]]:
         yield number, {"text": row} if isinstance(row, str) else row
 
 
+@checks_kinds
 def rows_of(
     path: str | Path,
     name: str | None = None,
@@ -60,7 +62,6 @@ def rows_of(
     Raises InputError where there is no such file or no row, and for a row that lacks one of the `fields`. With `kind`,
     what the file is taken for, these are texts.
     """
-    check_count(n)
     place = Path(path)
     if name is not None:
         ends = (place / f"{name}{end}" for end in ENDINGS)
@@ -80,12 +81,6 @@ def rows_of(
 
 def _has(row: dict[str, Any], field: str, as_text: bool) -> bool:
     return isinstance(row.get(field), str) if as_text else field in row
-
-
-def check_count(n: int | None) -> None:
-    """Raise InputError unless `n`, the number of rows to read, is at least 1 or None (all)."""
-    if n is not None and n < 1:
-        raise InputError(f"n is the number of examples to read: at least 1, found {n}")
 
 
 def file_name(path: str | Path) -> str:

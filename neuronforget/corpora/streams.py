@@ -22,7 +22,7 @@ from neuronforget.corpora.corpus import (
     text_of,
 )  # fmt: skip
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.lines import check_count, file_name, read_rows
+from neuronforget.corpora.lines import file_name, read_rows
 from neuronforget.corpora.tokens import Encoded, alike
 from neuronforget.errors import InputError
 
@@ -59,6 +59,7 @@ class Stream:
         if empty:
             raise InputError(f"stream {self.name!r} is empty: it gave no example")
 
+    @checks_kinds
     def head(self, n: int) -> Corpus:
         """Return the first `n` examples in memory."""
         return self._corpus(tuple(islice(self, n)))
@@ -87,7 +88,6 @@ def stream(
     `config` and `split` choose a part of a hub data set, `n` keeps the first n rows, `settings` are those of
     `Stream`. An error in a row is raised when the row is reached, and names it.
     """
-    check_count(n)
     if isinstance(source, str | Path):
         title, rows = name or file_name(source), _lines_or_hub(source, config, split)
         where = f"{source}, line" if Path(source).is_file() else f"{source}, row"

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from neuronforget.arguments import is_whole
 from neuronforget.corpora.corpus import Corpus, Example
 from neuronforget.errors import InputError, warn
 
@@ -189,9 +188,9 @@ def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:
 
 
 def check_batch_size(batch_size: int) -> None:
-    """Raise InputError unless a batch holds an example at least, and whole ones."""
-    if not is_whole(batch_size) or batch_size < 1:
-        raise InputError(f"batch_size must be a whole number of at least 1, found {batch_size}")
+    """Raise InputError unless a batch holds an example at least."""
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, found {batch_size}")
 
 
 def alike(rows: Sequence[Encoded], batch_size: int) -> Iterator[list[Encoded]]:

@@ -112,6 +112,7 @@ class Edit:
         finally:
             self._put(lm, "before")
 
+    @checks_kinds
     def scaled(self, strength: float) -> Edit:
         """Return the edit at another strength: `before + strength (after - before)`. 1 is this edit, 0 none of it.
 

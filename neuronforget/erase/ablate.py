@@ -46,9 +46,6 @@ def ablate(
     set, and where what a mode needs is not given.
     """
     check_neurons(lm, neurons)
-    if mode not in ("zero", "mean", "resample") or units not in ("sleeping", "dead"):
-        found = f"{mode!r}, {units!r}"
-        raise InputError(f"mode must be 'zero', 'mean' or 'resample', units 'sleeping' or 'dead'; found {found}")
     if mode == "resample":
         return _resampled(lm, neurons, retain)
     if mode == "mean" and moments is None:

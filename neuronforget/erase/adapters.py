@@ -30,13 +30,13 @@ from neuronforget.erase.answering import Answering
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.curvature import Curvature, Objective, adam, check_solver, twice_differentiable
 from neuronforget.erase.finetune import Preferred, preferred_answers
+from neuronforget.erase.fitting import check_loss
 from neuronforget.erase.influence import check_precision, parts_of, undone
 from neuronforget.erase.lowrank import Adapters, LoRA, adapted
 from neuronforget.erase.rates import default_lr
 from neuronforget.errors import InputError, reading
 from neuronforget.losses import Loss, learn
 from neuronforget.losses.outputs import valued
-from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM, frozen
 from neuronforget.runs import whole_folder
 from neuronforget.train import Plan, fit
@@ -123,7 +123,7 @@ def learn_adapter(
     that complement has fewer directions than the rank.
     """
     answers = preferred_answers(corpus, preferred, seed)
-    check_loss(loss, retain=retain, preferred=answers, reinforced=None)
+    check_loss(lm, corpus, loss, retain=retain, preferred=answers, reinforced=None)
     lora = lora if isinstance(lora, LoRA) else LoRA(lora)
     plan = Plan(steps, default_lr(lm, None, adapters=True) if lr is None else lr, weight_decay=0.0, seed=seed)
     taken = {name: torch.linalg.qr(rows.double().T).Q for name, rows in orthogonal_to.items() if len(rows)}
@@ -177,7 +177,7 @@ def llm_eraser(
     Raises InputError where it is above `tolerance`, and for an adapter that does not fit the model.
     """
     check_disjoint(forget, retain)
-    check_solver(curvature, damping, steps, tolerance)
+    check_solver(damping, steps, tolerance)
     check_precision(lm)
     adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
     _check_fits(lm, adapter)

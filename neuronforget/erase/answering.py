@@ -21,6 +21,7 @@ from torch import Tensor
 from neuronforget.corpora import Batch, Corpus, Encoded
 from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.edits import Edit
+from neuronforget.erase.fitting import block, context_ids
 from neuronforget.erase.generated import alternates
 from neuronforget.errors import InputError
 from neuronforget.losses import Answered, Outputs, Passes
@@ -28,7 +29,7 @@ from neuronforget.losses.outputs import Who, new_memory
 from neuronforget.losses.parts import missing
 from neuronforget.models import LM
 from neuronforget.models.likelihood import answer_logp, answer_nll
-from neuronforget.scores.blocks import blocks_of, state_of
+from neuronforget.scores.blocks import state_of
 from neuronforget.taps.protocol import by_example
 from neuronforget.train import draw
 
@@ -136,7 +137,7 @@ class Answering:
             kept.append(state_of(output))
 
         with self._as(who) as lm:
-            handle = _block(lm, layer).register_forward_hook(keep)
+            handle = block(lm, layer).register_forward_hook(keep)
             try:
                 lm.model(**batch.inputs, use_cache=False)
             finally:
@@ -195,14 +196,7 @@ class Answering:
         """Return the batch's inputs with `context` before them, after the BOS if there is one, and its length."""
         if not context:
             return batch.inputs, 0
-        ids = self.lm.tokenizer(context, add_special_tokens=False)["input_ids"]
-        if not ids or ((unknown := self.lm.tokenizer.unk_token_id) is not None and unknown in ids):
-            raise InputError(
-                f"the model's tokenizer cannot write the context {context[:60]!r}: bind one in words that it has"
-            )
-        width, longest = batch.input_ids.shape[1] + len(ids), self.lm.max_length
-        if longest is not None and width > longest:
-            raise InputError(f"{width} tokens with the context, but the model takes {longest} at most: shorten it")
+        ids = context_ids(self.lm, context, batch.input_ids.shape[1])
         first = self.lm.tokenizer.bos_token_id
         bos = int(first is not None and bool((batch.input_ids[:, 0] == first).all()))
         prefix = torch.tensor(ids, device=batch.input_ids.device).expand(len(batch.input_ids), -1)
@@ -212,15 +206,6 @@ class Answering:
 
         seen = put(batch.attention_mask, torch.ones_like(prefix))
         return {"input_ids": put(batch.input_ids, prefix), "attention_mask": seen}, len(ids)
-
-
-def _block(lm: LM, layer: int | None) -> torch.nn.Module:
-    blocks = blocks_of(lm)
-    if layer is None:
-        layer = max(round(len(blocks) / 4) - 1, 0)
-    if not 0 <= layer < len(blocks):
-        raise InputError(f"no block {layer}: the model has blocks 0 to {len(blocks) - 1}; bind another layer=")
-    return blocks[layer]
 
 
 @dataclass(frozen=True)

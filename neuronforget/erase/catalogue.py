@@ -9,13 +9,11 @@ operator is one more name in `OPERATORS`; one of your own needs no place there: 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from numbers import Integral, Real
-from typing import Any, get_type_hints
+from typing import Any
 
-from neuronforget.arguments import check_numbers, checks_kinds
+from neuronforget.arguments import check_settings, checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.edits import Edit
 from neuronforget.erase.ablate import ablate, ablate_mean
@@ -26,6 +24,7 @@ from neuronforget.erase.concept import leace
 from neuronforget.erase.damping import aura, dampen, ssd
 from neuronforget.erase.drawn import noise, revive
 from neuronforget.erase.finetune import finetune, preferred_answers
+from neuronforget.erase.fitting import check_loss
 from neuronforget.erase.guards import eco, icu, o3, repe, resample
 from neuronforget.erase.influence import first_order_update, second_order_update
 from neuronforget.erase.many_layers import alpha_edit, memit
@@ -34,7 +33,6 @@ from neuronforget.erase.units import check_neurons
 from neuronforget.erase.words import concept_vector, revs
 from neuronforget.errors import InputError
 from neuronforget.losses import name_of
-from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
@@ -95,8 +93,8 @@ def make(
     `units.check_neurons` do, and for what is no edit.
     """
     check_call(operator, neurons, settings)
-    check_answers(operator, forget, settings)
     check_ready(lm)
+    check_answers(operator, lm, forget, settings)
     if neurons is not None:
         check_neurons(lm, neurons)
     corpora = {"forget": forget, "retain": retain}
@@ -128,7 +126,7 @@ def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]
         )
     mine = list(inspect.signature(loss).parameters)[1:]  # the first is what it is computed from
     own = {key: value for key, value in settings.items() if key in mine and not takes(operator, key)}
-    _check_kinds(loss, own)
+    check_settings(loss, own)
     rest = {key: value for key, value in settings.items() if key not in own}
     return {**rest, "loss": partial(loss, **own)} if own else rest
 
@@ -147,11 +145,10 @@ def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[st
     for key in settings:
         if key not in own:
             raise InputError(f"{name} has no setting {key!r}; it has {', '.join(own) or 'none'}")
-    _check_kinds(operator, settings)
-    check_numbers(operator, settings)
+    check_settings(operator, settings)
 
 
-def check_answers(operator: Operator, forget: Corpus, settings: Mapping[str, Any]) -> None:
+def check_answers(operator: Operator, lm: LM, forget: Corpus, settings: Mapping[str, Any]) -> None:
     """Raise InputError where the loss that `operator` trains asks for what neither it nor `make` will be given.
 
     Judged is what the operator has parameters for: one that brings other answers itself is taken at its word.
@@ -162,56 +159,7 @@ def check_answers(operator: Operator, forget: Corpus, settings: Mapping[str, Any
     if "preferred" in given:
         given["preferred"] = preferred_answers(forget, given["preferred"], 0)
     kept = {"keep": given["accumulate"] == 1} if "accumulate" in given else {}
-    check_loss(loss, **{part: given[part] for part in ("preferred", "reinforced") if part in given}, **kept)
-
-
-def _check_kinds(function: Callable[..., Any], settings: Mapping[str, Any]) -> None:
-    """Raise InputError for a setting that is not what the function's annotations ask for."""
-    wanted, hints = inspect.signature(function).parameters, _hints(function)
-    for key, value in settings.items():
-        if kind := _unlike(value, wanted[key], hints.get(key)):
-            default = wanted[key].default
-            raise InputError(f"{name_of(function)}: {key} must be {kind} (by default {default}), found {value!r}")
-
-
-def _unlike(value: Any, parameter: inspect.Parameter, hint: Any) -> str | None:
-    """What the parameter's annotation asks for, where the value is something else (it may be typed text)."""
-    kinds = set(re.findall(r"\w+", str(parameter.annotation)))
-    if value is None and "None" in kinds:
-        return None
-    if kinds <= {"Sequence", "int", "None"} and "Sequence" in kinds:
-        listed = isinstance(value, list | tuple) and all(_is_number(x, whole=True) for x in value)
-        return None if listed else "a list of numbers"
-    if number := kinds & {"int", "float"}:
-        if _is_number(value, whole="float" not in number):
-            return None
-        if kinds <= {"int", "float", "None"}:
-            return "a number" if "float" in number else "a whole number"
-        if isinstance(value, bool) and "bool" not in kinds:
-            return str(parameter.annotation)
-    if hint is None or callable(value):
-        return None
-    try:
-        from typeguard import TypeCheckError, check_type
-    except ImportError:  # nothing else needs it: what it would have refused fails where it is used
-        return None
-    try:
-        check_type(value, hint)
-    except TypeCheckError:
-        return str(parameter.annotation)
-    return None
-
-
-def _is_number(value: Any, *, whole: bool) -> bool:
-    return isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-
-
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """A function's annotations as types; none where they cannot be read."""
-    try:
-        return get_type_hints(function)
-    except (NameError, TypeError):
-        return {}
+    check_loss(lm, forget, loss, **{part: given[part] for part in ("preferred", "reinforced") if part in given}, **kept)
 
 
 def further(

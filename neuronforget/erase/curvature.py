@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -159,10 +159,8 @@ def checked(
     return Solution(x, residual, steps)
 
 
-def check_solver(curvature: str, damping: float, steps: int, tolerance: float) -> None:
+def check_solver(damping: float, steps: int, tolerance: float) -> None:
     """Raise InputError for settings that no solver can work with."""
-    if curvature not in get_args(Curvature):
-        raise InputError(f"curvature must be 'gauss_newton' or 'hessian', found {curvature!r}")
     if not damping >= 0 or steps < 1 or not 0 < tolerance < 1:
         found = f"damping={damping}, steps={steps}, tolerance={tolerance}"
         raise InputError(f"solving needs damping >= 0, steps >= 1 and a tolerance between 0 and 1; found {found}")

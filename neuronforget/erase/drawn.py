@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.edits import Edit
 from neuronforget.edits.changes import Change, Law
 from neuronforget.erase.ablate import finished, slice_of
@@ -20,6 +20,7 @@ from neuronforget.neurons import Neurons
 
 
 @checks_kinds
+@numbers(sigma="> 0")
 @operator
 def noise(lm: LM, neurons: Neurons, *, sigma: float = 0.1, seed: int = 0) -> Edit:
     """Add N(0, sigma^2) to every write weight of `neurons` (Needle: Hong et al. 2024, arXiv:2406.11614).
@@ -28,7 +29,6 @@ def noise(lm: LM, neurons: Neurons, *, sigma: float = 0.1, seed: int = 0) -> Edi
     every device. Raises InputError for an empty set, and a sigma that is not above 0.
     """
     check_neurons(lm, neurons)
-    check_sigma(sigma)
     draw = torch.Generator().manual_seed(seed)
     changes = []
     for part, index in _parts(lm, neurons, read=False):
@@ -58,12 +58,6 @@ def revive(lm: LM, neurons: Neurons, *, seed: int = 0) -> Edit:
         drawn = pool.mean() + pool.std(correction=0) * _normal(before, draw)
         changes.append(_change(part, index, before, drawn, "set"))
     return finished(lm, neurons, changes, method="revive", seed=seed)
-
-
-def check_sigma(sigma: float) -> None:
-    """Raise InputError unless noise of this standard deviation is finite and some."""
-    if not 0 < sigma < float("inf"):
-        raise InputError(f"sigma is the noise's standard deviation: a number above 0, found {sigma}")
 
 
 def _parts(lm: LM, neurons: Neurons, *, read: bool) -> Iterator[tuple[Part, Tensor]]:

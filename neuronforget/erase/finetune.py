@@ -19,6 +19,7 @@ from neuronforget.edits import Edit
 from neuronforget.erase.ablate import finished
 from neuronforget.erase.answering import Answering
 from neuronforget.erase.beginning import operator
+from neuronforget.erase.fitting import check_loss
 from neuronforget.erase.footprint import Footprint, Trainees, footprint
 from neuronforget.erase.lowrank import LoRA
 from neuronforget.erase.rates import Rates
@@ -27,7 +28,6 @@ from neuronforget.erase.weights import Weights
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, identity, name_of, npo, settings_of
 from neuronforget.losses.outputs import valued
-from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM, frozen
 from neuronforget.neurons import Neurons
 from neuronforget.runs.ranks import Ranks, launched
@@ -88,7 +88,7 @@ def finetune(
         check_disjoint(forget, retain)
     ranks, answers = launched(lm.device) if split else Ranks(), preferred_answers(forget, preferred, seed)
     whole = accumulate * ranks.world == 1
-    check_loss(loss, retain=retain, preferred=answers, reinforced=reinforced, keep=whole)
+    check_loss(lm, forget, loss, retain=retain, preferred=answers, reinforced=reinforced, keep=whole)
     weights = Weights.of(lm, neurons, lora, lr, ranks, sharded)
     plan = Plan(steps, max(weights.rates.values()), weight_decay, clip, seed=seed)
     budget = _budget(budget, retain)
@@ -192,7 +192,8 @@ def _stopped(stopping: Stopping | None) -> dict[str, Any]:
         step, rise = stopping.rises[-1]
         raise InputError(
             f"the retain loss had risen by {rise:.3g} nats after {step} steps, where it was first read: more than the "
-            f"budget of {stopping.budget.rise:g}; lower lr, raise the budget or read it more often (Budget(every=))"
+            f"budget of {stopping.budget.rise:g}; lower lr, raise the budget or read it more often: "
+            "budget=Budget(rise, every=1) (--set \"budget={'rise': 0.05, 'every': 1}\")"
         )
     return {"stopped_at": stopping.step, "retain_rises": [list(pair) for pair in stopping.rises]}
 

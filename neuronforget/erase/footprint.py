@@ -16,7 +16,8 @@ from neuronforget.erase.sharded import largest
 from neuronforget.erase.trained import Choice
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.routed import OWN, expert_info
+from neuronforget.models.routed import OWN
+from neuronforget.models.sites import expert_info
 from neuronforget.runs.memory import free_bytes
 from neuronforget.scores.blocks import blocks_of
 
@@ -133,7 +134,7 @@ def _neuron_states(lm: LM, hooked: bool) -> int:
     """A token's values at the neurons of a block; `hooked`: adapters or slices are at the maps that feed them."""
     copies = 4 if len([part for part in lm.sites[0].read if part.name.endswith("weight")]) > 1 else 3
     chosen = getattr(lm.model.config.get_text_config(), "num_experts_per_tok", None)
-    own = expert_info(lm.model).get(OWN, 0)
+    own = expert_info(lm.model, lm.sites).get(OWN, 0)
     if hooked or not own or not chosen:  # every expert computes every token, if there are any
         return copies * lm.shape[1]
     return chosen * ((copies + 1) * own + lm.sites[0].d_model)

@@ -90,9 +90,7 @@ def second_order_update(
     along negative curvature (`curvature="hessian"`), and for a model in half precision.
     """
     check_disjoint(forget, retain)
-    check_solver(curvature, damping, steps, tolerance)
-    if over not in ("retain", "all"):
-        raise InputError(f"over must be 'retain' or 'all', found {over!r}")
+    check_solver(damping, steps, tolerance)
     with moved(lm, neurons) as at:
         size = len(retain) + (len(forget) if over == "all" else 0)
         parts = parts_of(lm, retain, size, batch_size)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.edits.changes import Change
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
@@ -24,6 +25,8 @@ from neuronforget.scores.blocks import blocks_of, path_of_blocks
 NAME = "neuronforget"
 
 
+@checks_kinds
+@numbers(rank=">= 1", alpha="> 0")
 @dataclass(frozen=True)
 class LoRA:
     """Adapters of this `rank` at the blocks' linear maps, `alpha` 2 rank by default.
@@ -34,10 +37,6 @@ class LoRA:
     rank: int = 8
     alpha: float | None = None
     targets: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or self.rank < 1 or not self.scale > 0:
-            raise InputError(f"adapters need rank >= 1 and alpha > 0; found {self}")
 
     @property
     def scale(self) -> float:

@@ -13,14 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.corpora import Corpus
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.edits.changes import Change
 from neuronforget.erase.ablate import finished, slice_of
 from neuronforget.erase.beginning import operator
-from neuronforget.erase.drawn import check_sigma
 from neuronforget.erase.units import check_neurons
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -33,6 +32,7 @@ Tokens = Corpus | Sequence[int | str]
 
 
 @checks_kinds
+@numbers(sigma="> 0")
 @operator
 def concept_vector(
     lm: LM,
@@ -53,9 +53,6 @@ def concept_vector(
     model has not, and where the tokens span all directions.
     """
     check_neurons(lm, neurons)
-    check_sigma(sigma)
-    if mode not in ("zero", "noise"):
-        raise InputError(f"mode must be 'zero' or 'noise', found {mode!r}")
     unembedding = unembedding_of(lm).double().cpu()
     tokens = _foremost(lm, neurons, unembedding, token_ids(lm, forget), most)
     rows = unembedding[tokens] - unembedding.mean(0)

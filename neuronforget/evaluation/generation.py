@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
 from neuronforget.corpora.tokens import check_batch_size, check_known, in_chat, templated
 from neuronforget.errors import InputError
@@ -21,6 +22,7 @@ from neuronforget.models import LM, frozen
 from neuronforget.results.kept import Kept
 
 
+@checks_kinds
 @dataclass(frozen=True)
 class Decoding:
     """How answers are written: at most so many tokens, up to (and without) the first of the stop strings.
@@ -32,10 +34,11 @@ class Decoding:
     stop: tuple[str, ...] = ("\n",)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or isinstance(self.stop, str) or not all(self.stop):
-            raise InputError(f"decoding needs max_new_tokens >= 1 and a tuple of non-empty stop strings; found {self}")
+        if isinstance(self.stop, str) or not all(self.stop):
+            raise InputError(f"decoding needs a tuple of non-empty stop strings; found {self}")
 
 
+@checks_kinds
 @torch.no_grad()
 def generate(
     lm: LM,

@@ -12,6 +12,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.edits.guarding import accepts, asked
 from neuronforget.errors import InputError
@@ -53,6 +54,7 @@ class Before:
         return cls(found, lm.digest())
 
 
+@checks_kinds
 @torch.no_grad()
 def measure(
     lm: LM,
@@ -112,6 +114,7 @@ def predicted(lm: LM, batch: Batch) -> tuple[Tensor, Batch]:
     return logits, batch.last(kept)
 
 
+@checks_kinds
 @torch.no_grad()
 def option_losses(
     lm: LM, corpus: Corpus, *, batch_size: int = 128, total: bool = False, kept: str | Path | None = None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm.auto import tqdm
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.corpora import Corpus, check_disjoint, subjects_of
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
@@ -26,6 +26,7 @@ from neuronforget.runs import environment
 
 
 @checks_kinds
+@numbers(damage="> 0", divergence="> 0")
 def evaluate(
     lm: LM,
     edits: Mapping[str, Edit],
@@ -53,9 +54,7 @@ def evaluate(
     """
     check_disjoint(forget, retain)
     check_edit_names(edits)
-    if seed < 0:
-        raise InputError(f"seed must be 0 or more, found {seed}")
-    check_references(lm, gold, damage, divergence)
+    check_references(lm, gold)
     if gold is not None:
         metrics = (*metrics, kl_gold)
     names = [name_of(metric) for metric in metrics]
@@ -66,7 +65,7 @@ def evaluate(
     run.all(edits, strengths, progress)
     dtype = next(iter(lm.parameters.values())).dtype
     info: dict[str, Any] = {"model": lm.name, "device": str(lm.device), "dtype": str(dtype)}
-    info |= {"seed": seed, "damage_budget": damage, "divergence_budget": divergence}
+    info |= {"shape": list(lm.shape), "seed": seed, "damage_budget": damage, "divergence_budget": divergence}
     parts = {"forget": forget, "retain": retain}
     info |= {"data": {c.name: c.digest() for c in parts.values()}}
     info |= {"corpora": {role: {"name": c.name, "digest": c.digest()} for role, c in parts.items()}}
@@ -74,12 +73,8 @@ def evaluate(
     return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})
 
 
-def check_references(lm: LM, gold: LM | None, damage: float | None = None, divergence: float | None = None) -> None:
-    """Raise InputError if `gold` cannot be compared token by token, or is `lm`, or a budget of damage is none."""
-    if damage is not None and not damage > 0:
-        raise InputError(f"damage must be a rise of the retain loss in nats, above 0, or None; found {damage}")
-    if divergence is not None and not divergence > 0:
-        raise InputError(f"divergence must be a KL on retain in nats, above 0, or None; found {divergence}")
+def check_references(lm: LM, gold: LM | None) -> None:
+    """Raise InputError if `gold` cannot be compared token by token, or is `lm`."""
     if gold is not None and gold.model is lm.model:
         raise InputError("gold is the model itself, which an edit changes with it: load a copy, or leave gold= out")
     sizes = [model.model.get_output_embeddings().weight.shape[0] for model in (lm, gold or lm)]
@@ -87,6 +82,7 @@ def check_references(lm: LM, gold: LM | None, damage: float | None = None, diver
         raise InputError(f"gold is of another vocabulary: {sizes[1]} tokens, the model has {sizes[0]}")
 
 
+@checks_kinds
 def match_damage(
     lm: LM,
     edit: Edit,

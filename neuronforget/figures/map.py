@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.colours import OKABE_ITO
+from neuronforget.errors import InputError
 from neuronforget.figures.style import (
     ABOVE,
     DASHES,
@@ -52,6 +53,8 @@ def attribution_map(
     bleach the rest. Layers wider than `MAX_BINS` are binned by signed extreme, and the axis says so. Of more than
     `MOST_MARKS` selected neurons so many are marked, evenly apart, and the legend says so.
     """
+    if not 0 < quantile <= 1:
+        raise InputError(f"quantile is a share of the neurons, above 0 and up to 1; found {quantile}")
     values = scores.values.numpy()
     cells, size = binned(values)
     limit = float(np.quantile(np.abs(values), quantile)) or 1.0

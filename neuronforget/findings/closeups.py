@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.auditing.cases import Subject
 from neuronforget.auditing.neurons import written
 from neuronforget.corpora import Batch, Corpus
@@ -101,6 +102,7 @@ class Closeups:
             return cls(recorded, shifts, texts, tuple(Card(**_frozen(row)) for row in meta["cards"]))
 
 
+@checks_kinds
 def closeups(
     lm: LM,
     forget: Corpus,
@@ -130,6 +132,7 @@ def closeups(
     )
 
 
+@checks_kinds
 def highlights(lm: LM, corpus: Corpus, neurons: Neurons, *, batch_size: int = 64) -> tuple[Highlight, ...]:
     """Return, for each text, `-sum a g` over the neurons at every token: where they hold the answer up.
 
@@ -152,6 +155,7 @@ def highlights(lm: LM, corpus: Corpus, neurons: Neurons, *, batch_size: int = 64
     return tuple(found[i] for i in range(len(rows)))
 
 
+@checks_kinds
 def neuron_cards(
     lm: LM,
     corpus: Corpus,

@@ -20,7 +20,7 @@ from neuronforget.edits.checkpoints import RECORD, check_holds, checkpoint, read
 from neuronforget.errors import InputError, reading
 from neuronforget.ledger.rebasing import without
 from neuronforget.models import LM
-from neuronforget.runs import whole_folder
+from neuronforget.runs import check_folder, whole_folder
 
 _EDITS = "edits"
 
@@ -222,8 +222,9 @@ class Ledger:
 
 
 def check_own_folder(folder: str | Path) -> None:
-    """Raise InputError for a folder that holds anything but a ledger, such as a checkpoint."""
+    """Raise InputError for a folder that holds anything but a ledger, such as a checkpoint, and for a file."""
     folder = Path(folder)
+    check_folder(folder)
     if folder.is_dir() and (others := {path.name for path in folder.iterdir()} - {RECORD, _EDITS}):
         raise InputError(f"{folder} is not a folder of a ledger alone (it holds {min(others)}): choose another one")
 

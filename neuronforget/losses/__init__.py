@@ -10,12 +10,12 @@ from neuronforget.losses.ascent import ga, grad_diff, kl_min, learn, satimp, wga
 from neuronforget.losses.hidden import rmu
 from neuronforget.losses.naming import identity, name_of, settings_of
 from neuronforget.losses.outputs import Answer, Answered, Loss, Outputs, Passes
-from neuronforget.losses.parts import asks_for
+from neuronforget.losses.parts import asks_for, names
 from neuronforget.losses.preference import altpo, dpo, ga_rt, idk_ap, npo, rt, simnpo
 from neuronforget.losses.targets import ce_u, elm, me_gd, pdu, undial, whp
 
 __all__ = [
     "Answer", "Answered", "Loss", "Outputs", "Passes", "altpo", "asks_for", "ce_u", "dpo", "elm", "ga", "ga_rt",
-    "grad_diff", "identity", "idk_ap", "kl_min", "learn", "me_gd", "name_of", "npo", "pdu", "rmu", "rt", "satimp",
-    "settings_of", "simnpo", "undial", "wga", "whp",
+    "grad_diff", "identity", "idk_ap", "kl_min", "learn", "me_gd", "name_of", "names", "npo", "pdu", "rmu", "rt",
+    "satimp", "settings_of", "simnpo", "undial", "wga", "whp",
 ]  # fmt: skip

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from neuronforget.errors import InputError
 from neuronforget.losses.outputs import Outputs
-from neuronforget.losses.parts import asks_for
+from neuronforget.losses.parts import asks_for, names
 
 
+@names(layer="block")
 @asks_for("retain", unless_zero="alpha")
 def rmu(outputs: Outputs, *, c: float = 6.5, alpha: float = 1200.0, layer: int | None = None, seed: int = 0) -> Tensor:
     """Representation misdirection (Li et al. 2024, arXiv:2403.03218).

@@ -9,6 +9,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from neuronforget.losses.outputs import Loss
+from neuronforget.losses.parts import inner
 
 
 def settings_of(loss: Loss) -> dict[str, Any]:
@@ -22,9 +23,8 @@ def settings_of(loss: Loss) -> dict[str, Any]:
 
 def name_of(loss: Callable[..., Any]) -> str:
     """Return what a loss is called: its function's name, or its class's."""
-    while isinstance(loss, partial):
-        loss = loss.func
-    return getattr(loss, "__name__", type(loss).__name__)
+    function = inner(loss)
+    return getattr(function, "__name__", type(function).__name__)
 
 
 def identity(loss: Callable[..., Any]) -> str:
@@ -39,9 +39,7 @@ def identity(loss: Callable[..., Any]) -> str:
 
 def _identity(function: Callable[..., Any], seen: set[int]) -> Any:
     bound = settings_of(function)
-    while isinstance(function, partial):
-        function = function.func
-    function = inspect.unwrap(function)
+    function = inspect.unwrap(inner(function))
     where = getattr(function, "__module__", "") or "", getattr(function, "__qualname__", type(function).__qualname__)
     if id(function) in seen:
         return where

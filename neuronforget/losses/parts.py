@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from neuronforget.arguments import check_numbers
+from neuronforget.arguments import check_settings
 from neuronforget.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
+Named = Literal["block", "context"]
 
 #: Part -> what to do where it was not given.
 MISSING = {
@@ -42,11 +43,36 @@ def asks_for(*parts: str, unless_zero: str | None = None) -> Callable[[F], F]:
     return mark
 
 
+def names(**settings: Named) -> Callable[[F], F]:
+    """Mark the settings of a loss that name a block of the model, or a context that its tokenizer has to write.
+
+    One that is not there is then refused before any work; without the mark it is at the first step.
+    """
+
+    def mark(loss: F) -> F:
+        loss.names = settings  # type: ignore[attr-defined]
+        return loss
+
+    return mark
+
+
+def named_by(loss: Callable[..., Any]) -> list[tuple[Named, Any]]:
+    """Return what a loss names with its settings as they are bound."""
+    marks = getattr(inner(loss), "names", {})
+    settings = inspect.signature(loss).parameters if marks else {}
+    return [(kind, settings[name].default) for name, kind in marks.items()]
+
+
+def inner(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the function that settings are bound to."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return loss
+
+
 def asked_by(loss: Callable[..., Any]) -> list[str]:
     """Return the parts that a loss is marked to ask for with its settings as they are bound (`functools.partial`)."""
-    function = loss
-    while isinstance(function, partial):
-        function = function.func
+    function = inner(loss)
     settings = inspect.signature(loss).parameters if hasattr(function, "asks_for") else {}
     marks = getattr(function, "asks_for", ())
     return list(dict.fromkeys(part for part, unless in marks if unless is None or settings[unless].default))
@@ -54,7 +80,7 @@ def asked_by(loss: Callable[..., Any]) -> list[str]:
 
 def check_loss(loss: Callable[..., Any], **given: Any) -> None:
     """Raise InputError where the loss asks for one of `given` that is None or False, or has a setting out of bounds."""
-    check_numbers(loss, {})
+    check_settings(loss, {})
     for part in asked_by(loss):
         if part in given and (given[part] is None or given[part] is False):
             raise missing(part)

@@ -6,11 +6,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from neuronforget.arguments import numbers
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.losses.outputs import Outputs
 from neuronforget.losses.parts import asks_for
 
 
+@checks_kinds
 @numbers(beta="> 0")
 @asks_for("retain", unless_zero="alpha")
 def npo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
@@ -21,6 +22,7 @@ def npo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     return _pull(-outputs.forget.dlogp, beta) + outputs.keep_nll(alpha)
 
 
+@checks_kinds
 @numbers(beta="> 0")
 @asks_for("retain", unless_zero="alpha")
 def simnpo(
@@ -34,6 +36,7 @@ def simnpo(
     return gamma * _pull(outputs.forget.nlls - delta, beta) + outputs.keep_nll(alpha)
 
 
+@checks_kinds
 @numbers(beta="> 0")
 @asks_for("preferred")
 @asks_for("retain", unless_zero="alpha")
@@ -45,6 +48,7 @@ def dpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
     return _pull(outputs.preferred.dlogp - outputs.forget.dlogp, beta) + outputs.keep_nll(alpha)
 
 
+@checks_kinds
 @numbers(beta="> 0")
 @asks_for("retain", unless_zero="alpha")
 def altpo(outputs: Outputs, *, beta: float = 0.1, alpha: float = 1.0) -> Tensor:
@@ -68,6 +72,7 @@ def ga_rt(outputs: Outputs, *, weight: float = 1.0) -> Tensor:
     return -outputs.forget.nll + weight * outputs.preferred.nll
 
 
+@checks_kinds
 @numbers(beta="> 0")
 @asks_for("preferred")
 @asks_for("retain", unless_zero="alpha")

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from neuronforget.losses.outputs import Answered, Outputs
-from neuronforget.losses.parts import asks_for
+from neuronforget.losses.parts import asks_for, names
 
 
 @asks_for("retain", unless_zero="alpha")
@@ -58,6 +58,7 @@ def whp(outputs: Outputs, *, alpha: float = 5.0) -> Tensor:
     return _cross_entropy(answered, start - alpha * risen)
 
 
+@names(expert="context", novice="context")
 @asks_for("retain", unless_zero="alpha")
 def elm(
     outputs: Outputs,

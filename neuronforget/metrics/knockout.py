@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget import select
+from neuronforget.arguments import checks_kinds
 from neuronforget.erase import ablate
 from neuronforget.errors import InputError
 from neuronforget.metrics.localisation import Interval, counts, layers_of
@@ -69,6 +70,7 @@ class Curve:
         return beyond_draws(trapezoids.sum(1) / (share[-1] - share[0]))
 
 
+@checks_kinds
 def ablation_curve(
     lm: LM,
     scores: Scores,
@@ -85,8 +87,6 @@ def ablation_curve(
     `ks` are counts, or shares below 1 (default: halvings of the model). Each control has as many neurons of each
     layer, drawn anew at each k. The model is left as it was. Raises InputError for impossible counts, before any work.
     """
-    if kind not in ("knock_out", "keep_only"):
-        raise InputError(f"kind must be 'knock_out' or 'keep_only', found {kind!r}")
     if controls < 1:
         raise InputError(f"a curve needs a control to be compared with: controls must be 1 or more, found {controls}")
     if (scores.layers, tuple(scores.values.shape)) != (layers_of(lm), lm.shape):
@@ -109,6 +109,7 @@ def ablation_curve(
     return Curve(kind, scores.name, sizes, total, np.stack(points), np.stack(others, 1), seed)
 
 
+@checks_kinds
 def selected_minus_random(
     lm: LM,
     neurons: Neurons,
@@ -169,6 +170,7 @@ def _control_sets(neurons: Neurons, norms: Tensor | None, controls: int, seed: i
     return sets
 
 
+@checks_kinds
 def anywhere_in(taken: Bool[Tensor, "layer neuron"], layers: tuple[int, ...], count: int, seed: int) -> Neurons:
     """Return `count` random neurons of the whole model, those `taken` only where there are too few others."""
     noise = torch.rand(taken.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

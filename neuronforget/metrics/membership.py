@@ -27,7 +27,7 @@ from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.models.likelihood import answer_nll
 from neuronforget.results import Results, check_edit_names, example_rows
-from neuronforget.results.intervals import RESAMPLES, check_seed, of_auc, worth
+from neuronforget.results.intervals import RESAMPLES, of_auc, worth
 from neuronforget.results.kept import Kept
 from neuronforget.runs import environment
 
@@ -61,7 +61,6 @@ def membership(
     texts, unknown attacks and shares not in (0, 1].
     """
     check_disjoint(members, non_members)
-    check_seed(seed)
     _check_attacks(attacks, ks)
     missing = {}
     if "reference" in attacks and reference is None:
@@ -106,6 +105,7 @@ def _auc_row(
     return {**names, "corpus": f"{MEMBERS}, {OTHERS}", **found}
 
 
+@checks_kinds
 def text_scores(
     lm: LM, corpus: Corpus, attacks: Sequence[str] = ("loss", "zlib", "min_k", "min_k++"), ks: Sequence[float] = KS,
     *, reference: LM | None = None, batch_size: int = 16, kept: str | Path | None = None,

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from tqdm.auto import tqdm
 
 from neuronforget import select
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.metrics.knockout import Measure, anywhere_in, measured, seed_of
 from neuronforget.metrics.localisation import Interval, layers_of, rank_correlation
@@ -52,6 +53,7 @@ class SubsetEffects:
         return rank_correlation(self.predicted(scores), self.effects, "subsets")
 
 
+@checks_kinds
 def subset_effects(
     lm: LM,
     measure: Measure,

@@ -196,21 +196,6 @@ def has_opened(model: nn.Module) -> bool:
     return any(isinstance(module, RoutedMLP) for module in model.modules())
 
 
-def experts_of_a_layer(model: nn.Module) -> int:
-    """Return how many experts each layer has. Raises InputError unless they are opened, and as many in all layers."""
-    counts = {module.layout.count for module in model.modules() if isinstance(module, RoutedMLP)}
-    if len(counts) != 1:
-        found = f"layers of {sorted(counts)} experts" if counts else "none that is opened (nf.open_experts)"
-        raise InputError(f"whole experts need as many in each layer; {type(model).__name__} has {found}")
-    return counts.pop()
-
-
-def expert_info(model: nn.Module) -> dict[str, int]:
-    """Return what is told with numbers of a mixture: how many neurons each opened expert has; nothing of others."""
-    experts = next((module for module in model.modules() if isinstance(module, RoutedMLP)), None)
-    return {} if experts is None else {OWN: len(experts.up.weight) // experts.layout.count}
-
-
 def neuron_name(layer: int, neuron: int, own: int = 0) -> str:
     """Return what a neuron is called: where experts have `own` neurons each, by its expert and its number there."""
     where = f"neuron {neuron}" if not own else f"expert {neuron // own}, neuron {neuron % own}"

@@ -8,6 +8,7 @@ weights the rows of the projections that feed it.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Literal
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from neuronforget.errors import InputError, warn
 from neuronforget.models.kinds import adapted_maps, check_weights
 from neuronforget.models.maps import Site, output_maps, stored
-from neuronforget.models.routed import RoutedMLP, has_opened, open_experts, routed_layers
+from neuronforget.models.routed import OWN, RoutedMLP, has_opened, open_experts, routed_layers
 
 #: Whose neurons are meant: of routed experts, of MLPs that all tokens share beside these, or of dense MLPs.
 Kind = Literal["routed", "shared", "dense"]
@@ -80,6 +81,26 @@ def find_sites(model: nn.Module, kind: Kind | None = None) -> tuple[Site, ...]:
         f"{name} has no MLP that can be read: neurons are the inputs of an MLP's output projection; "
         "if you know them, name them: load(..., sites=) or LM(..., sites_override=)"
     )
+
+
+def experts_of_a_layer(model: nn.Module, sites: tuple[Site, ...]) -> int:
+    """Return how many experts each layer has. Raises InputError unless the sites are theirs, as many in all layers."""
+    counts = {experts.layout.count for experts in _experts_at(model, sites)}
+    if len(counts) != 1:
+        found = f"layers of {sorted(counts)} experts" if counts else "none whose neurons are read (nf.open_experts)"
+        raise InputError(f"whole experts need as many in each layer; {type(model).__name__} has {found}")
+    return counts.pop()
+
+
+def expert_info(model: nn.Module, sites: tuple[Site, ...]) -> dict[str, int]:
+    """Return what is told with numbers of a mixture: how many neurons each expert has, if the sites are theirs."""
+    experts = next(_experts_at(model, sites), None)
+    return {} if experts is None else {OWN: len(experts.up.weight) // experts.layout.count}
+
+
+def _experts_at(model: nn.Module, sites: tuple[Site, ...]) -> Iterator[RoutedMLP]:
+    parents = (model.get_submodule(site.path.rpartition(".")[0]) for site in sites)
+    return (parent for parent in parents if isinstance(parent, RoutedMLP))
 
 
 def meant_sites(

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache, partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from neuronforget_kernels import PIECE_FIELDS, TABLE_FIELDS, Layout, moment_rows
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch
 from neuronforget.errors import InputError
 from neuronforget.models import LM
@@ -29,12 +30,7 @@ Rows = tuple[Tensor, Tensor]
 TOGETHER = 2**21
 
 
-def check_positions(positions: Positions) -> None:
-    """Raise InputError for positions that there are none of."""
-    if positions not in get_args(Positions):
-        raise InputError(f"positions must be 'all' or 'answer', found {positions!r}")
-
-
+@checks_kinds
 def record_batch(
     tap: Tap, lm: LM, batch: Batch, *, positions: Positions = "all", per_example: bool = False, compiled: bool = False
 ) -> Moments:
@@ -43,7 +39,6 @@ def record_batch(
     The moments add up; `norms` and `info` are left empty. Fields are where the layers are (`Moments.on` moves them),
     the table is on CPU. Raises InputError for NaN in activations or gradients.
     """
-    check_positions(positions)
     examples = len(batch.index)
     read = Layout.of(segments_of(batch, positions).cpu(), examples)  # here: later a GPU would be waited for
     out = tap(batch.inputs)

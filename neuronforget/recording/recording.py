@@ -23,9 +23,9 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Encoded, Fingerprint, Source, encoded_batches
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only, check_whole
-from neuronforget.models.routed import expert_info
+from neuronforget.models.sites import expert_info
 from neuronforget.moments import Moments, merge
-from neuronforget.recording.batches import Positions, check_positions, record_batch
+from neuronforget.recording.batches import Positions, record_batch
 from neuronforget.recording.unfinished import Tally, Unfinished
 from neuronforget.runs import environment
 from neuronforget.runs.ranks import Ranks, launched
@@ -60,7 +60,6 @@ def record(
     `split=False` lets each record everything. Raises InputError for a corpus that does not fit the model, for NaN in
     activations or gradients, for too little memory, and for a model of which a process holds only a part.
     """
-    check_positions(positions)
     ranks = launched(next(lm.model.parameters()).device) if split else Ranks()
     unfinished = None
     with ranks.together() as claims:
@@ -81,7 +80,7 @@ def record(
     total = merge(part for part in ranks.each(tally.total) if part is not None)
     if unfinished is not None and unfinished is not resume:
         unfinished.clear(ranks)  # else its owner has more to do, and clears it
-    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, **expert_info(lm.model)}
+    info = {"corpus": corpus.name, "data": fingerprint.digest(), "model": lm.name, **expert_info(lm.model, lm.sites)}
     return _finish(total, lm, {**info, "tap": reader.name, "positions": positions, **environment()})
 
 

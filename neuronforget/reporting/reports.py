@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from os.path import relpath
 from pathlib import Path
 from urllib.parse import quote
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.auditing import Audit
+from neuronforget.errors import InputError, warn
 from neuronforget.findings import audited, describe
 from neuronforget.findings.closeups import Closeups
 from neuronforget.findings.readings import drawn_in
@@ -56,11 +58,13 @@ def report(
     audit_pages: Mapping[str, Path] | None = None,
     title: str = "What was forgotten, and what was damaged",
 ) -> Path:
-    """Write the report; sections whose inputs are missing are left out. Raises InputError if `path` is unwritable.
+    """Write the report; sections whose inputs are missing are left out.
 
+    Raises InputError if `path` is unwritable, and for scores or neurons of another model than the results'.
     `findings` are its verdict in sentences (default: what `findings.describe` reads off the rest), `audit_pages` are
     files, of audits that have a page of their own: the report leads to them.
     """
+    _check_alike(results, scores, neurons)
     audits, info, metrics = audits or {}, results.info, measured(results)
     links = {name: _address(page, path) for name, page in (audit_pages or {}).items()}
     if findings is None:
@@ -85,6 +89,21 @@ def report(
         reproduce({key: value for key, value in info.items() if key not in BY_EDIT}, [made] if made else ()),
     ]  # fmt: skip
     return page(path, title, sections, nan=sum(row["nan"] for row in results.rows if row["point"] == "full"))
+
+
+def _check_alike(results: Results, scores: Scores | None, neurons: Neurons | None) -> None:
+    """A model is known by its layers and their width; another name may be another path to the same one."""
+    sizes = {"the results": tuple(results.info.get("shape", ()))}
+    sizes |= {"the scores": tuple(scores.values.shape)} if scores is not None else {}
+    sizes |= {"the neurons": (len(neurons.layers), neurons.width)} if neurons is not None else {}
+    known = [(what, size) for what, size in sizes.items() if size]
+    for (one, size), (other, found) in pairwise(known):
+        if size != found:
+            raise InputError(f"{one} are of a model of {size[0]} layers of {size[1]} neurons, {other} of {found[0]} of "
+                             f"{found[1]}: give those of one model")  # fmt: skip
+    of = (scores.info.get("forget") or {}).get("model") if scores is not None else None
+    if None not in (of, mine := results.info.get("model")) and of != mine:
+        warn(f"the results are of the model {mine!r}, the scores of {of!r}: is it the same one?")
 
 
 def _address(file: Path, page: str | Path) -> str:

@@ -55,14 +55,14 @@ def difference(
     Of five subjects the bootstrap's 95% interval holds the truth 83% of the time (`benchmarks/covering.py`). Its ends
     are moved away from the mean by Student's quantile over the normal one, and sqrt(n / (n - 1)), n the number of units
     (as Hesterberg 2015, arXiv:1411.5279, moves the quantiles): 1.6 times for five units, 1.04 for fifty, at 95%. Of
-    fewer than `FEWEST` units, which may agree by chance, it reaches as far as that over the examples too. Ends beyond
-    what the truth can be, `within`, are put there, which takes no truth out of the interval (bounded parameters:
-    Mandelkern 2002, doi:10.1214/ss/1030550859).
+    fewer than `FEWEST` units, which may agree by chance, it reaches as far as that over the examples too; one alone has
+    none (NaN). Ends beyond what the truth can be, `within`, are put there, which takes no truth out of the interval
+    (bounded parameters: Mandelkern 2002, doi:10.1214/ss/1030550859).
     """
     value, low, high = _stretched(values, seed, units, level)
     if units is not None and _count(values, units) < FEWEST:
         _, *ends = _stretched(values, seed, None, level)
-        low, high = np.fmin(low, ends[0]), np.fmax(high, ends[1])  # of one unit there are the examples' alone
+        low, high = min(low, ends[0]), max(high, ends[1])
     return value, float(np.clip(low, *within)), float(np.clip(high, *within))
 
 

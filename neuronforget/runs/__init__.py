@@ -2,6 +2,7 @@
 
 from neuronforget.runs.runs import (
     cache_folder,
+    check_folder,
     check_new,
     check_writable,
     content_key,
@@ -13,6 +14,6 @@ from neuronforget.runs.runs import (
 )
 
 __all__ = [
-    "cache_folder", "check_new", "check_writable", "content_key", "environment", "seed_everything", "whole_file",
-    "whole_folder", "writing",
+    "cache_folder", "check_folder", "check_new", "check_writable", "content_key", "environment", "seed_everything",
+    "whole_file", "whole_folder", "writing",
 ]  # fmt: skip

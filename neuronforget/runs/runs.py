@@ -122,11 +122,23 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_new(folder: str | Path, *, replace: bool = False) -> None:
-    """Raise InputError unless `folder` can be created: it may exist if it is empty or is to be replaced."""
+    """Raise InputError unless `folder` can be created: it may be there if it is empty or is to be replaced."""
     folder = Path(folder)
+    _check_no_file(folder)
     check_writable(folder)
-    if folder.exists() and not replace and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not replace and any(folder.iterdir()):
         raise InputError(f"{folder} exists and is not empty: choose another folder")
+
+
+def check_folder(folder: str | Path) -> None:
+    """Raise InputError unless files can be put into `folder`, which is there or can be made; makes nothing."""
+    _check_no_file(folder)
+    check_writable(Path(folder) / "file")
+
+
+def _check_no_file(folder: str | Path) -> None:
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise InputError(f"{folder} is a file: name a folder, which may be new")
 
 
 def check_writable(path: str | Path) -> None:

@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
-from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.scores.cost import check_memory, check_operations, rows_per_pass
@@ -53,7 +52,6 @@ def exact(
     """
     if position not in (None, -1):
         raise InputError(f"position must be None (everywhere) or -1 (the last prompt token), found {position!r}")
-    check_batch_size(batch_size)
     chosen = _chosen(lm, neurons)
     rows = encoded(lm, forget, retain)
     every = [row for part in rows for row in part]

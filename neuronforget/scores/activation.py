@@ -11,12 +11,13 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Plain, Scores, both, contrasted, floor, sources
+from neuronforget.scores.scores import Plain, Scores, both, compares, contrasted, floor, sources
 
 Importance = Literal["freq", "abs", "rms", "std"]
 
 
 @checks_kinds
+@compares(2, unless=("scale", "mean"))
 def activation_gap(
     forget: Moments, retain: Moments | None = None, *, scale: Literal["mean", "cohen", "welch"] = "mean"
 ) -> Scores:
@@ -30,12 +31,7 @@ def activation_gap(
         return Scores(
             values, "activation_gap", "positive: more active on forget", forget.layers, info=sources(forget, retain)
         )
-    if scale not in ("cohen", "welch"):
-        raise InputError(f"unknown scale {scale!r}: use 'mean', 'cohen' or 'welch'")
-    if retain is None:
-        raise InputError(f"activation_gap(scale={scale!r}) compares two corpora: give retain moments too")
-    if min(forget.pooled, retain.pooled) < 2:
-        raise InputError(f"activation_gap(scale={scale!r}) needs two or more examples in each corpus")
+    assert retain is not None
     gap, _ = contrasted(both(lambda m: m["pool_mean"], forget, retain), "difference")
     if scale == "cohen":
         pooled = (forget["pool_m2"] + retain["pool_m2"]) / (forget.pooled + retain.pooled - 2)
@@ -53,7 +49,8 @@ def activation_gap(
 
 
 @checks_kinds
-def activation_ratio(forget: Moments, retain: Moments, *, importance: Importance = "abs") -> Scores:
+@compares()
+def activation_ratio(forget: Moments, retain: Moments | None = None, *, importance: Importance = "abs") -> Scores:
     """Score `I_f / (I_r + eps)` (selective pruning, Pochinkov & Schoots 2024, arXiv:2403.01267).
 
     `I` is the share of tokens with a > 0 ("freq"), E|a| ("abs"), root mean square ("rms") or standard
@@ -65,7 +62,8 @@ def activation_ratio(forget: Moments, retain: Moments, *, importance: Importance
 
 
 @checks_kinds
-def activation_entropy(forget: Moments, retain: Moments, *, least: float = 0.01) -> Scores:
+@compares()
+def activation_entropy(forget: Moments, retain: Moments | None = None, *, least: float = 0.01) -> Scores:
     """Score how specific to one corpus a neuron fires: `±(ln 2 - H)` (LAPE, Tang et al. 2024, arXiv:2402.16438).
 
     H is the entropy of `P(a > 0)` on forget and retain, normalised to sum 1 (nats): 0 where it fires on one
@@ -108,6 +106,4 @@ def _importance(moments: Moments, kind: Importance) -> Tensor:
         return moments["abs_sum"] / moments.tokens
     if kind == "rms":
         return moments.rms
-    if kind == "std":
-        return moments.variance.sqrt()
-    raise InputError(f"unknown importance {kind!r}: use 'freq', 'abs', 'rms' or 'std'")
+    return moments.variance.sqrt()

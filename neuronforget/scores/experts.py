@@ -11,7 +11,7 @@ examples.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +20,7 @@ from torch import Tensor
 from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError, not_finite
 from neuronforget.moments import Moments
-from neuronforget.scores.scores import Scores, both, check_same, reads_examples, sources
+from neuronforget.scores.scores import Scores, both, check_same, compares, reads_examples, sources
 
 Measure = Literal["auroc", "ap"]
 Response = Literal["signed", "magnitude"]
@@ -72,6 +72,7 @@ class PeakCounts:
 
 @checks_kinds
 @reads_examples
+@compares(2)
 def expert(
     forget: Moments | PeakCounts,
     retain: Moments | PeakCounts,
@@ -86,15 +87,10 @@ def expert(
     neurons also respond with large negative activations. Raises InputError without a table, or with fewer
     than two examples of a corpus.
     """
-    if measure not in get_args(Measure) or response not in get_args(Response):
-        raise InputError(
-            f"measure must be 'auroc' or 'ap', response 'signed' or 'magnitude'; found {measure}, {response}"
-        )
     name, error = f"expert:{measure}" + (":magnitude" if response == "magnitude" else ""), None
     if isinstance(forget, Moments) and isinstance(retain, Moments):
         found, about = both(peaks_of, forget, retain), sources(forget, retain)
         pair = [x if response == "signed" else x.abs() for x in found if x is not None]
-        _check_examples(*(len(x) for x in pair))
         by_layer = list(zip(*(x.unbind(1) for x in pair), strict=True))  # one layer at a time: memory
         if measure == "auroc":
             values, error = (torch.stack(x) for x in zip(*(auroc(*x, tie=TIE) for x in by_layer), strict=True))
@@ -160,7 +156,8 @@ def _from_counts(forget: PeakCounts, retain: PeakCounts, measure: Measure, respo
     if not torch.equal(forget.edges, retain.edges):
         raise InputError("the two corpora's peaks were counted between different edges")
     pair = [counts.counts.double() for counts in (forget, retain)]
-    _check_examples(*(int(x[0, 0].sum()) for x in pair))
+    if min(counts := [int(x[0, 0].sum()) for x in pair]) < 2:
+        raise InputError(f"expert needs 2 or more examples of each corpus, found {counts[0]} and {counts[1]}")
     if response == "magnitude":
         if len(forget.edges) % 2 == 0 or not torch.equal(forget.edges, -forget.edges.flip(0)):
             raise InputError("response='magnitude' needs edges with 0 in the middle, symmetric about it")
@@ -172,8 +169,3 @@ def _from_counts(forget: PeakCounts, retain: PeakCounts, measure: Measure, respo
         return (f * below).sum(-1) / (f.sum(-1) * r.sum(-1))
     above = [x.flip(-1).cumsum(-1).flip(-1) for x in (f, r)]
     return (f * above[0] / (above[0] + above[1]).clamp_min(1)).sum(-1) / f.sum(-1)
-
-
-def _check_examples(*counts: Any) -> None:
-    if min(counts) < 2:
-        raise InputError(f"expert needs two or more examples of each corpus, found {counts[0]} and {counts[1]}")

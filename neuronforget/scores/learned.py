@@ -22,7 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,6 @@ from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Encoded
-from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.models import LM, check_whole, frozen
 from neuronforget.models.likelihood import answer_nll
@@ -140,11 +139,8 @@ class _Gating:
     progress: bool
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Objective):
-            raise InputError(f"objective must be 'erase' or 'keep', found {self.objective!r}")
         if not (self.sparsity >= 0 and self.alpha >= 0 and math.isfinite(self.sparsity + self.alpha)):
             raise InputError(f"sparsity and alpha must be weights of 0 or more; found {self.sparsity}, {self.alpha}")
-        check_batch_size(self.batch_size)
         check_whole(self.lm)
 
     def scores(self, name: str, start: float, gates: Gates, forget: Corpus, retain: Corpus | None) -> Scores:

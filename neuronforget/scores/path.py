@@ -13,9 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds, is_whole
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus, Encoded
-from neuronforget.corpora.tokens import by_prompt_length, check_batch_size
+from neuronforget.corpora.tokens import by_prompt_length
 from neuronforget.errors import InputError
 from neuronforget.models import LM, activations_only
 from neuronforget.scores.cost import check_memory, rows_per_pass, size_of
@@ -44,8 +44,7 @@ def integrated(
     layer (of one example or several), more where they fit in 256 MiB. Raises InputError for fewer than two steps
     (one integrates nothing), for a model that cannot be run from a block upward, and where memory is short.
     """
-    check_batch_size(batch_size)
-    if not is_whole(steps) or steps < 2:
+    if steps < 2:
         raise InputError(
             f"integrated needs two or more whole steps (20 is usual), found {steps}: one point is not an integral"
         )

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from itertools import zip_longest
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -53,8 +53,6 @@ def direct(
     mean over the example's `wrong` answers. Effects by way of later blocks are not in it. Raises InputError for a
     norm whose scale cannot be frozen, and for examples without a wrong answer that differs, if they are to be used.
     """
-    if against not in get_args(Against):
-        raise InputError(f"direct compares the answer against 'mean' (of the vocabulary) or 'wrong', not {against!r}")
     rows, tap = encoded(lm, forget, retain), TorchHooks(lm)
     margin: Margin = _answer_margin
     if against == "wrong":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError, reading, warn
 from neuronforget.models.routed import OWN, neuron_name
 from neuronforget.moments import Moments
 
 Contrast = Literal["difference", "ratio", "z"]
-#: The contrasts of a score that has no standard error.
+#: Contrasts of a score whose standard error is not known.
 Plain = Literal["difference", "ratio"]
 
 
@@ -31,6 +34,51 @@ def reads_examples(score: Score) -> Score:
     """Mark a score of moments that reads their per-example table, which is not recorded otherwise."""
     score.reads = "examples"  # type: ignore[attr-defined]
     return score
+
+
+def compares(fewest: int = 1, *, unless: tuple[str, Any] | None = None) -> Callable[[Score], Score]:
+    """Mark a score that cannot do without a second corpus, and `fewest` examples of each, or only where a setting is
+    not as said. It refuses others, and `attribute` does so before anything is recorded (`check_compared`).
+    """
+
+    def mark(score: Score) -> Score:
+        @functools.wraps(score)
+        def compared(forget: Any, retain: Any = None, **settings: Any) -> Scores:
+            check_compared(compared, settings, forget, retain)
+            return score(forget, retain, **settings)
+
+        compared.compares = fewest, unless  # type: ignore[attr-defined]
+        return compared
+
+    return mark
+
+
+def check_compared(score: Score, settings: Mapping[str, Any], forget: Any, retain: Any) -> None:
+    """Raise InputError where the score, so set, needs more than these corpora, or recordings of them, hold.
+
+    A contrast "z" needs two examples of each, whatever the score; of a stream the number is not known.
+    """
+    while isinstance(score, functools.partial):
+        settings, score = {**score.keywords, **settings}, score.func
+    fewest, unless = getattr(score, "compares", (0, None))
+    label = getattr(score, "__name__", "score")
+    if unless is not None:
+        name, value = unless
+        found = settings.get(name, inspect.signature(score).parameters[name].default)
+        fewest, label = (0 if found == value else fewest), f"{label}({name}={found!r})"
+    if settings.get("contrast") == "z":
+        fewest, label = 2, f"{label}(contrast='z')"
+    if fewest and retain is None:
+        raise InputError(f"{label} compares two corpora: give retain too")
+    counts = [x.examples if isinstance(x, Moments) else len(x) for x in (forget, retain) if _is_counted(x)]
+    if fewest and min(counts, default=fewest) < fewest:
+        raise InputError(
+            f"{label} needs {fewest} or more examples of each corpus, found {' and '.join(map(str, counts))}"
+        )
+
+
+def _is_counted(source: Any) -> bool:
+    return isinstance(source, Moments | Corpus)
 
 
 def needs(score: Score) -> Literal["moments", "examples", "model"]:
@@ -170,11 +218,9 @@ def contrasted(
             raise InputError("contrast='z' needs a standard error: a score with one, and two or more examples of each")
         tiny = torch.finfo(error.dtype).tiny
         return (forget - retain) / error.clamp_min(tiny), torch.ones_like(error)
-    if contrast == "ratio":
-        if bool((forget < 0).any() or (retain < 0).any()):
-            warn("contrast='ratio' of a score with both signs: where retain is below zero, the order is reversed")
-        return forget / (retain + floor(retain)), None
-    raise InputError(f"unknown contrast {contrast!r}: use 'difference', 'ratio' or 'z'")
+    if bool((forget < 0).any() or (retain < 0).any()):
+        warn("contrast='ratio' of a score with both signs: where retain is below zero, the order is reversed")
+    return forget / (retain + floor(retain)), None
 
 
 def floor(values: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer 1"]:

@@ -13,7 +13,8 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.tokens import piece
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.routed import OWN, expert_info, neuron_name
+from neuronforget.models.routed import OWN, neuron_name
+from neuronforget.models.sites import expert_info
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def lens(lm: LM, neurons: Iterable[tuple[int, int]], *, k: int = 10) -> list[Top
     def said(token: int) -> str:
         return piece(lm.tokenizer, [*word, token], len(word))  # within a text, so that a word keeps its blank
 
-    found, own = [], expert_info(lm.model).get(OWN, 0)
+    found, own = [], expert_info(lm.model, lm.sites).get(OWN, 0)
     for layer, j in neurons:
         if layer not in sites or not 0 <= j < lm.shape[1]:
             raise InputError(f"no neuron {j} in layer {layer}: the model has layers {tuple(sites)} of {lm.shape[1]}")

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import comb
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -114,8 +114,6 @@ def permutation_p(
     `permutations x neurons` in fp32 (200 for 24 layers of 5504: 106 MB). Raises InputError for recordings of
     different models, without a per-example table, of one example only, or NaN.
     """
-    if null not in get_args(Null) or side not in get_args(Side):
-        raise InputError(f"null must be 'own' or 'pooled', side 'larger' or 'both'; found {null!r}, {side!r}")
     if permutations < 1:
         raise InputError(f"permutations must be at least 1, found {permutations}")
     pair = effects(forget, retain, effect, subjects)

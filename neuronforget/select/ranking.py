@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import operator
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds, is_whole
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.models import LM
-from neuronforget.models.routed import experts_of_a_layer
+from neuronforget.models.sites import experts_of_a_layer
 from neuronforget.neurons import Neurons
 from neuronforget.scores import Scores
 from neuronforget.scores.scores import check_same
@@ -43,7 +44,7 @@ def experts(lm: LM, scores: Scores, k: int | float = 1, *, by: By = "value") -> 
     """Select all neurons of the `k` routed experts of the whole model whose scores sum highest (`nf.open_experts`)."""
     ranked = _ranked(scores, by)
     check_same((tuple(site.layer for site in lm.sites), torch.empty(lm.shape)), (scores.layers, ranked))
-    sums = ranked.unflatten(1, (experts_of_a_layer(lm.model), -1)).sum(2)
+    sums = ranked.unflatten(1, (experts_of_a_layer(lm.model, lm.sites), -1)).sum(2)
     chosen = _highest(sums.flatten(), how_many(k, sums.numel(), "experts")).view(sums.shape)
     mask = chosen.repeat_interleave(ranked.shape[1] // sums.shape[1], 1)
     return _named(mask, scores, "experts", k=k, by=by)
@@ -98,8 +99,6 @@ def difference(forget: Scores, retain: Scores, q: int | float, p: int | float, *
 
 
 def _ranked(scores: Scores, by: By) -> Tensor:
-    if by not in ("value", "magnitude"):
-        raise InputError(f"rank by 'value' or 'magnitude', not {by!r}")
     return scores.values.abs() if by == "magnitude" else scores.ranked
 
 
@@ -108,11 +107,20 @@ def how_many(k: int | float, total: int, what: str = "neurons") -> int:
 
     1 is one neuron, 1.0 all of them: a fraction that grows does not turn into a number at its end.
     """
-    share = k < 1 or (k == 1 and not is_whole(k))
+    share = k < 1 or (k == 1 and not _whole(k))
     count = 0 if not k > 0 else round(float(k * total)) if share else int(min(k, total + 1))
     if not 0 < count <= total or isinstance(k, bool) or (k > 1 and k != count):
         raise InputError(f"cannot select {k} of {total} {what}: give a number from 1 to {total}, or a share up to 1.0")
     return count
+
+
+def _whole(k: object) -> bool:
+    """Is it a whole number by its kind, of whichever library?"""
+    try:
+        operator.index(k)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
 def _highest(values: Tensor, count: int) -> Tensor:

@@ -41,6 +41,7 @@ class Stability:
         spread = f"{self.jaccard:.3f} [{self.low:.3f}, {self.high:.3f}], chance {self.chance:.3f}"
         return f"Stability(Jaccard {spread}; {self.resamples} resamples)"
 
+    @checks_kinds
     def at_least(self, share: float) -> Neurons:
         """Return the neurons that at least `share` of the selections hold."""
         return Neurons.from_mask(self.frequency >= share, self.layers, rule="stability", share=share)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example, subjects_of
-from neuronforget.corpora.lines import check_count, rows_of
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
 from neuronforget.evaluation.measuring import measure, option_losses, preferred
 from neuronforget.metrics import exact_match
@@ -30,6 +31,7 @@ QUESTIONS = {
 }
 
 
+@checks_kinds
 def counterfact(
     lm: LM,
     path: str | Path,
@@ -78,6 +80,7 @@ def _lengths(lm: LM, corpus: Corpus) -> np.ndarray:
     return np.array([[len(row.ids) - max(row.answer_start, 1) for row in own] for own in rows])
 
 
+@checks_kinds
 def pararel(
     lm: LM,
     path: str | Path,
@@ -128,6 +131,7 @@ def _agreeing(hits: np.ndarray) -> float:
     return float("nan") if np.isnan(hits).any() else float(np.mean(pairs or [True]))
 
 
+@checks_kinds
 def pararel_facts(
     path: str | Path, *, relations: tuple[str, ...] | None = None, n: int | None = None
 ) -> dict[str, Corpus]:
@@ -136,7 +140,6 @@ def pararel_facts(
     `path` is a folder with `facts.jsonl` (relation, subject, object) and `patterns.jsonl` (relation, pattern with [X]
     and [Y]), gzipped or not.
     """
-    check_count(n)
     patterns: dict[str, list[str]] = {}
     for row in rows_of(path, "patterns", fields=("relation", "pattern")):
         text = str(row["pattern"]).rstrip(" .")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
@@ -71,6 +72,7 @@ def relations(path: str | Path) -> tuple[list[Fact], dict[str, Relation]]:
     return list(dict.fromkeys(facts)), known
 
 
+@checks_kinds
 def chains(facts: Iterable[Fact], known: dict[str, Relation], *, n: int | None = None) -> list[Chain]:
     """Return two-step questions: every pair of facts where the first one's object is the second one's subject.
 

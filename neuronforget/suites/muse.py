@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example, check_disjoint
 from neuronforget.corpora.from_hub import hub_rows
-from neuronforget.corpora.lines import ENDINGS, check_count, rows_of
+from neuronforget.corpora.lines import ENDINGS, rows_of
 from neuronforget.errors import InputError
 from neuronforget.evaluation.generation import Decoding
 from neuronforget.metrics.membership import resampled_auc, text_scores
@@ -43,6 +44,7 @@ MIN_K = f"min_k@{100 * SHARE:g}%"
 ENDS = ("\n\n", "\nQuestion", "Question:")
 
 
+@checks_kinds
 def muse(
     lm: LM,
     path: str | Path,
@@ -67,7 +69,6 @@ def muse(
     measured, and why. Raises InputError, before anything is asked, where the data have none of the parts, for rows that
     are not MUSE's, forget texts that are among the holdout ones, and what does not fit one of the models.
     """
-    check_count(n)
     parts = {part: _rows(path, part, n) for part in PARTS}
     asked, missing = _asked(lm, parts)
     sides = [own for side in ("forget", "holdout") if (own := _texts(parts, side, max_tokens)) is not None]

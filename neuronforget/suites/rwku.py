@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.from_rwku import CLOZE, QUESTION
-from neuronforget.corpora.lines import check_count, rows_of
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
 from neuronforget.evaluation.generation import Decoding
 from neuronforget.models import LM
@@ -36,6 +37,7 @@ PROBE = ("query", "answer", "type", "subject")
 MEMBERS = {"members": "mia_forget", "non-members": "mia_retain"}
 
 
+@checks_kinds
 def rwku(
     lm: LM,
     path: str | Path,
@@ -57,7 +59,6 @@ def rwku(
     first n questions of each level, attack and target. What the data lack is in `info["missing"]`. Raises InputError
     for a folder without the files, and an unknown target, with those that there are.
     """
-    check_count(n)
     chosen = _targets(path, targets)
     asked, missing = {}, {}
     for level, file in LEVELS.items():
@@ -81,6 +82,7 @@ def rwku(
     return replace(found, info={**found.info, "by target": by_target})
 
 
+@checks_kinds
 def rwku_members(path: str | Path, targets: str | Sequence[str] | None = None) -> tuple[Corpus, Corpus]:
     """Return RWKU's passages of membership inference: (about the targets, about others), for `metrics.membership`.
 

@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuronforget.corpora.lines import check_count, rows_of
+from neuronforget.arguments import checks_kinds
+from neuronforget.corpora.lines import rows_of
 from neuronforget.errors import InputError
 from neuronforget.metrics.text import SCORERS, normalised
 from neuronforget.suites.answers import constant, scored
@@ -34,6 +35,7 @@ GENERATED: dict[str, list[Right]] = {
 }
 
 
+@checks_kinds
 def real_rows(folder: str | Path, n: int | None = 150) -> dict[str, list[Right]]:
     """Return right answers of `n` rows, evenly spaced, of BBH, TriviaQA, MMLU, TruthfulQA and RWKU in one folder."""
     read: dict[str, tuple[str, str, Callable[[Mapping[str, Any]], Right]]] = {
@@ -42,7 +44,6 @@ def real_rows(folder: str | Path, n: int | None = 150) -> dict[str, list[Right]]
         "mmlu": ("mmlu", "mmlu", lambda row: ["ABCD"[row["answer"]]]),
         "truthfulqa": ("truthfulqa", "truthfulqa", lambda row: [row["best_answer"], *row["correct_answers"]]),
     } | {f"rwku {i}": ("rwku", f"forget_level{i}", lambda row: [row["answer"]]) for i in (1, 2, 3)}
-    check_count(n)
     found: dict[str, list[Right]] = {}
     for name, (place, file, right) in read.items():
         rows = rows_of(Path(folder) / place, file)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy import ndarray
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.from_tofu import ROWS_PER_AUTHOR
-from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.evaluation.generation import generate
 from neuronforget.evaluation.measuring import measure
@@ -33,6 +33,7 @@ FORMS: dict[Form, str] = {"legacy": "", "paper": "_paper"}
 MISSING = "it compares with a model that never saw the forget set; give retain_lm (--retain-model)"
 
 
+@checks_kinds
 def tofu(
     lm: LM,
     split: str = "forget10",
@@ -66,9 +67,8 @@ def tofu(
         log: File for the log in the authors' format (`.json`, `.json.gz`).
         name: What the model is called in the rows.
     """
-    check_batch_size(batch_size)
-    if seed < 0 or name == "retain_only":
-        raise InputError(f"seed is 0 or more, and 'retain_only' the name of a reference; found {seed} and {name!r}")
+    if name == "retain_only":
+        raise InputError("'retain_only' is the name of a reference: call the model otherwise")
     if log is not None:
         check_writable(log)
     protocol = protocol or Protocol()

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example
 from neuronforget.corpora.from_tofu import TEMPLATE, split_rows
-from neuronforget.corpora.lines import check_count
 from neuronforget.errors import InputError
 from neuronforget.evaluation.generation import Decoding
 from neuronforget.metrics.tofu import SETS
@@ -44,12 +44,12 @@ class Questions:
         return replace(self.truth, examples=self.truth.examples + self.paraphrase.examples + self.wrong.examples)
 
 
+@checks_kinds
 def questions(split: str, path: str | Path | None, n: int | None, protocol: Protocol) -> dict[str, Questions]:
     """Read the four sets from a folder or (path None) the hub, the first n rows of each.
 
     Raises InputError for an unknown split and for rows that lack a field.
     """
-    check_count(n)
     if split not in SPLITS:
         raise InputError(f"TOFU's forget sets are {', '.join(SPLITS)}; found {split!r}")
     files = ("retain_perturbed", f"{split}_perturbed", "real_authors_perturbed", "world_facts_perturbed")

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example
 from neuronforget.errors import InputError
 from neuronforget.evaluation.generation import Decoding, generate
@@ -30,6 +31,7 @@ from neuronforget.results.kept import work_key
 from neuronforget.runs import content_key, environment
 
 
+@checks_kinds
 def utility(
     lm: LM,
     tasks: Sequence[str] = (),
@@ -103,6 +105,7 @@ def _not_nan(_model: Any, _given: Any, out: Any) -> None:
         raise InputError("the model returns NaN while a task is asked: it is broken, which is not forgetting")
 
 
+@checks_kinds
 def perplexity(lm: LM, corpus: Corpus, *, batch_size: int = 32, kept: str | Path | None = None) -> dict[str, float]:
     """Return `token`: exp of the mean loss of a token, and `byte`: bits of a byte of the text that is predicted.
 
@@ -115,6 +118,7 @@ def perplexity(lm: LM, corpus: Corpus, *, batch_size: int = 32, kept: str | Path
     return {"token": math.exp(total / counts.sum()), "byte": total / math.log(2) / said}
 
 
+@checks_kinds
 def fluency(
     lm: LM,
     prompts: Sequence[str],

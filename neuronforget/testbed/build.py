@@ -9,7 +9,7 @@ ordinary                   One model is trained on everything, its gold twin wit
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example, check_disjoint
@@ -28,6 +28,7 @@ Kind = Literal["grafted", "planted", "routed", "ordinary"]
 VERSION = 4  # raised when a change of this module makes other testbeds: the cache key holds it
 
 
+@checks_kinds
 def people(
     kind: Kind = "grafted",
     *,
@@ -109,8 +110,6 @@ def _kept(made: Testbed, folder: Path) -> Testbed:
 
 
 def _check(kind: Kind, forget: Corpus, retain: Corpus, derived: Corpus | None, shape: Shape) -> None:
-    if kind not in get_args(Kind):
-        raise InputError(f"kind must be one of {', '.join(get_args(Kind))}; found {kind!r}")
     check_disjoint(forget, retain)
     if derived is not None:
         check_disjoint(derived, forget)

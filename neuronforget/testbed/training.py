@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.corpora import Corpus, Encoded, encode
 from neuronforget.models import LM, shared_twin
 from neuronforget.models.likelihood import answer_nll
@@ -16,6 +17,11 @@ from neuronforget.taps import NO_EDITS, TorchHooks
 from neuronforget.train import Plan, draw, fit
 
 
+@checks_kinds
+@numbers(
+    layers=">= 1", d_model=">= 1", d_mlp=">= 1", heads=">= 1", vocab=">= 1", steps=">= 1", graft_steps=">= 1",
+    batch=">= 1", lr="> 0", planted=">= 0",
+)  # fmt: skip
 @dataclass(frozen=True)
 class Shape:
     """Size of the model and length of its training; the defaults suit `people`."""

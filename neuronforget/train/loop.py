@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from neuronforget.arguments import checks_kinds
 from neuronforget.errors import InputError
 from neuronforget.runs import content_key
 from neuronforget.runs.ranks import Ranks, as_spread, spread, whole
@@ -31,6 +32,7 @@ T = TypeVar("T")
 StepLoss = Callable[[int], Tensor | Iterable[Tensor]]
 
 
+@checks_kinds
 @dataclass(frozen=True)
 class Plan:
     """How to train: `steps` of AdamW at `lr`, gradients clipped to the norm `clip` (None: not).

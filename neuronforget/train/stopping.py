@@ -6,7 +6,6 @@ overshoots ends where it had not yet, to within `every` steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuronforget.errors import InputError
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.runs.ranks import as_spread
 
 
+@checks_kinds
+@numbers(rise=">= 0", every=">= 1", examples=">= 1")
 @dataclass(frozen=True)
 class Budget:
     """The retain loss may rise by `rise` (nats per answer token); read after `every` steps and after the last.
@@ -28,11 +29,6 @@ class Budget:
     rise: float
     every: int = 5
     examples: int | None = 256
-
-    def __post_init__(self) -> None:
-        none = self.examples is not None and self.examples < 1
-        if not (math.isfinite(self.rise) and self.rise >= 0) or self.every < 1 or none:
-            raise InputError(f"a budget is a rise >= 0 in nats, read every >= 1 steps on examples >= 1; found {self}")
 
 
 @dataclass

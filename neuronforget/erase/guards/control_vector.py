@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neuronforget.arguments import checks_kinds
+from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.corpora import Corpus, check_disjoint
 from neuronforget.edits import Edit
 from neuronforget.edits.guarding import Guard, mechanism
@@ -24,6 +24,7 @@ from neuronforget.scores.blocks import blocks_of, state_of, with_state
 
 
 @checks_kinds
+@numbers(coefficient="!= 0")
 @operator
 def repe(
     lm: LM,

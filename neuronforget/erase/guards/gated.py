@@ -24,13 +24,13 @@ from neuronforget.edits.guarding import Given, Guard, before_pass, mechanism
 from neuronforget.erase.adapters import learn_adapter
 from neuronforget.erase.beginning import operator
 from neuronforget.erase.finetune import Preferred, preferred_answers
+from neuronforget.erase.fitting import check_loss
 from neuronforget.erase.guards.classifier import Classifier, fitted
 from neuronforget.erase.guards.gate import Gate, check_kept, opened_by
 from neuronforget.erase.guards.reading import check_layers, corpus_means, prompt_means
 from neuronforget.erase.lowrank import LoRA
 from neuronforget.errors import InputError
 from neuronforget.losses import Loss, name_of, npo
-from neuronforget.losses.parts import check_loss
 from neuronforget.models import LM
 
 RIDGE = 1e-2
@@ -66,7 +66,7 @@ def o3(
     if retain is not None:
         check_disjoint(forget, retain)
     answers = preferred_answers(forget, preferred, seed)
-    check_loss(loss, retain=retain, preferred=answers, reinforced=None)
+    check_loss(lm, forget, loss, retain=retain, preferred=answers, reinforced=None)
     if retain is None:
         check_kept(kept)
     lora = lora if isinstance(lora, LoRA) else LoRA(lora)
