@@ -120,15 +120,6 @@ def _within(value: Any, bound: str) -> bool:
     return math.isfinite(value) and bool(COMPARED[sign](value, float(limit)))
 
 
-def is_whole(value: object) -> bool:
-    """Is it a whole number by its kind, of whichever library?"""
-    try:
-        operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        return False
-    return True
-
-
 def _fits(value: Any, hint: Any) -> bool:
     return any(_is_of(value, kind) for kind in _kinds(hint))
 
