@@ -379,10 +379,10 @@ CELL = re.compile(r"(-?[\d.]+) ± ([\d.]+)")
 
 
 def shown_rows(page: str) -> list[list[str]]:
-    """The rows of a page's tables whose numbers are means over seeds, in plain words."""
-    text = (FOLDER.parent / "docs" / f"{page}.md").read_text()
-    rows = [re.split(r" *\| *", line)[1:-1] for line in text.replace("`", "").splitlines() if line.startswith("| ")]
-    return [row for row in rows if CELL.fullmatch(row[2]) or CELL.fullmatch(row[1])]
+    """The rows of a page's tables whose last number is a mean over seeds, in plain words."""
+    text = re.sub(r"[`*]", "", (FOLDER.parent / "docs" / f"{page}.md").read_text())
+    rows = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if CELL.search(" ".join(row)) or "refused" in row[1]]
 
 
 def drawn_at(marks: Sequence[Place], x: float, y: float, off: Place) -> bool:
@@ -409,3 +409,22 @@ def test_the_pages_of_operators_show_what_their_figure_draws(page: str, edits: i
             ]
             low = max(mean - half, 0)
             assert half < 0.01 or drawn_at(ends, at(low), y, (0.011 * every.WIDE, 0.2)), (name, cell)
+
+
+def test_the_page_of_requests_shows_what_its_figure_draws() -> None:
+    undone, drawn = analysis("undone_alone"), Drawn((FOLDER.parent / "docs" / "ledger.svg").read_text())
+    scale, marks = import_module("drawing").scale, drawn.marks()
+    rows = [row for row in shown_rows("ledger") if not row[1].startswith("less ")]
+    edits = list(dict.fromkeys(edit for edit, *_ in rows))
+    assert edits == ["ablate", "rank_one", "npo"] and len(rows) == 3 * 6
+    up = scale(0, 1, undone.ABOVE + undone.HIGH, undone.ABOVE)
+    ends = [(float(n.get("x1", 0)), float(n.get("y1", 0))) for n in drawn.all("line") if n.get("stroke-width") == "1.4"]
+    for i, (edit, state, *cells) in enumerate(rows):
+        left = undone.LEFT + edits.index(edit) * (undone.WIDE + undone.GAP)
+        at = scale(0, 5, left + 18, left + undone.WIDE - 18)
+        for j, cell in enumerate(cells if "refused" not in state else ()):
+            mean, half = (float(part) for part in CELL.fullmatch(cell).groups())  # type: ignore[union-attr]
+            x = at(i % 6) + undone.ASIDE * (j - 1.5)
+            assert drawn_at(marks, x, up(mean), (0.2, 0.006 * undone.HIGH)), (edit, state, cell)
+            low = max(mean - half, 0)
+            assert half < 0.01 or drawn_at(ends, x, up(low), (0.2, 0.011 * undone.HIGH)), (edit, state, cell)
