@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from cells import cell, folded, many, table, verdict
+from cells import cell, folded, many, table, told
 from judging import chosen_point, exact, judged, judged_by
 from running import asking, each, parsed
 from shift_figure import picture
@@ -192,7 +192,7 @@ def _beside(seeds: Sequence[Mapping[str, Any]]) -> str:
         row, far = [name, cell([judged(m) for m in made])], judged_by(made[0])
         for key in compared:
             less = [m["moved"][key] - seed["gold"]["full"]["moved"][key] for m, seed in zip(made, seeds, strict=True)]
-            row.append(f"**{cell(less)}**" if verdict(less) != "not told apart" else cell(less))
+            row.append(told(less))
         row += [cell([m["moved"][f"{key}, by layer"][-1] / (m["moved"][key] or 1.0) for m in made])
                 for key in ("taken", "suppressing")]  # fmt: skip
         shifts = {"activation forget": 3, "activation forget, in found": 2, "activation retain": 3}

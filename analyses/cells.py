@@ -62,6 +62,16 @@ def verdict(values: Sequence[float]) -> str:
     return "lower" if mean + half < 0 else "higher" if mean - half > 0 else "not told apart"
 
 
+def told(values: Sequence[float]) -> str:
+    """Return a difference's mean over seeds and its interval, bold where the interval excludes zero."""
+    return cell(values) if verdict(values) == "not told apart" else f"**{cell(values)}**"
+
+
+def partly(name: str, found: int, seeds: int) -> str:
+    """Return a row's name, with how many of the seeds have it where some do not."""
+    return name if found == seeds else f"{name} ({found} of {seeds})"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]

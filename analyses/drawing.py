@@ -85,12 +85,14 @@ def stripe(y: float, wide: float, high: float, fill: str = "#f4f4f4") -> str:
     return f'<rect x="0" y="{y:.1f}" width="{wide:g}" height="{high:g}" fill="{fill}"/>'
 
 
-def whisker(
-    at: Callable[[float], float], y: float, low: float, high: float, ends: tuple[float, float], colour: str
-) -> str:
+def whisker(at: Callable[[float], float], across: float, low: float, high: float, ends: tuple[float, float],
+             colour: str, upright: bool = False) -> str:  # fmt: skip
     """Return an interval, cut at the ends of its axis; nothing where it has no width."""
     low, high = max(low, ends[0]), min(high, ends[1])
-    return line(at(low), y, at(high), y, colour, width=1.4) if low < high else ""
+    if low >= high:
+        return ""
+    x, y, x2, y2 = (across, at(low), across, at(high)) if upright else (at(low), across, at(high), across)
+    return line(x, y, x2, y2, colour, width=1.4)
 
 
 def ribbon(above: Sequence[tuple[float, float]], below: Sequence[tuple[float, float]], colour: str) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cells import cell, folded, many, table, verdict
+from cells import cell, folded, many, table, told, verdict
 from judging import Point, exact, judged, judged_by
 from relearning import came_back, relearned
 
@@ -125,8 +125,7 @@ def _where(seeds: Sequence[Seed]) -> str:
         row = [method, *(cell(kl[place].tolist()) if place in kl else "" for place in PLACES)]
         for other in ("random", "full"):
             less = (kl["found"] - kl[other]).tolist() if other in kl else []
-            told = less and verdict(less) != "not told apart"
-            row.append(f"**{cell(less)}**" if told else cell(less) if less else "")
+            row.append(told(less) if less else "")
         rows.append((kl["found"].mean(), row))
     head = ["method", *PLACES, "found less random", "found less full"]
     return f"## Does it matter where? {far_by(seeds)}, tuned\n\n" + table(head, [row for _, row in sorted(rows)])

@@ -1,6 +1,6 @@
-"""What does each operator, and each guard, do by its defaults? One small testbed, one seed: not which is best.
+"""What does each operator, and each guard, do by its defaults? Small testbeds of one kind: not which is best.
 
-python analyses/every_operator.py --out operators   # about a minute, the testbed included
+python analyses/every_operator.py --out operators --seeds 0 1 2 3 4   # four minutes; without --seeds one of them
 python analyses/every_operator.py --out operators --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cells import centre, table
+from cells import cell, centre, many, middle, partly, spans, table, told
 from drawing import FAINT, INK, line, mark, named, panel, scale, stripe, svg, text, whisker
 from running import asking, each, parsed
 from sources import Source, sources
@@ -114,15 +114,34 @@ def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
 
 
 def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
-    """Return the tables, those of a seed after those of another."""
-    return "\n\n".join(f"## {part}\n\n{shown(own)}" for seed in seeds for part, own in seed.items()) + "\n"
+    """Return a table for each part."""
+    parts = {part: [seed[part] for seed in seeds] for part in seeds[0]}
+    return "\n\n".join(f"## {part} ({many(len(seeds))})\n\n{shown(own)}" for part, own in parts.items()) + "\n"
 
 
-def shown(part: Mapping[str, Any]) -> str:
-    """Return the table of a part, and what could not be made."""
-    head = [name for name in part["rows"][0] if name != "scope"]
-    rows = [[row["edit"], *(f"{row[name]:.2f}" for name in head[1:])] for row in part["rows"]]
-    failed = [f"- {name}: {why}" for name, why in part["failed"].items()]
+def by_edit(seeds: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return edit -> its row in each seed where it could be made."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for rows in seeds:
+        for name, row in {row["edit"]: row for row in rows}.items():
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def shown(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of a part, of several seeds what is less than in the same model untouched, what failed."""
+    columns = [name for name in seeds[0]["rows"][0] if name not in ("edit", "scope")]
+    compared = [name for name in columns if name in CORPORA.values()] if len(seeds) > 1 else []
+    rows = []
+    for name, found in by_edit([seed["rows"] for seed in seeds]).items():
+        row = [partly(name, len(found), len(seeds)), *(cell([made[column] for made in found]) for column in columns)]
+        starts = [seed["rows"][0] for seed in seeds if any(made["edit"] == name for made in seed["rows"])]
+        less = [
+            [made[column] - start[column] for made, start in zip(found, starts, strict=True)] for column in compared
+        ]
+        rows.append([*row, *(told(values) if name != "untouched" else "" for values in less)])
+    head = ["edit", *columns, *(f"{column}, less untouched" for column in compared)]
+    failed = [f"- {name}: {why}" for seed in seeds for name, why in seed["failed"].items()]
     return "\n\n".join([table(head, rows), *(["Not made:\n\n" + "\n".join(failed)] if failed else [])])
 
 
@@ -133,17 +152,14 @@ SCOPES = {
     "control": ("random neurons", "#6b6b6b", "down"),
 }  # fmt: skip
 PANELS = {"forget": ("forget", "forget unseen"), "retain": ("retain",)}
-LEFT, ABOVE, ROW, WIDE, GAP = 296, 84, 19, 176, 40
+LEFT, ABOVE, ROW, WIDE, GAP, ASIDE = 296, 100, 22, 176, 40, 3.5  # forget above its unseen phrasings: bars cover bars
 
 
 def picture(seeds: Sequence[Mapping[str, Any]]) -> str:
     """Return the SVG: a row an edit, by scope; forget beside retain, exact match; bars are 95% over seeds."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
-    for seed in seeds:
-        for name, row in {row["edit"]: row for part in seed.values() for row in part["rows"]}.items():
-            found.setdefault(name, []).append(row)
+    found = by_edit([[row for part in seed.values() for row in part["rows"]] for seed in seeds])
     names = sorted(found, key=lambda name: list(SCOPES).index(found[name][0]["scope"]))
-    width, bottom, parts = LEFT + 2 * (WIDE + GAP), ABOVE + ROW * len(names), _legend()
+    width, bottom, parts = LEFT + 2 * (WIDE + GAP), ABOVE + ROW * len(names), _legend(len(seeds))
     for i, name in enumerate(names):
         if i and found[name][0]["scope"] != found[names[i - 1]][0]["scope"]:
             parts.append(line(0, ABOVE + ROW * i, width, ABOVE + ROW * i, INK))
@@ -153,8 +169,9 @@ def picture(seeds: Sequence[Mapping[str, Any]]) -> str:
         at = scale(0, 1, LEFT + i * (WIDE + GAP), LEFT + i * (WIDE + GAP) + WIDE)
         parts += panel(f"{words}, exact match", at, (0, 0.5, 1), ABOVE, bottom)
         for reference, dash in (("untouched", "1 3"), ("gold", "8 2 2 2")):
-            for row in found.get(reference, [])[:1]:
-                parts.append(line(at(row[words]), ABOVE, at(row[words]), bottom, INK, dash))
+            if reference in found:
+                mean, _ = middle([row[words] for row in found[reference]])
+                parts.append(line(at(mean), ABOVE, at(mean), bottom, INK, dash))
         for j, name in enumerate(names):
             parts += _row(found[name], [c for c in corpora if c in found[name][0]], at, ABOVE + ROW * (j + 0.5))
     return svg(width, bottom + 24, "Forget and retain after every operator and guard, by its defaults", parts)
@@ -165,17 +182,19 @@ def _row(
 ) -> list[str]:
     _, colour, marker = SCOPES[rows[0]["scope"]]
     parts = []
-    for corpus in reversed(corpora):
+    for i, corpus in reversed(list(enumerate(corpora))):
         value, low, high = centre([row[corpus] for row in rows])
-        parts += [whisker(at, y, low, high, (0, 1), colour)]
-        parts.append(mark(at(value), y, marker, colour, 4, hollow=corpus.endswith("unseen")))
+        there = y + ASIDE * (2 * i - len(corpora) + 1)
+        parts += [whisker(at, there, low, high, (0, 1), colour)]
+        parts.append(mark(at(value), there, marker, colour, 4, hollow=corpus.endswith("unseen")))
     return parts
 
 
-def _legend() -> list[str]:
+def _legend(seeds: int) -> list[str]:
     parts, _ = named([(words, marker, colour, False) for words, colour, marker in SCOPES.values()], 16, 18, 34)
     note = "hollow: phrasings that no edit saw; dotted: untouched; dash-dotted: gold, the twin that never knew"
-    return [*parts, text(16, 44, note, size=11, fill=FAINT)]
+    bars = spans("bars", seeds) + (", cut at 0 and 1" if seeds > 1 else "")
+    return [*parts, text(16, 44, note, size=11, fill=FAINT), text(16, 60, bars, size=11, fill=FAINT)]
 
 
 def small(seed: int) -> Source:

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cells import cell, many, table, verdict
+from cells import cell, many, table, told
 from ga_rt_figure import picture
 from judging import DAMAGE, chosen_point
 from running import asking, each, parsed
@@ -152,8 +152,7 @@ def _less(seeds: Sequence[Arms], key: str, other: str, name: str) -> str:
     pair = column(seeds, key, "tuned", name), column(seeds, other, "tuned", name)
     if not all(pair):
         return ""
-    less = (np.array(pair[0]) - np.array(pair[1])).tolist()
-    return f"**{cell(less)}**" if verdict(less) != "not told apart" else cell(less)
+    return told((np.array(pair[0]) - np.array(pair[1])).tolist())
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 The people to be forgotten are split into three requests, erased one after the other; then A is undone alone, and
 beside that model stands one on which B and C were made without A.
 
-python analyses/undone_alone.py --out undone   # the default testbed, seed 0
+python analyses/undone_alone.py --out undone --seeds 0 1 2 3 4   # half an hour; without --seeds one testbed, seed 0
 python analyses/undone_alone.py --out undone --model CHECKPOINT --forget forget.jsonl --retain retain.jsonl
 """
 
@@ -14,8 +14,8 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from cells import table
-from drawing import FAINT, INK, line, mark, scale, svg, text
+from cells import cell, centre, many, partly, spans, table, told
+from drawing import FAINT, INK, line, mark, scale, svg, text, whisker
 from running import asking, each, parsed
 from sources import Source, sources
 
@@ -23,6 +23,13 @@ import neuronforget as nf
 from neuronforget.colours import OKABE_ITO
 from neuronforget.ledger import Ledger
 
+#: What was asked -> colour, dash and marker of its line.
+LINES = {
+    "A": (OKABE_ITO[1], "", "circle"), "B": (OKABE_ITO[0], "6 3", "square"), "C": (OKABE_ITO[2], "2 3", "triangle"),
+    "retain": (INK, "8 2 2 2", "diamond"),
+}  # fmt: skip
+UNDONE, SHOULD = "A undone alone", "made without A"  # a state, and what it should be
+OTHERS = "C applied", "untouched", SHOULD  # what it is held against
 Maker = Callable[[nf.LM, nf.Corpus, nf.Corpus], nf.Edit]
 
 
@@ -86,58 +93,74 @@ def run(source: Source, done: dict[str, Any]) -> Iterator[str]:
             yield make.__name__
 
 
+def by_state(seeds: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, list[Mapping[str, Any]]]]:
+    """Return edit -> state -> its row in each seed that has it; what undoing should give stands last."""
+    found: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for edit, row in ((edit, row) for seed in seeds for edit, rows in seed.items() for row in rows):
+        found.setdefault(edit, {}).setdefault(row["state"], []).append(row)
+    return {edit: dict(sorted(rows.items(), key=lambda row: row[0] == SHOULD)) for edit, rows in found.items()}
+
+
 def tables(seeds: Sequence[Mapping[str, Any]]) -> str:
-    """Return a table for each seed: exact match."""
-    parts = []
-    for seed in seeds:
-        rows = [row for rows in seed.values() for row in rows]
-        head = list(rows[0])
-        lines = [[v if isinstance(v := row.get(name, ""), str) else f"{v:.2f}" for name in head] for row in rows]
-        parts.append(table(head, lines))
-    return "\n\n".join(parts) + "\n"
+    """Return exact match state by state, and what undoing A alone gives less other states, paired over seeds."""
+    found = by_state(seeds)
+    lines = [
+        [edit, partly(state, len(rows), len(seeds)),
+         *(cell([row[what] for row in rows]) if what in rows[0] else "" for what in LINES)]
+        for edit, states in found.items() for state, rows in states.items()
+    ]  # fmt: skip
+    less = []
+    for edit in found:
+        states = [{row["state"]: row for row in seed[edit]} for seed in seeds]
+        states = [rows for rows in states if UNDONE in rows]
+        for other in OTHERS if states else ():
+            gaps = [[rows[UNDONE][what] - rows[other][what] for rows in states] for what in LINES]
+            less.append([edit, partly(f"less {other}", len(states), len(seeds)), *map(told, gaps)])
+    return (
+        f"## State by state ({many(len(seeds))})\n\n{table(['edit', 'state', *LINES], lines)}\n\n"
+        f"## {UNDONE}, less another state\n\n{table(['edit', UNDONE, *LINES], less)}\n"
+    )
 
 
-#: What was asked -> colour, dash and marker of its line.
-LINES = {
-    "A": (OKABE_ITO[1], "", "circle"), "B": (OKABE_ITO[0], "6 3", "square"), "C": (OKABE_ITO[2], "2 3", "triangle"),
-    "retain": (INK, "8 2 2 2", "diamond"),
-}  # fmt: skip
-LEFT, ABOVE, WIDE, HIGH, GAP, BELOW, ASIDE = 46, 78, 204, 190, 26, 96, 5
+LEFT, ABOVE, WIDE, HIGH, GAP, BELOW, ASIDE = 46, 78, 204, 220, 26, 96, 6
 
 
 def picture(seeds: Sequence[Mapping[str, Any]]) -> str:
-    """Return the SVG: a panel an edit, a row a seed; what is answered of A, B, C and retain, state by state."""
-    width = LEFT + max(len(seed) for seed in seeds) * (WIDE + GAP)
+    """Return the SVG: a panel an edit; what is answered of A, B, C and retain, state by state; bars are cut."""
+    found = by_state(seeds)
     parts, x = [], LEFT
     for words, (colour, dash, marker) in LINES.items():
         parts += [line(x, 18, x + 30, 18, colour, dash, 2), mark(x + 15, 18, marker, colour), text(x + 36, 22, words)]
         x += 80
-    parts.append(text(LEFT, 44, "exact match; hollow: made without A, the state that undoing A should give", 11,
-                      fill=FAINT))  # fmt: skip
-    for i, seed in enumerate(seeds):
-        for j, (name, rows) in enumerate(seed.items()):
-            parts += _panel(name, rows, LEFT + j * (WIDE + GAP), ABOVE + i * (HIGH + BELOW))
+    note = "exact match; hollow: made without A, the state that undoing A should give"
+    note += f"; {spans('bars', len(seeds))}" + (", cut at 0 and 1" if len(seeds) > 1 else "")
+    parts.append(text(LEFT, 44, note, 11, fill=FAINT))
+    for i, (edit, states) in enumerate(found.items()):
+        parts += _panel(edit, states, LEFT + i * (WIDE + GAP))
     title = "What is left of three requests, state by state, when the first is undone alone"
-    return svg(width, ABOVE + len(seeds) * (HIGH + BELOW), title, parts)
+    return svg(LEFT + len(found) * (WIDE + GAP), ABOVE + HIGH + BELOW, title, parts)
 
 
-def _panel(name: str, rows: Sequence[Mapping[str, Any]], left: float, top: float) -> list[str]:
+def _panel(edit: str, states: Mapping[str, Sequence[Mapping[str, Any]]], left: float) -> list[str]:
+    top, rows = ABOVE, list(states.values())
     at, up = scale(0, len(rows) - 1, left + 18, left + WIDE - 18), scale(0, 1, top + HIGH, top)
-    parts = [text(left, top - 14, name, weight="600")]
+    parts = [text(left, top - 14, edit, weight="600")]
     for tick in (0, 0.5, 1):
         parts.append(line(left, up(tick), left + WIDE, up(tick), "#c4c4c4"))
         parts.append(text(left - 6, up(tick) + 4, f"{tick:g}", size=11, anchor="end", fill=FAINT))
     parts.append(line(at(len(rows) - 1.5), top, at(len(rows) - 1.5), top + HIGH, INK, "1 3"))
-    for i, row in enumerate(rows):
-        words = row["state"].replace("undone alone: refused", "undone: refused")
+    for i, state in enumerate(states):
+        words = state.replace("undone alone: refused", "undone: refused")
         place = f"translate({at(i) + 4:.1f} {top + HIGH + 16:.1f}) rotate(-40)"
         parts.append(text(0, 0, words, size=11, anchor="end", move=place))
     for i, (what, (colour, dash, marker)) in enumerate(LINES.items()):
         aside = ASIDE * (i - (len(LINES) - 1) / 2)  # marks that would hide one another
-        there = [(at(j) + aside, up(row[what]), j) for j, row in enumerate(rows) if what in row]
-        parts += [line(x, y, x2, y2, colour, dash, 1.6) for (x, y, _), (x2, y2, j) in pairwise(there)
-                  if j < len(rows) - 1]  # fmt: skip
-        parts += [mark(x, y, marker, colour, hollow=j == len(rows) - 1) for x, y, j in there]
+        there = [(at(j) + aside, j, centre([row[what] for row in found])) for j, found in enumerate(rows)
+                 if what in found[0]]  # fmt: skip
+        parts += [line(x, up(y), x2, up(y2), colour, dash, 1.6) for (x, _, (y, *_)), (x2, j, (y2, *_)) in
+                  pairwise(there) if j < len(rows) - 1]  # fmt: skip
+        parts += [whisker(up, x, low, high, (0, 1), colour, upright=True) for x, _, (_, low, high) in there]
+        parts += [mark(x, up(y), marker, colour, hollow=j == len(rows) - 1) for x, j, (y, *_) in there]
     return parts
 
 

@@ -264,7 +264,7 @@ def test_every_operator_and_guard_is_tried_and_shown_beside_the_references() -> 
     assert tried == set(nf.erase.OPERATORS) - set(nf.erase.guards.__all__) - elsewhere - {"ablate_mean"}
     few = {name: edits[name] for name in list(edits)[:1]}
     part = every.measured(made, few)
-    rows = [line.split(" | ") for line in every.shown(part).splitlines()[2:]]
+    rows = [line.split(" | ") for line in every.shown([part]).splitlines()[2:]]
     assert [row[0].strip("| ") for row in rows] == ["untouched", "gold", *few]
     # the true neurons hold the facts of this bed: ablated, they leave few answers and all of what is retained
     assert float(rows[2][1]) < 0.2 < 0.8 < float(rows[0][1]) and float(rows[2][3]) > 0.95

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,11 @@ class Drawn:
         """Middles of all squares; stripes and the ground are none."""
         found = [[float(n.get(key, 0)) for key in ("x", "y", "width", "height")] for n in self.all("rect")]
         return [(x + w / 2, y + h / 2) for x, y, w, h in found if w == h < 12]
+
+    def marks(self) -> list[Place]:
+        """Middles of all marks, of whatever shape."""
+        corners = [list(zip(*points, strict=True)) for n in (3, 4) for points in self.polygons(n)]
+        return [*self.circles(), *self.squares(), *(((min(x) + max(x)) / 2, (min(y) + max(y)) / 2) for x, y in corners)]
 
     def polygons(self, corners: int) -> list[list[Place]]:
         found = [[tuple(map(float, p.split(","))) for p in n.get("points", "").split()] for n in self.all("polygon")]
@@ -143,6 +149,7 @@ def test_operators_are_drawn_by_scope_forget_beside_retain() -> None:
                             row("`resample`, random neurons", "control", 0.6, 0.7, 0.9)], "failed": {"`icu`": "no"}},
     }  # fmt: skip
     drawn = Drawn(every.picture([seed]))
+    assert any("one seed, so no bars" in words for words in drawn.words)
     asked = [name for name in drawn.words if name.split(",")[0].split()[0] in ("ssd", "ablate", "eco", "resample")]
     assert asked == ["ablate on the true neurons", "ssd, where it chooses", "eco", "resample, random neurons"]
     assert len(drawn.circles()) == len(drawn.squares()) == 1 + 3 and len(drawn.polygons(4)) == 1 + 2 * 3
@@ -165,6 +172,7 @@ def test_requests_are_drawn_state_by_state_and_what_is_refused_is_left_out() -> 
         rows[5],
     ]
     drawn = Drawn(undone.picture([{"ablate": rows, "npo": refused}]))
+    assert any("one seed, so no bars" in words for words in drawn.words)
     assert len(drawn.circles(hollow=False)) == 1 + 5 + 4 and len(drawn.circles(hollow=True)) == 2
     assert "A undone: refused" in drawn.words and "A undone alone" in drawn.words
     assert "| npo | A undone alone: refused |  |  |  |  |" in undone.tables([{"npo": refused}])
@@ -173,6 +181,62 @@ def test_requests_are_drawn_state_by_state_and_what_is_refused_is_left_out() -> 
     assert heights == pytest.approx([up(row["A"]) for row in rows], abs=0.06)
     mine = [n for n in drawn.all("line") if n.get("stroke") == undone.LINES["A"][0] and n.get("stroke-width") == "1.6"]
     assert len(mine) == 4 + 3  # none leads to what was made without A
+
+
+def test_requests_over_seeds_have_intervals_and_what_undoing_gives_is_held_against_other_states() -> None:
+    undone, cells = analysis("undone_alone"), import_module("cells")
+    states = ["untouched", "C applied", "A undone alone", "made without A"]
+
+    def seed(b: float) -> dict[str, Any]:
+        values = {"untouched": 1.0, "C applied": 0.0, "A undone alone": b, "made without A": 0.1}
+        rows = [{"edit": "ablate", "state": s, "A": 1.0, "B": values[s], "C": 0.2, "retain": 1.0} for s in states]
+        return {"ablate": rows}
+
+    values = [0.3, 0.4, 0.5]
+    seeds = [seed(b) for b in values]
+    text, drawn = undone.tables(seeds), Drawn(undone.picture(seeds))
+    assert f"| ablate | A undone alone | 1.00 ± 0.00 | {cells.cell(values)} | 0.20 ± 0.00 | 1.00 ± 0.00 |" in text
+    assert f"| ablate | less C applied | 0.00 ± 0.00 | **{cells.cell(values)}** |" in text
+    assert f"| ablate | less made without A | 0.00 ± 0.00 | **{cells.cell([0.2, 0.3, 0.4])}** |" in text
+    up = import_module("drawing").scale(0, 1, undone.ABOVE + undone.HIGH, undone.ABOVE)
+    mean, low, high = cells.centre(values)
+    across = next(x for x, y in drawn.squares() if y == pytest.approx(up(mean), abs=0.06))
+    bars = [[float(n.get(key, 0)) for key in ("x1", "x2", "y1", "y2")] for n in drawn.all("line")]
+    assert any(bar == pytest.approx([across, across, up(low), up(high)], abs=0.06) for bar in bars)
+    # what one seed refuses is counted, and what undoing should give stays the last, hollow
+    gone = [row for row in seeds[0]["ablate"] if row["state"] != "A undone alone"]
+    refused = {"edit": "ablate", "state": "A undone alone: refused", "why": "B was later"}
+    seeds[0]["ablate"] = [*gone[:2], refused, gone[2]]
+    text, drawn = undone.tables(seeds), Drawn(undone.picture(seeds))
+    assert "| ablate | A undone alone (2 of 3) |" in text and "| ablate | less untouched (2 of 3) |" in text
+    assert "| ablate | A undone alone: refused (1 of 3) |  |  |  |  |" in text
+    hollow = {x for x, _ in drawn.circles(hollow=True)}
+    assert len(hollow) == 1 and max(x for x, _ in drawn.circles()) in hollow
+
+
+def test_operators_over_seeds_have_intervals_and_count_the_seeds_where_one_could_not_be_made() -> None:
+    every, cells = analysis("every_operator"), import_module("cells")
+
+    def seed(value: float) -> dict[str, Any]:
+        same = {"forget unseen": 0.5, "retain": 1.0}
+        rows = [{"edit": "untouched", "scope": "reference", "forget": value / 2 + 0.6, **same},
+                {"edit": "`ssd`", "scope": "own choice", "forget": value, **same}]  # fmt: skip
+        return {"erasures": {"rows": rows, "failed": {}}, "guards": {"rows": rows[:1], "failed": {}}}
+
+    values = [0.1, 0.3, 0.5]
+    seeds = [seed(value) for value in values]
+    text, drawn = every.tables(seeds), Drawn(every.picture(seeds))
+    less = cells.cell([-0.55, -0.45, -0.35])
+    assert text.count("(3 seeds)") == 2 and "| retain | forget, less untouched |" in text
+    assert f"| `ssd` | {cells.cell(values)} | 0.50 ± 0.00 | 1.00 ± 0.00 | **{less}** | 0.00 ± 0.00 |" in text
+    at = import_module("drawing").scale(0, 1, every.LEFT, every.LEFT + every.WIDE)
+    mean, _, high = cells.centre(values)
+    assert drawn.line(at(0), at(high)) and drawn.squares()[-2][0] == pytest.approx(at(mean), abs=0.06)  # cut at 0
+    upright = {(float(n.get("x1", 0)), n.get("x2")) for n in drawn.all("line") if n.get("stroke-dasharray") == "1 3"}
+    assert any(x == pytest.approx(at(0.75), abs=0.06) for x, _ in upright)  # the untouched model's mean over seeds
+    seeds[1]["erasures"] = {"rows": seeds[1]["erasures"]["rows"][:1], "failed": {"`ssd`": "nothing is left"}}
+    text = every.tables(seeds)
+    assert f"| `ssd` (2 of 3) | {cells.cell([0.1, 0.5])} |" in text and "- `ssd`: nothing is left" in text
 
 
 def arm(value: float, **more: Any) -> dict[str, Any]:
@@ -309,3 +373,58 @@ def test_every_analysis_has_a_figure_that_its_page_shows() -> None:
     assert {name for _, figures, _ in rows for name in re.findall(r"\[([\w-]+\.svg)\]", figures)} == {
         path.name for path in Path(pages).glob("*.svg")
     } - {"data-flow.svg"}
+
+
+CELL = re.compile(r"(-?[\d.]+) ± ([\d.]+)")
+
+
+def shown_rows(page: str) -> list[list[str]]:
+    """The rows of a page's tables whose last number is a mean over seeds, in plain words."""
+    text = re.sub(r"[`*]", "", (FOLDER.parent / "docs" / f"{page}.md").read_text())
+    rows = [re.split(r" *\| *", line)[1:-1] for line in text.splitlines() if line.startswith("| ")]
+    return [row for row in rows if CELL.search(" ".join(row)) or "refused" in row[1]]
+
+
+def drawn_at(marks: Sequence[Place], x: float, y: float, off: Place) -> bool:
+    """Is there a mark at x and y, as near as a number of two digits says?"""
+    return any(abs(a - x) < off[0] and abs(b - y) < off[1] for a, b in marks)
+
+
+@pytest.mark.parametrize(("page", "edits"), [("operators", 19), ("guards", 12), ("influence", 4)])
+def test_the_pages_of_operators_show_what_their_figure_draws(page: str, edits: int) -> None:
+    every, drawn = analysis("every_operator"), Drawn((FOLDER.parent / "docs" / "operators.svg").read_text())
+    scale, marks, rows = import_module("drawing").scale, drawn.marks(), shown_rows(page)
+    heights = {"".join(n.itertext()): float(n.get("y", 0)) - 4 for n in drawn.all("text") if n.get("x")}
+    assert len(rows) == edits
+    for name, *cells in rows:
+        for i, (aside, cell) in enumerate(zip((-every.ASIDE, every.ASIDE, 0), cells[:3], strict=True)):
+            at = scale(0, 1, left := every.LEFT + (i // 2) * (every.WIDE + every.GAP), left + every.WIDE)
+            mean, half = (float(part) for part in CELL.fullmatch(cell).groups())  # type: ignore[union-attr]
+            y = heights[name] + aside
+            assert drawn_at(marks, at(mean), y, (0.006 * every.WIDE, 0.2)), (name, cell)
+            ends = [
+                (float(n.get("x1", 0)), float(n.get("y1", 0)))
+                for n in drawn.all("line")
+                if n.get("stroke-width") == "1.4"
+            ]
+            low = max(mean - half, 0)
+            assert half < 0.01 or drawn_at(ends, at(low), y, (0.011 * every.WIDE, 0.2)), (name, cell)
+
+
+def test_the_page_of_requests_shows_what_its_figure_draws() -> None:
+    undone, drawn = analysis("undone_alone"), Drawn((FOLDER.parent / "docs" / "ledger.svg").read_text())
+    scale, marks = import_module("drawing").scale, drawn.marks()
+    rows = [row for row in shown_rows("ledger") if not row[1].startswith("less ")]
+    edits = list(dict.fromkeys(edit for edit, *_ in rows))
+    assert edits == ["ablate", "rank_one", "npo"] and len(rows) == 3 * 6
+    up = scale(0, 1, undone.ABOVE + undone.HIGH, undone.ABOVE)
+    ends = [(float(n.get("x1", 0)), float(n.get("y1", 0))) for n in drawn.all("line") if n.get("stroke-width") == "1.4"]
+    for i, (edit, state, *cells) in enumerate(rows):
+        left = undone.LEFT + edits.index(edit) * (undone.WIDE + undone.GAP)
+        at = scale(0, 5, left + 18, left + undone.WIDE - 18)
+        for j, cell in enumerate(cells if "refused" not in state else ()):
+            mean, half = (float(part) for part in CELL.fullmatch(cell).groups())  # type: ignore[union-attr]
+            x = at(i % 6) + undone.ASIDE * (j - 1.5)
+            assert drawn_at(marks, x, up(mean), (0.2, 0.006 * undone.HIGH)), (edit, state, cell)
+            low = max(mean - half, 0)
+            assert half < 0.01 or drawn_at(ends, x, up(low), (0.2, 0.011 * undone.HIGH)), (edit, state, cell)
