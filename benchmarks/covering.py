@@ -224,7 +224,7 @@ def _moments(effects: torch.Tensor) -> Moments:
     )
 
 
-#: Table -> which part of the repeats it is made of, so that all take some three minutes on one core.
+#: Table -> which part of the repeats it is made of, so that all take some seven minutes on one core.
 PARTS = {intervals: 1, rates: 4, aucs: 4, authors: 4, localised: 2, audits: 10, claims: 5, selections: 10}
 
 
