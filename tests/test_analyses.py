@@ -239,7 +239,7 @@ def rewritten_without(rewrite: ModuleType, study: Any) -> float:
 def test_every_operator_and_loss_is_in_the_analysis_of_erasure() -> None:
     methods = analysis("methods")
     others = {"Answer", "Answered", "Loss", "Outputs", "Passes", "learn"}
-    others |= {"asks_for", "identity", "name_of", "settings_of"}
+    others |= {"asks_for", "identity", "name_of", "names", "settings_of"}
     assert set(nf.losses.__all__) - others == set(methods.LOSSES)
     # dampen is ablation at a smaller strength, finetune is the losses, revive no erasure; the page names the rest
     untried = {"llm_eraser"}

@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "finetune": {},
 }
 LOSSES = sorted(
-    {name for name in nf.losses.__all__ if name.islower()} - {"asks_for", "identity", "name_of", "settings_of"}
+    {name for name in nf.losses.__all__ if name.islower()} - {"asks_for", "identity", "name_of", "names", "settings_of"}
 )
 
 

@@ -142,19 +142,19 @@ def only_forget(forget: nf.Moments, against: nf.Moments, *, power: int) -> score
     ("score", "corpora", "message"),
     [
         *(
-            (name, 1, f"score '{name}' compares two corpora: give retain too")
+            (name, 1, f"{name} compares two corpora: give retain too")
             for name in ("activation_ratio", "activation_entropy", "expert")
         ),
-        *((partial(getattr(scores, name), contrast="z"), 2, "'difference', 'ratio'; found 'z'")
+        *((partial(getattr(scores, name), contrast="z"), 2, "contrast must be 'difference' or 'ratio'; found 'z'")
           for name in ("fisher", "wanda", "activation_norm")),
-        *((partial(getattr(scores, name), contrast="z"), 1, "contrast='z' compares two corpora: give retain too")
+        *((partial(getattr(scores, name), contrast="z"), 1, f"{name}(contrast='z') compares two corpora")
           for name in ("grad_x_act", "exact", "relp", "direct")),
-        (partial(scores.exact, contrast="z"), "single", "two or more examples of each corpus"),
-        (partial(scores.expert, measure="f1"), 2, "score 'expert': measure must be one of 'auroc', 'ap'; found 'f1'"),
+        (partial(scores.exact, contrast="z"), "single", "2 or more examples of each corpus"),
+        (partial(scores.expert, measure="f1"), 2, "expert: measure must be 'auroc' or 'ap'; found 'f1'"),
         (partial(scores.fisher, contrst="z"), 2, "score 'fisher' has no setting 'contrst'; it has contrast"),
-        (partial(only_forget, power=2), 1, "cannot be called with one corpus: missing a required argument: 'against'"),
-        (only_forget, 2, "score 'only_forget' cannot be called with two corpora: missing a required"),
-        (lambda forget: None, 2, "'<lambda>' cannot be called with two corpora: too many positional arguments"),
+        (partial(only_forget, power=2), 1, "cannot be called as scores are: missing a required argument: 'against'"),
+        (only_forget, 2, "score 'only_forget' cannot be called as scores are: missing a required"),
+        (lambda forget: None, 2, "'<lambda>' cannot be called as scores are: too many positional arguments"),
     ],
 )  # fmt: skip
 def test_what_a_score_can_only_refuse_is_refused_before_the_model_runs(
@@ -174,7 +174,7 @@ def test_a_batch_is_a_whole_number_of_examples(
     size: float, name: str, lm: LM, pair: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(type(lm.model), "forward", lambda *_, **__: pytest.fail("the model was run"))
-    with pytest.raises(InputError, match=f"batch_size must be a whole number of at least 1, found {size}"):
+    with pytest.raises(InputError, match="batch_size must be a whole number"):
         scored(name, lm, *pair, batch_size=size)
     if name not in (*MOMENTS, "relp"):
         with pytest.raises(InputError, match="batch_size must be a whole number"):

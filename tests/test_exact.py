@@ -119,7 +119,7 @@ def test_only_a_shortlist_may_be_measured(lm: LM, corpus: Corpus) -> None:
     assert few.values.nonzero().tolist() == [[0, 39], [1, 3]] and few.info["measured neurons"] == 2
     assert few.values[1, 3] == pytest.approx(float(whole.values[1, 3]), abs=1e-6)
     wrongs: list[tuple[Any, str]] = [([(0, 40)], "no neuron 40"), ([(2, 0)], "layer 2"), ([], "empty")]
-    for wrong, message in (*wrongs, ([3, 4], "pairs of a layer and a neuron")):
+    for wrong, message in (*wrongs, ([3, 4], "neurons must be a list of .a whole number, a whole number.")):
         with pytest.raises(InputError, match=message):
             nf.attribute(lm, corpus, score=scores.exact, neurons=wrong, progress=False)
 
@@ -162,7 +162,7 @@ def test_what_would_take_too_long_or_too_much_memory_is_said_before_the_work(
     lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lm.model, "forward", None)  # any work would fail
-    with pytest.raises(InputError, match="position must be None"):
+    with pytest.raises(InputError, match="position must be -1"):
         scores.exact(lm, corpus, position=0, progress=False)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=f"{len(corpus) * 80} rows.*limit 1e\\+03"):
         nf.attribute(lm, corpus, score=scores.exact, limit=1e3, progress=False)

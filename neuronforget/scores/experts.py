@@ -75,7 +75,7 @@ class PeakCounts:
 @compares(2)
 def expert(
     forget: Moments | PeakCounts,
-    retain: Moments | PeakCounts,
+    retain: Moments | PeakCounts | None = None,
     *,
     measure: Measure = "auroc",
     response: Response = "signed",

@@ -46,7 +46,7 @@ def integrated(
     """
     if steps < 2:
         raise InputError(
-            f"integrated needs two or more whole steps (20 is usual), found {steps}: one point is not an integral"
+            f"integrated needs two or more steps (20 is usual), found {steps}: one point is not an integral"
         )
     rows = encoded(lm, forget, retain)
     together = max(len(same) for part in rows for same in by_prompt_length(part))
