@@ -43,7 +43,7 @@ NUMBERS = {
 }  # fmt: skip
 COMPARED = {">": operator.gt, ">=": operator.ge, "!=": operator.ne}
 
-#: Bounds of numbers that are called the same in every function; `numbers` gives those of one.
+#: Bounds of numbers that are called the same in every function of the package; `numbers` gives those of one.
 EVERYWHERE: dict[str, Bound] = {
     "batch_size": ">= 1", "n": ">= 1", "max_tokens": ">= 1", "max_new_tokens": ">= 1", "seed": ">= 0",
 }  # fmt: skip
@@ -72,7 +72,7 @@ def _checked(function: Callable[P, R], asked: Callable[..., Any]) -> Callable[P,
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         if not hints:  # at the first call: what an annotation names may stand below the function
             hints.update(get_type_hints(function))
-        _check(asked, hints, {**dict(zip(names, args, strict=False)), **kwargs})
+        _check(asked, hints, {**dict(zip(names, args, strict=False)), **kwargs}, ours=True)
         return function(*args, **kwargs)
 
     return checked
@@ -95,23 +95,29 @@ def check_settings(function: Callable[..., Any], settings: Mapping[str, Any]) ->
     """
     while isinstance(function, functools.partial):
         settings, function = {**function.keywords, **settings}, function.func
+    ours = str(getattr(inspect.unwrap(function), "__module__", "")).startswith(f"{__package__}.")
+    _check(function, hints_of(function), settings, ours=ours)
+
+
+def hints_of(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return a function's annotations as types; of one's own, with words or names that are not there, none."""
     try:
-        hints = get_type_hints(inspect.unwrap(function))
-    except (NameError, TypeError):  # of one's own, with names that are not there: it says itself what it takes
-        hints = {}
-    _check(function, hints, settings)
+        return get_type_hints(inspect.unwrap(function))
+    except (NameError, TypeError, AttributeError, SyntaxError):  # it says itself what it takes
+        return {}
 
 
-def _check(function: Callable[..., Any], hints: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+def _check(function: Callable[..., Any], hints: Mapping[str, Any], given: Mapping[str, Any], *, ours: bool) -> None:
+    """`ours`: what is called as in `EVERYWHERE` and `FOLDERS` is meant so; a function of one's own may mean another."""
     label = getattr(function, "__name__", type(function).__name__)
-    bounds = {**EVERYWHERE, **getattr(function, "bounds", {})}
+    bounds = {**(EVERYWHERE if ours else {}), **getattr(function, "bounds", {})}
     for name, value in given.items():
         if name in hints and not _fits(value, hints[name]):
             raise _refusal(label, name, value, hints[name])
         if name in bounds and _is_number(value, float) and not _within(value, bounds[name]):
             kind = _words(hints.get(name, float))
             raise InputError(f"{label}: {name} must be {kind} {bounds[name]}, found {value}")
-        if name in FOLDERS and isinstance(value, str | os.PathLike):
+        if ours and name in FOLDERS and isinstance(value, str | os.PathLike):
             check_folder(Path(value))
 
 
@@ -131,8 +137,13 @@ def _kinds(hint: Any) -> list[Any]:
     return [hint]
 
 
+def _parts(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """What a kind is a row, a dictionary or a choice of; of `typing.List` alone, of anything."""
+    return get_origin(kind), get_args(kind) or (Any, Any, ...)
+
+
 def _is_of(value: Any, kind: Any) -> bool:
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, inner = _parts(kind)
     if origin is Callable:
         return callable(value)
     if isinstance(origin, type) and issubclass(origin, Mapping):
@@ -144,11 +155,23 @@ def _is_of(value: Any, kind: Any) -> bool:
     if kind is Any:
         return True
     if origin is Literal:
-        return isinstance(value, str | int | None) and (type(value), value) in [(type(one), one) for one in inner]
+        return any(_is_same(value, one) for one in inner)
     if kind in (int, float, bool):
         return _is_number(value, kind)
     kind = os.PathLike if kind is Path else kind
-    return not isinstance(kind, type) or isinstance(value, kind)
+    try:
+        return not isinstance(kind, type) or isinstance(value, kind)
+    except TypeError:  # some protocols, and dictionaries of given names, cannot be asked
+        return True
+
+
+def _is_same(value: Any, one: Any) -> bool:
+    """Is it that member of a choice? Texts and numbers may be of any library, but True is not 1."""
+    if isinstance(one, str):
+        return isinstance(value, str) and value == one
+    if isinstance(one, int):
+        return _is_number(value, bool if isinstance(one, bool) else int) and bool(value == one)
+    return type(value) is type(one) and bool(value == one)
 
 
 def _is_row(value: Any, origin: type, inner: tuple[Any, ...]) -> bool:
@@ -168,7 +191,7 @@ def _is_number(value: Any, kind: type) -> bool:
         return kind is bool and isinstance(value, bool | np.bool_)
     try:
         return operator.index(value) is not None if kind is int else not math.isnan(value)
-    except (TypeError, ValueError, RuntimeError):  # tensors of several numbers raise each in turn
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # tensors of several numbers raise each in turn
         return False
 
 
@@ -188,7 +211,7 @@ def _words(hint: Any, *, many: bool = False) -> str:
 
 
 def _name(kind: Any, *, many: bool = False) -> str:
-    origin, inner = get_origin(kind), get_args(kind)
+    origin, inner = _parts(kind)
     if origin is Callable:
         return "a function"
     if origin is Literal:

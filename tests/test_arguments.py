@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import inspect
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,7 @@ import pytest
 import torch
 
 import neuronforget as nf
-from neuronforget.arguments import checks_kinds, numbers
+from neuronforget.arguments import check_settings, checks_kinds, numbers
 
 NOUNS = ("LM", "Corpus", "Source", "Moments", "Scores", "Neurons", "Edit", "Results")
 MOMENT_SCORES = (
@@ -205,3 +207,38 @@ def test_a_corpus_holds_examples() -> None:
     printed = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, check=True).stdout
     words = "corpus 'corpus' must hold nf.Example, found {}: nf.Corpus.from_rows reads rows"
     assert printed.splitlines() == [words.format("str"), words.format("dict")]
+
+
+class Way(enum.Enum):
+    UP = 1
+
+
+class Named(typing.Protocol):
+    name: str
+
+
+def test_a_choice_is_of_any_library() -> None:
+    def own(
+        way: Literal["mean", "wrong"] = "mean", experts: Literal[True, 2] = 2, to: Literal[Way.UP] = Way.UP
+    ) -> None: ...
+
+    check_settings(own, {"way": np.str_("wrong"), "experts": np.bool_(True), "to": Way.UP})
+    check_settings(own, {"experts": np.int64(2)})
+    for wrong in ({"way": "other"}, {"way": None}, {"experts": 1}, {"experts": False}, {"to": 1}):
+        with pytest.raises(nf.InputError, match=next(iter(wrong))):
+            check_settings(own, wrong)
+
+
+def test_a_function_of_ones_own_names_and_annotates_its_settings_as_it_likes(tmp_path: Path) -> None:
+    def own(n: float, seed: int, resume: str, words: typing.List, by: typing.Dict, who: Named) -> None: ...  # noqa: UP006
+
+    file = tmp_path / "state.pt"
+    file.touch()
+    check_settings(own, {"n": 0.5, "seed": -1, "resume": str(file), "words": ["a"], "by": {"a": 1}, "who": 3})
+    with pytest.raises(nf.InputError, match="own: words must be a list of Any; found 3"):
+        check_settings(own, {"words": 3})
+
+    def said(alpha: float) -> None: ...
+
+    said.__annotations__["alpha"] = "the weight of retain"
+    check_settings(said, {"alpha": 2})

@@ -279,6 +279,7 @@ TWO = np.repeat([0, 1], 12)
         ([1.0] * 14 + [0.0] * 10, [0.0] * 24, {}, TWO, "left", False),  # over examples .26 at the least: no luck
         ([1.0] * 8 + [0.0] * 16, [0.0] * 24, {}, np.zeros(24), "unclear", True),  # one alone may be easy to guess
         ([1.0] * 14 + [0.0] * 10, [0.0] * 24, {}, np.zeros(24), "left", False),
+        ([1.0] * 4 + [0.0] * 8 + [np.nan] * 12, [0.0] * 24, {}, TWO, "unclear", True),  # NaN of all of the other's
         ([1.0] * 8 + [0.0] * 16, [0.0] * 24, {}, np.repeat(np.arange(8), 3), "unclear", False),  # over eight: no luck
         ([0.0] * 24, [0.75] * 12 + [0.25] * 12, {"two_sided": True}, TWO, "avoided", False),
         ([0.4] * 12 + [0.0] * 12, [0.5] * 12 + [0.0] * 12, {"two_sided": True}, TWO, "unclear", True),

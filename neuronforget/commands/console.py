@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
+from neuronforget.arguments import hints_of
 from neuronforget.corpora import Corpus, check_disjoint, jsonl, tofu
 from neuronforget.errors import InputError, reading
 from neuronforget.models import LM, load
@@ -122,11 +123,7 @@ def built(function: Callable[..., Any], settings: dict[str, Any]) -> dict[str, A
 
     {"rise": 0.05, "every": 1} is such a `Budget`. Raises InputError for a dictionary of other names.
     """
-    try:
-        hints = get_type_hints(inspect.unwrap(function))
-    except (NameError, TypeError):
-        return settings
-    made = dict(settings)
+    hints, made = hints_of(function), dict(settings)
     for name, value in settings.items():
         kind: Any = next((kind for kind in get_args(hints.get(name)) if is_dataclass(kind)), None)
         if kind is not None and isinstance(value, dict):
