@@ -54,8 +54,9 @@ FOLDERS = ("kept", "resume")
 def checks_kinds(function: Callable[P, R]) -> Callable[P, R]:
     """Make `function` raise InputError for an argument of another kind than its annotation names, or out of bounds.
 
-    Looked at are nouns, functions, paths, texts, numbers, mappings and rows of these. Numbers may be of any library,
-    but neither NaN nor True; rows may be sets and views of a dictionary; an iterator is none, for it can be read once.
+    Looked at are nouns, functions, paths, texts, numbers, mappings and rows of these. Numbers may be of any library (as
+    Python's own they come in), but neither NaN nor True; rows may be sets and views of a dictionary; an iterator is
+    none, for it can be read once.
     Of a class it is the arguments that one makes it with.
     """
     if isinstance(function, type):
@@ -73,7 +74,9 @@ def _checked(function: Callable[P, R], asked: Callable[..., Any]) -> Callable[P,
         if not hints:  # at the first call: what an annotation names may stand below the function
             hints.update(get_type_hints(function))
         _check(asked, hints, {**dict(zip(names, args, strict=False)), **kwargs}, ours=True)
-        return function(*args, **kwargs)
+        own = [_plain(value, hints.get(name)) for name, value in zip(names, args, strict=False)]
+        named = {name: _plain(value, hints.get(name)) for name, value in kwargs.items()}
+        return function(*own, *args[len(own) :], **named)  # type: ignore[arg-type]
 
     return checked
 
@@ -193,6 +196,14 @@ def _is_number(value: Any, kind: type) -> bool:
         return operator.index(value) is not None if kind is int else not math.isnan(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):  # tensors of several numbers raise each in turn
         return False
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """A number of another library as Python's own, which can be written down; all else as it is."""
+    if isinstance(value, bool | int | float) or not hasattr(value, "item"):
+        return value
+    kinds = [kind for kind in _kinds(hint) if _is_of(value, kind)]
+    return value.item() if kinds and all(kind in NUMBERS for kind in kinds) else value
 
 
 def _refusal(function: str, name: str, value: Any, hint: Any) -> InputError:

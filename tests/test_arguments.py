@@ -242,3 +242,11 @@ def test_a_function_of_ones_own_names_and_annotates_its_settings_as_it_likes(tmp
 
     said.__annotations__["alpha"] = "the weight of retain"
     check_settings(said, {"alpha": 2})
+
+
+@pytest.mark.parametrize("seed", [np.int64(3), np.array(3), torch.tensor(3)])
+def test_a_number_of_another_library_is_written_down(seed: Any, tmp_path: Path) -> None:
+    some = nf.Neurons(frozenset([(0, 1)]), (0,), 8)
+    for drawn in (some.random_like(seed), some.random_like(seed=seed)):
+        drawn.save(tmp_path / "neurons.json")
+        assert nf.Neurons.load(tmp_path / "neurons.json") == some.random_like(3)
