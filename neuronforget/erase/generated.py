@@ -14,7 +14,6 @@ from torch import Tensor
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Encoded
-from neuronforget.corpora.tokens import check_batch_size
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 
@@ -30,7 +29,6 @@ def alternates(
     answer is sampled again, hotter and not beginning with its first token. Raises InputError where `tries`
     are not enough.
     """
-    check_batch_size(batch_size)
     if not temperature > 0 or tries < 1:
         raise InputError(f"alternates needs temperature > 0 and tries >= 1; found {temperature}, {tries}")
     rows = lm.encode(forget)

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus
-from neuronforget.corpora.tokens import check_batch_size, check_known, in_chat, templated
+from neuronforget.corpora.tokens import check_known, in_chat, templated
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
 from neuronforget.results.kept import Kept
@@ -54,7 +54,6 @@ def generate(
     `kept` is a folder for the answers: equal model, prompts and settings find them there. Raises InputError for a
     prompt that leaves no room for the answer, and where the model returns NaN: a broken model has not forgotten.
     """
-    check_batch_size(batch_size)
     decoding = decoding or Decoding()
     ids = prompt_tokens(lm, corpus, decoding)
     store = Kept.of(kept, "answers", lm, ids, versions=None, ends=_ends(lm), **asdict(decoding))
