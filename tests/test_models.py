@@ -416,3 +416,10 @@ def test_a_digest_names_the_weights(lm: LM, tokenizer: Any) -> None:
     half = lm.digest()
     lm.model.bfloat16()
     assert lm.digest() not in (first, half)
+
+
+def test_the_rows_of_a_part_are_its_neurons_weights() -> None:
+    weight = torch.arange(12.0).reshape(3, 4).requires_grad_()
+    across, down = (Part("w", dim, 1).rows({"w": weight}, 2) for dim in (1, 0))
+    assert across.tolist() == [[1, 5, 9], [2, 6, 10]] and down.tolist() == [[4, 5, 6, 7], [8, 9, 10, 11]]
+    assert not across.requires_grad and across.data_ptr() == weight[0, 1].data_ptr()

@@ -55,12 +55,7 @@ def contributions(lm: LM, corpus: Corpus, *, batch_size: int = 64) -> ByNeuron:
 
 def write_vectors(lm: LM) -> list[Float[Tensor, "neuron d_model"]]:
     """Return what the neurons of each layer write, a view of the weights where they are kept so."""
-    found = []
-    for site in lm.sites:
-        weight = lm.parameters[site.write.name].detach()
-        weight = weight if site.write.dim == 0 else weight.T
-        found.append(weight[site.write.offset : site.write.offset + site.d_mlp])
-    return found
+    return [site.write.rows(lm.parameters, site.d_mlp) for site in lm.sites]
 
 
 @dataclass(frozen=True)

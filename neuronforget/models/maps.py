@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -21,6 +21,11 @@ class Part:
     def index(self, neurons: Tensor) -> Tensor:
         """Return the positions along `dim` of the given neurons."""
         return neurons + self.offset
+
+    def rows(self, parameters: Mapping[str, Tensor], count: int) -> Tensor:
+        """Return the weights of `count` neurons, a row each, as a view of the parameter without its gradient."""
+        weight = parameters[self.name].detach()
+        return (weight if self.dim == 0 else weight.T)[self.offset : self.offset + count]
 
 
 @dataclass(frozen=True)

@@ -115,8 +115,7 @@ def _projected(
     lm: LM, site: Site, act: Tensor, direction: Tensor, layout: Callable[[torch.device], Layout]
 ) -> Float[Tensor, "example neuron"]:
     """Return each example's `sum_t a (w_j . d_t)` of a layer; `w_j . d_t` is made for this layer alone, if at all."""
-    weight = lm.parameters[site.write.name].detach()
-    write = weight if site.write.dim == 0 else weight.T
+    write = site.write.rows(lm.parameters, site.d_mlp)
     a, delta = act.detach().flatten(0, -2), direction.flatten(0, -2)
     return fused_attribution(delta, write, a, layout(act.device), fields=(), table=("s",))[1]["s"].cpu()
 
