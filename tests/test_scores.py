@@ -311,3 +311,9 @@ def test_one_example_has_no_standard_error(lm: LM, pair: tuple[Corpus, Corpus]) 
     assert scores.grad_x_act(one).error is None and scores.grad_x_act(*both).error is None
     with pytest.raises(InputError, match="two or more examples"):
         scores.grad_x_act(*both, contrast="z")
+
+
+@pytest.mark.usefixtures("untyped")
+def test_an_unknown_contrast_is_no_ratio() -> None:
+    with pytest.raises(nf.InputError, match="unknown contrast 'sum'"):
+        scores.scores.contrasted((torch.ones(1, 2), torch.ones(1, 2)), "sum")  # type: ignore[arg-type]

@@ -16,9 +16,7 @@ from neuronforget.results.intervals import over as resampled_over
 
 ALPHA = 0.05  # over all checks together: that examples were drawn by chance fails so many audits at most
 KNOWN_BY = 0.05  # more than the reference: less, and there was nothing to forget
-BEYOND_LUCK = (
-    0.25  # of what was known, or of what the reference guesses: an interval beyond it is no luck with subjects
-)
+BEYOND_LUCK = 0.25  # of what was known, or of what the reference guesses: an interval beyond is no luck with subjects
 MUCH = 0.5  # of what was known: a check that cannot tell whether so much is left has not found it gone
 
 #: What a probe's floor is, where there is no gold twin.
@@ -128,9 +126,9 @@ def _judged(who: Mapping[str, Reading], plain: Mapping[str, Reading], seed: int,
     elif nan or few or avoids or not (high < much or edited.sign < 0 <= high) or (edited.sign < 0 and high < 0):
         outcome = "unclear"
     sure = low >= BEYOND_LUCK * (known - reference) if outcome == "left" else high <= -BEYOND_LUCK * reference
-    luck = outcome in ("left", "avoided") and over == "examples" and not sure
-    if luck := luck and _subjects_differ(edited, floor, seed, level):
-        outcome = "unclear"
+    doubtful = outcome in ("left", "avoided") and over == "examples" and not sure
+    luck = doubtful and _subjects_differ(edited, floor, seed, level)
+    outcome = "unclear" if luck else outcome
     much_left = outcome == "unclear" and bool(avoids or (edited.sign > 0 and gap >= much))
     return Check(edited.probe, edited.corpus, edited.metric, known, value, reference, against, low, high,
                  len(edited.values), nan, over, outcome, much_left, edited.rate, luck)  # fmt: skip

@@ -218,9 +218,11 @@ def contrasted(
             raise InputError("contrast='z' needs a standard error: a score with one, and two or more examples of each")
         tiny = torch.finfo(error.dtype).tiny
         return (forget - retain) / error.clamp_min(tiny), torch.ones_like(error)
-    if bool((forget < 0).any() or (retain < 0).any()):
-        warn("contrast='ratio' of a score with both signs: where retain is below zero, the order is reversed")
-    return forget / (retain + floor(retain)), None
+    if contrast == "ratio":
+        if bool((forget < 0).any() or (retain < 0).any()):
+            warn("contrast='ratio' of a score with both signs: where retain is below zero, the order is reversed")
+        return forget / (retain + floor(retain)), None
+    raise InputError(f"unknown contrast {contrast!r}: use 'difference', 'ratio' or 'z'")
 
 
 def floor(values: Float[Tensor, "layer neuron"]) -> Float[Tensor, "layer 1"]:
