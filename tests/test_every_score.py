@@ -147,7 +147,7 @@ def only_forget(forget: nf.Moments, against: nf.Moments, *, power: int) -> score
         ),
         *((partial(getattr(scores, name), contrast="z"), 2, "contrast must be 'difference' or 'ratio'; found 'z'")
           for name in ("fisher", "wanda", "activation_norm")),
-        *((partial(getattr(scores, name), contrast="z"), 1, f"{name}(contrast='z') compares two corpora")
+        *((partial(getattr(scores, name), contrast="z"), 1, "contrast='z' compares two corpora")
           for name in ("grad_x_act", "exact", "relp", "direct")),
         (partial(scores.exact, contrast="z"), "single", "2 or more examples of each corpus"),
         (partial(scores.expert, measure="f1"), 2, "expert: measure must be 'auroc' or 'ap'; found 'f1'"),

@@ -321,6 +321,28 @@ def test_the_neurons_that_all_tokens_share_are_read_and_erased(
     assert opened.sites[1].path.endswith("experts.down") and not weight.select(lm.sites[1].write.dim, 3).any()
 
 
+@pytest.mark.filterwarnings("ignore:Qwen2MoeForCausalLM has")
+def test_a_comparison_reads_the_shared_neurons_that_are_asked_for(
+    tokenizer: Any, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = mixture("qwen2_moe", **SHARED["qwen2_moe"], vocab_size=len(tokenizer))
+    nf.LM(model, tokenizer, find_sites(model, "shared")).save(tmp_path / "model")
+    found: list[tuple[int, int]] = []
+
+    def only_the_model(lm: nf.LM, *_: Any, **__: Any) -> None:
+        found.append(lm.shape)
+        raise nf.InputError("enough")
+
+    monkeypatch.setattr("neuronforget.comparing.compare", only_the_model)
+    for name, rows in (("forget", corpus.examples[:3]), ("retain", corpus.examples[3:])):
+        Corpus(rows, name).save(tmp_path / f"{name}.jsonl")
+    sides = ("--forget", tmp_path / "forget.jsonl", "--retain", tmp_path / "retain.jsonl")
+    for experts in ("shared", "True"):
+        asked = ("--experts", experts, "--out", tmp_path / "out")
+        assert run(monkeypatch, "compare", "--model", tmp_path / "model", *sides, *asked) == 2
+    assert found == [(DEPTH, 20), (DEPTH, 48)]
+
+
 def test_shared_neurons_are_refused_where_there_are_none(tokenizer: Any, tmp_path: Path) -> None:
     nf.LM(mixture("mixtral", vocab_size=len(tokenizer)), tokenizer).save(tmp_path)
     with pytest.raises(nf.InputError, match="has no MLP that all tokens share beside routed experts"):

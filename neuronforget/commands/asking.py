@@ -7,13 +7,13 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from neuronforget.arguments import check_settings
 from neuronforget.commands.console import Folder, with_command
 from neuronforget.commands.requests import check_fresh
 from neuronforget.edits import Edit
-from neuronforget.models import LM, load
+from neuronforget.models import LM, Experts, load
 from neuronforget.results import Results
 
 
@@ -35,7 +35,7 @@ class Asked:
     """Folder that keeps what is measured and written, so that a killed run can continue."""
     device: str = "cpu"
     """Device of the model: cpu, cuda, cuda:1."""
-    experts: bool | Literal["shared"] | None = None
+    experts: Experts | None = None
     """Read the neurons of routed experts (True), of dense MLPs (False), or of the MLPs that all tokens share beside
     routed experts (shared). If not given: routed or dense, whichever more layers have."""
 

@@ -19,7 +19,7 @@ import tyro
 from neuronforget.arguments import hints_of
 from neuronforget.corpora import Corpus, check_disjoint, jsonl, tofu
 from neuronforget.errors import InputError, reading
-from neuronforget.models import LM, load
+from neuronforget.models import LM, Experts, load
 from neuronforget.results import Results
 
 Folder = Annotated[Path, tyro.conf.arg(metavar="PATH")]
@@ -48,7 +48,7 @@ class Data:
     """Format string with {prompt}, or "chat" for the tokenizer's chat template."""
     device: str = "cpu"
     """Device of the model: cpu, cuda, cuda:1."""
-    experts: bool | Literal["shared"] | None = None
+    experts: Experts | None = None
     """Read the neurons of routed experts (True), of dense MLPs (False), or of the MLPs that all tokens share beside
     routed experts (shared). If not given: routed or dense, whichever more layers have."""
 

@@ -14,7 +14,7 @@ from neuronforget.commands.console import Folder, output
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.ledger import RECORD, Ledger, check_own_folder
-from neuronforget.models import LM
+from neuronforget.models import LM, Experts
 from neuronforget.runs import check_new, check_writable
 
 
@@ -28,7 +28,7 @@ def ledger(
     results: Folder | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     device: str = "cpu",
-    experts: bool | Literal["shared"] | None = None,
+    experts: Experts | None = None,
 ) -> None:
     """List the requests of a ledger, undo some of them, or export the model with the remaining ones applied.
 

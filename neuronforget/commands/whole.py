@@ -10,6 +10,7 @@ import tyro
 from neuronforget.arguments import check_settings
 from neuronforget.commands.console import Data, Folder, Tap, asking_for, lines, named, show, with_command
 from neuronforget.errors import InputError
+from neuronforget.models import Experts
 
 
 def demo(
@@ -101,7 +102,7 @@ def compare(
     seed: int = 0,
     tap: Tap | None = None,
     device: str = "cpu",
-    experts: bool | None = None,
+    experts: Experts | None = None,
     batch_size: int = 64,
 ) -> None:
     """Run the whole path: attribution, every method with its controls, evaluation, audits, report.
@@ -127,7 +128,8 @@ def compare(
         seed: Seed of everything that is drawn at random.
         tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
         device: Device of the model: cpu, cuda, cuda:1 (with --model).
-        experts: Read routed experts' neurons or dense MLPs' (with --model). If not given: whichever more layers have.
+        experts: Read the neurons of routed experts (True), dense MLPs (False) or shared experts (with --model). If not
+            given: routed or dense, whichever more layers have.
         batch_size: Examples in a forward pass.
     """
     from neuronforget import scores as table

@@ -14,8 +14,9 @@ from neuronforget.models.lm import (
 )
 from neuronforget.models.maps import Part, Site
 from neuronforget.models.routed import open_experts
+from neuronforget.models.sites import Experts
 
 __all__ = [
-    "LM", "Part", "Site", "activations_only", "check_finite", "check_whole", "frozen", "load", "load_plain",
+    "Experts", "LM", "Part", "Site", "activations_only", "check_finite", "check_whole", "frozen", "load", "load_plain",
     "open_experts", "shared_twin", "swapped", "without_bars",
 ]  # fmt: skip

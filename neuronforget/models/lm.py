@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from neuronforget.corpora import Batch, Corpus, Encoded, batches, collate, encod
 from neuronforget.errors import InputError
 from neuronforget.models.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.models.maps import Site
-from neuronforget.models.sites import check_sites, find_sites, meant_sites
+from neuronforget.models.sites import Experts, check_sites, find_sites, meant_sites
 from neuronforget.runs.ranks import own_device
 
 
@@ -126,7 +126,7 @@ def load(
     dtype: torch.dtype | str = "auto",
     device: str | torch.device = "cpu",
     sites: tuple[Site, ...] | None = None,
-    experts: bool | Literal["shared"] | None = None,
+    experts: Experts | None = None,
 ) -> LM:
     """Load a checkpoint folder or hub id in its stored dtype, onto `device`.
 

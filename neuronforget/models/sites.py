@@ -21,6 +21,8 @@ from neuronforget.models.routed import OWN, RoutedMLP, has_opened, open_experts,
 
 #: Whose neurons are meant: of routed experts, of MLPs that all tokens share beside these, or of dense MLPs.
 Kind = Literal["routed", "shared", "dense"]
+#: Whose neurons are meant in a mixture: its routed experts' (True), its dense MLPs' (False), its shared experts'.
+Experts = bool | Literal["shared"]
 
 
 #: Words in a class or attribute name below the block, the family's own name apart, of what is routed to.
@@ -103,12 +105,8 @@ def _experts_at(model: nn.Module, sites: tuple[Site, ...]) -> Iterator[RoutedMLP
     return (parent for parent in parents if isinstance(parent, RoutedMLP))
 
 
-def meant_sites(
-    model: nn.Module, experts: bool | Literal["shared"] | None, sites: tuple[Site, ...] | None
-) -> tuple[Site, ...] | None:
+def meant_sites(model: nn.Module, experts: Experts | None, sites: tuple[Site, ...] | None) -> tuple[Site, ...] | None:
     """Open the experts if their neurons are meant; return sites that `find_sites` would not find by itself, if any."""
-    if experts not in (None, True, False, "shared"):
-        raise InputError(f"experts must be True, False, 'shared' or None, found {experts!r}")
     if experts == "shared":
         if sites is not None:
             raise InputError("experts='shared' finds the sites by itself: give sites= without it")

@@ -56,7 +56,7 @@ def compares(fewest: int = 1, *, unless: tuple[str, Any] | None = None) -> Calla
 def check_compared(score: Score, settings: Mapping[str, Any], forget: Any, retain: Any) -> None:
     """Raise InputError where the score, so set, needs more than these corpora, or recordings of them, hold.
 
-    A contrast "z" needs two examples of each, whatever the score; of a stream the number is not known.
+    A contrast "z" asks for its own (`check_contrast`), whatever the score.
     """
     while isinstance(score, functools.partial):
         settings, score = {**score.keywords, **settings}, score.func
@@ -66,19 +66,22 @@ def check_compared(score: Score, settings: Mapping[str, Any], forget: Any, retai
         name, value = unless
         found = settings.get(name, inspect.signature(score).parameters[name].default)
         fewest, label = (0 if found == value else fewest), f"{label}({name}={found!r})"
-    if settings.get("contrast") == "z":
-        fewest, label = 2, f"{label}(contrast='z')"
     if fewest and retain is None:
         raise InputError(f"{label} compares two corpora: give retain too")
-    counts = [x.examples if isinstance(x, Moments) else len(x) for x in (forget, retain) if _is_counted(x)]
-    if fewest and min(counts, default=fewest) < fewest:
+    counts = [_count(source) for source in (forget, retain) if source is not None]
+    check_contrast(settings.get("contrast", "difference"), *counts)
+    known = [count for count in counts if count is not None]
+    if fewest and min(known, default=fewest) < fewest:
         raise InputError(
-            f"{label} needs {fewest} or more examples of each corpus, found {' and '.join(map(str, counts))}"
+            f"{label} needs {fewest} or more examples of each corpus, found {' and '.join(map(str, known))}"
         )
 
 
-def _is_counted(source: Any) -> bool:
-    return isinstance(source, Moments | Corpus)
+def _count(source: Any) -> int | None:
+    """Return the number of examples; None for a stream, of which it is not known."""
+    if isinstance(source, Moments):
+        return source.examples
+    return len(source) if isinstance(source, Corpus) else None
 
 
 def needs(score: Score) -> Literal["moments", "examples", "model"]:
@@ -189,10 +192,15 @@ def check_contrast(contrast: Contrast, *examples: int | None) -> None:
 
     None stands for a corpus whose size is not known.
     """
-    if contrast == "z" and len(examples) < 2:
+    if contrast != "z":
+        return
+    if len(examples) < 2:
         raise InputError("contrast='z' compares two corpora: give retain too")
-    if contrast == "z" and any(count is not None and count < 2 for count in examples):
-        raise InputError("contrast='z' needs a standard error, and so two or more examples of each corpus")
+    if any(count is not None and count < 2 for count in examples):
+        raise InputError(
+            "contrast='z' needs a standard error, and so 2 or more examples of each corpus, "
+            f"found {' and '.join('?' if count is None else str(count) for count in examples)}"
+        )
 
 
 def contrasted(
