@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from neuronforget.scores import cost, rows
 from neuronforget.scores.ablation import row_nll
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.last_layer import kept_bytes, last_layer
+from neuronforget.scores.ways import above, gives_the_same, through
 
 #: (tokens, where the answer starts): answers of one and of several tokens, plain text, a prompt of one token.
 EXAMPLES = ((3, 9, 21, 40, 7, 33), 5), ((11, 4, 4, 50, 18, 60, 22, 35, 9), 4), ((8, 13, 29), 0), ((5, 6), 1)
@@ -77,6 +79,26 @@ def test_every_row_is_the_model_with_one_neuron_off(family: str, position: int |
             assert found == pytest.approx(expected, abs=1e-5)
             spread = max(spread, float(np.ptp(found)))
     assert spread > 1e-3
+
+
+#: Families with a norm after the MLP, and one that scales what a block adds.
+NOT_ADDING = ("gemma2", "gemma3", "olmo2", "granite")
+
+
+@POSITIONS
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_may_start_above_its_block_where_that_adds_what_neurons_write(family: str, position: int | None) -> None:
+    lm = lm_of(family, **({"residual_multiplier": 0.5} if family == "granite" else {}))
+    adds = {
+        gives_the_same(lm, site, rows.clean_run(lm, single(*example), position), partial(above, lm, site))
+        for site in lm.sites
+        for example in EXAMPLES
+    }
+    assert adds == {family not in NOT_ADDING}
+    for (ids, start), site in product(EXAMPLES if adds == {True} else (), lm.sites):
+        clean = rows.clean_run(lm, example := single(ids, start), position)
+        found = row_nll(above(lm, site, clean, torch.tensor([1, 25, 39])), clean.targets).tolist()
+        assert found == pytest.approx(brute(lm, example, position, site.layer, [1, 25, 39]), abs=1e-5)
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
@@ -245,12 +267,33 @@ def test_the_closed_form_keeps_the_products_of_a_shortlist_alone_and_the_memory_
         nf.attribute(lm, corpus, neurons=[(1, 3), (1, 4)], **settings)
 
 
-def test_exact_says_which_layer_it_took_in_closed_form(lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_says_which_way_it_took(lm: LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {"score": scores.exact, "progress": False}
     found = nf.attribute(lm, corpus, **settings)
-    assert found.info["closed form"] == [1]
-    assert nf.attribute(lm, corpus, neurons=[(0, 3)], **settings).info["closed form"] == []
+    assert (found.info["closed form"], found.info["above"]) == ([1], [0])
+    few = nf.attribute(lm, corpus, neurons=[(0, 3)], **settings).info
+    assert (few["closed form"], few["above"]) == ([], [0])
     monkeypatch.setattr("neuronforget.scores.ablation.last_layer", lambda *_: None)
     by_rows = nf.attribute(lm, corpus, **settings)
-    assert by_rows.info["closed form"] == []
-    torch.testing.assert_close(found.values, by_rows.values, rtol=0, atol=2e-6)
+    assert (by_rows.info["closed form"], by_rows.info["above"]) == ([], [0, 1])
+    monkeypatch.setattr("neuronforget.scores.ablation.gives_the_same", lambda *_: False)
+    whole = nf.attribute(lm, corpus, **settings)
+    assert (whole.info["closed form"], whole.info["above"]) == ([], [])
+    for other in (by_rows, whole):
+        torch.testing.assert_close(found.values, other.values, rtol=0, atol=2e-6)
+
+
+@POSITIONS
+def test_a_neurons_own_block_is_not_run_again_for_it(lm: LM, corpus: Corpus, position: int | None) -> None:
+    clean = rows.clean_run(lm, single(*EXAMPLES[0]), position)
+    ran: list[list[int]] = []
+
+    def count(_module: Any, inputs: tuple[Tensor, ...], _out: Any) -> None:
+        ran[-1].append(len(inputs[0]))
+
+    for block in blocks_of(lm):
+        block.mlp.register_forward_hook(count)
+    for way, expected in ((through, [7, 7]), (above, [1, 7])):
+        ran.append([])
+        way(lm, lm.sites[0], clean, torch.arange(7))
+        assert ran[-1] == expected

@@ -1,8 +1,9 @@
 """exact: what the loss does when one neuron is switched off, for every neuron: the yardstick of the other scores.
 
-Neurons are stacked as rows: row j is the example with neuron j at zero, run from its layer upward only. At one
-position (`position=-1`) a row is a single token over the shared keys and values of the prompt: the same
-numbers for a small part of the work. The last layer needs no rows where `last_layer` finds its closed form.
+Neurons are stacked as rows: row j is the example with neuron j at zero, run from its layer upward only, or from the
+layer above where that is the same (`ways`). At one position (`position=-1`) a row is a single token over the shared
+keys and values of the prompt: the same numbers for a small part of the work. The last layer needs no rows where
+`last_layer` finds its closed form.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus
 from neuronforget.errors import InputError
 from neuronforget.models import LM, frozen
+from neuronforget.models.maps import Site
 from neuronforget.scores.cost import check_memory, check_operations, rows_per_pass
-from neuronforget.scores.last_layer import LastLayer, kept_bytes, last_layer
+from neuronforget.scores.last_layer import kept_bytes, last_layer
 from neuronforget.scores.per_example import batched, encoded, longest, over_examples
-from neuronforget.scores.rows import Clean, check_rows, clean_run, run_rows, zeroed
+from neuronforget.scores.rows import Clean, check_rows, clean_run
 from neuronforget.scores.scores import Contrast, Scores, runs_model
+from neuronforget.scores.ways import Way, above, gives_the_same, through
 
 
 @checks_kinds
@@ -65,11 +68,11 @@ def exact(
     info: dict[str, Any] = {"measured neurons": sum(counts.values())}
     with frozen(lm), torch.no_grad():
         check_rows(lm, probe := clean_run(lm, longest(lm, rows), position))
-        last = None if top is None else last_layer(lm, probe, top)
-        info["closed form"] = [] if last is None else [last.layer]
+        ways = {site.layer: _quickest(lm, site, probe, chosen) for site in lm.sites if site.layer in chosen}
+        info |= {kind: [layer for layer, (of, _) in ways.items() if of == kind] for kind in ("closed form", "above")}
 
         def measure(example: Batch) -> Tensor:
-            return _loss_changes(lm, clean_run(lm, example, position), chosen, last, batch_size, progress)[None]
+            return _loss_changes(lm, clean_run(lm, example, position), chosen, ways, batch_size, progress)[None]
 
         return over_examples(
             lm, batched(lm, rows, 1), measure, name=name, sign=sign, contrast=contrast, progress=progress, info=info
@@ -85,8 +88,17 @@ def row_nll(logits: Float[Tensor, "row target vocab"], targets: Int[Tensor, "1 t
     return every.view(len(logits), -1).mean(1)
 
 
+def _quickest(lm: LM, site: Site, probe: Clean, chosen: dict[int, Tensor]) -> tuple[str, Way]:
+    """Return the quickest way to the logits without neurons of a layer, and its name."""
+    if site.layer == lm.sites[-1].layer and (last := last_layer(lm, probe, chosen[site.layer])) is not None:
+        return "closed form", last.logits
+    if gives_the_same(lm, site, probe, way := partial(above, lm, site)):
+        return "above", way
+    return "through", partial(through, lm, site)
+
+
 def _loss_changes(
-    lm: LM, clean: Clean, chosen: dict[int, Tensor], last: LastLayer | None, batch_size: int, progress: bool
+    lm: LM, clean: Clean, chosen: dict[int, Tensor], ways: dict[int, tuple[str, Way]], batch_size: int, progress: bool
 ) -> Float[Tensor, "layer neuron"]:
     before = row_nll(clean.logits, clean.targets).double().cpu()
     changes = torch.zeros(lm.shape, dtype=torch.float64)
@@ -94,11 +106,7 @@ def _loss_changes(
     with tqdm(total=sum(map(len, chosen.values())), desc="neurons", leave=False, disable=not progress) as bar:
         for i, site in enumerate(lm.sites):
             for part in chosen[site.layer].split(length) if site.layer in chosen else ():
-                if last is not None and site.layer == last.layer:
-                    logits = last.logits(clean, part)
-                else:
-                    logits = run_rows(lm, clean, {site.layer: len(part)}, {site.layer: partial(zeroed, part)})
-                changes[i, part] = row_nll(logits, clean.targets).double().cpu() - before
+                changes[i, part] = row_nll(ways[site.layer][1](clean, part), clean.targets).double().cpu() - before
                 bar.update(len(part))
     return changes
 

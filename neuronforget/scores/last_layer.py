@@ -6,14 +6,12 @@ follow, neuron j writes `a_j w_j` into the last state h, and without it the logi
     (U (n h) - a_j U (n w_j)) / sqrt(|h - a_j w_j|^2 / D + e),    |h - a w|^2 = |h|^2 - 2 a h.w + a^2 |w|^2
 
 at each position on its own. `U (n w_j)` hangs on no example and is kept, for the neurons measured, where it fits in
-256 MiB. That a model is so built is not read from its name but tried: the formula must give what rows
-(`rows.run_rows`) give. In half precision it does not, to rounding, and rows are run.
+256 MiB. Whether a model is so built is tried (`ways`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -22,11 +20,9 @@ from torch import Tensor, nn
 from neuronforget.models import LM
 from neuronforget.scores.blocks import blocks_of
 from neuronforget.scores.cost import PASS_BYTES
-from neuronforget.scores.rows import Clean, run_rows, zeroed
+from neuronforget.scores.rows import Clean
 from neuronforget.scores.rules import norm_eps, norm_scale
-
-#: Neurons on which the formula is tried, those that write most, and the gap to rows allowed, relative to the effect.
-TRIED, TOLERANCE = 4, 1e-3
+from neuronforget.scores.ways import gives_the_same
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,20 +61,17 @@ class LastLayer:
 def last_layer(lm: LM, clean: Clean, neurons: Int[Tensor, "measured"]) -> LastLayer | None:
     """Return the closed form for some of the last layer's neurons (in rising order).
 
-    None for a model of which it is not true (to `TOLERANCE`).
+    None for a model of which it is not true.
     """
     site, norm, head = lm.sites[-1], _final_norm(lm), lm.model.get_output_embeddings()
     if norm is None or site.layer + 1 != len(blocks_of(lm)):
         return None
-    if clean.inputs[site.layer + 1].shape[-1] != site.d_model:  # streams beside each other (hyper-connections)
-        return None
     unembed = head.weight.detach()
-    write = lm.parameters[site.write.name].detach().to(unembed)
-    ones = torch.ones_like(clean.inputs[site.layer + 1][0, :1])
+    write = site.write.rows(lm.parameters, site.d_mlp).to(unembed)
+    ones = torch.ones((1, site.d_model)).to(clean.inputs[site.layer + 1])
     gain = (norm(ones) * norm_scale(norm_eps(norm), False, ones))[0].to(unembed)
-    write = write if site.write.dim == 0 else write.T
     found = LastLayer(site.layer, neurons, write, gain, norm_eps(norm), unembed, None)
-    if not _holds(lm, clean, found):
+    if not gives_the_same(lm, site, clean, found.logits):
         return None
     if not kept_bytes(lm, neurons):
         return found
@@ -104,12 +97,3 @@ def _final_norm(lm: LM) -> nn.Module | None:
     if len(norms) != 1 or getattr(norms[0], "bias", None) is not None:
         return None
     return norms[0]
-
-
-def _holds(lm: LM, clean: Clean, found: LastLayer) -> bool:
-    """Does the formula give the logits that rows give? Asked of the neurons that write most at the last position."""
-    sizes = clean.acts[found.layer][0, -1].abs().to(found.write) * found.write.norm(dim=1)
-    neurons = sizes.topk(min(TRIED, len(sizes))).indices.cpu()
-    rows = run_rows(lm, clean, {found.layer: len(neurons)}, {found.layer: partial(zeroed, neurons)})
-    gap, effect = (found.logits(clean, neurons) - rows).norm(), (rows - clean.logits).norm()
-    return bool(gap <= TOLERANCE * effect)
