@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import claiming
 import covering
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ def test_the_interval_of_an_auc_near_one_holds_it_and_a_bootstraps_does_not(few:
 
 
 def test_an_audit_finds_nothing_in_a_model_as_ignorant_as_its_twin(few: pytest.MonkeyPatch) -> None:
-    assert max(row["found"] for row in covering.audits(6)) <= 2 / 6
+    assert max(row["found"] for row in claiming.audits(6)) <= 2 / 6
 
 
 def test_intervals_of_rates_of_authors_texts_and_of_localisations_hold_what_others_do_not(
@@ -40,9 +41,9 @@ def test_intervals_of_rates_of_authors_texts_and_of_localisations_hold_what_othe
 
 
 def test_nothing_is_claimed_of_what_is_alike(few: pytest.MonkeyPatch) -> None:
-    *found, alone, alike = [row["share"] for row in covering.claims(6)]
+    *found, alone, alike = [row["share"] for row in claiming.claims(6)]
     assert max(*found, alone) <= 2 / 6 and alike > alone
-    rows = covering.selections(1)
+    rows = claiming.selections(1)
     assert all(abs(row["overlap of halves"] - row["by chance"]) < 0.15 and row["neurons"] < 5 for row in rows)
 
 
@@ -52,7 +53,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     small = {"RATES": (0.02,), "ASKED": (5,), "TRUE_AUCS": (0.8,), "TEXTS": (10,), "TRUE_NEURONS": (20,)}
     small |= {"NEURONS": 400, "PEOPLE": (5, 20), "EDITS": (3,), "DRAWS": (4,), "WIDTH": 60}
     for name, value in small.items():
-        monkeypatch.setattr(covering, name, value)
+        monkeypatch.setattr(covering if hasattr(covering, name) else claiming, name, value)
     return monkeypatch
 
 
