@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -32,10 +33,10 @@ def through(lm: LM, site: Site, clean: Clean, neurons: Int[Tensor, "row"]) -> Fl
 def above(lm: LM, site: Site, clean: Clean, neurons: Int[Tensor, "row"]) -> Float[Tensor, "row target vocab"]:
     """Return the same by rows that start in the block above; the neuron's own runs once, as in the clean run."""
     write = site.write.rows(lm.parameters, site.d_mlp)[neurons]
-    written = clean.acts[site.layer][0][:, neurons].T[..., None] * write[:, None].to(clean.acts[site.layer])
+    act = clean.acts[site.layer][0][:, neurons].T
 
     def leave(_layer: int, state: Tensor) -> Tensor:
-        return state - written.to(state)
+        return torch.addcmul(state, act[..., None].to(state), write[:, None].to(state), value=-1)
 
     return run_rows(lm, clean, {site.layer: 1}, {}, leave=leave, going=len(neurons))
 
