@@ -88,9 +88,9 @@ def answer(
     return Results(tuple(rows), tuple(examples), info)
 
 
-def check_name(name: str) -> None:
-    """Raise InputError for a model that is called like a reference."""
-    if name in REFERENCES:
+def check_name(name: str, *others: str) -> None:
+    """Raise InputError for a model that is called like a reference, or like one of the `others`."""
+    if name in (*REFERENCES, *others):
         raise InputError(f"{name!r} is the name of a reference: call the model something else")
 
 
