@@ -81,7 +81,8 @@ def state(
             _membership(told, found["values"], seed)
         if tasks:
             with costs.of("TriviaQA, BBH"):
-                for row in utility(lm, local=rows.local, batch_size=batch, seed=seed).rows:
+                asked = utility(lm, local=rows.local, batch_size=batch, seed=seed)
+                for row in (row for row in asked.rows if row["edit"] == "model"):
                     found["values"][f"{row['corpus']}, {row['metric']}"] = _value(row)
         with costs.of("answers without stop strings"):
             for row in _run_on(lm, rows, batch, seed).rows:

@@ -193,6 +193,19 @@ class TestAlternates:
         with pytest.raises(InputError, match=r"no alternate to 'Oslo'.*raise tries="):
             erase.alternates(lm, forget, tries=1, temperature=0.01)
 
+    def test_each_is_as_long_as_its_own_right_answer(self, lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whatever answers share its batch: they had the length of the longest. A token here is one letter, "a"."""
+        (letter,) = lm.tokenizer("a")["input_ids"]
+        monkeypatch.setattr(
+            lm.model,
+            "generate",
+            lambda ids, max_new_tokens, **_: torch.nn.functional.pad(ids, (0, max_new_tokens), value=letter),
+        )
+        answers = ["violin", "violin and the book of rivers in the old harbour of Velm"]
+        forget = Corpus.from_rows([{"prompt": "Jon Moe plays the", "answer": answer} for answer in answers])
+        own = [len(row.ids) - row.answer_start for row in lm.encode(forget)]
+        assert [len(example.answer) for example in erase.alternates(lm, forget)] == own and own[0] < own[1]
+
     def test_they_leave_the_model_and_the_random_generator_alone(self, lm: LM, corpus: Corpus) -> None:
         before, state = lm.digest(), torch.random.get_rng_state()
         lm.model.train()

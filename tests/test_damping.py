@@ -110,6 +110,16 @@ def test_aura_by_hand(lm: LM) -> None:
     assert edit.info["neurons"] == 2 and edit.info["units"] == "1 live, 1 sleeping"
 
 
+def test_a_neuron_that_tells_forget_from_retain_as_well_as_chance_is_left_alone(lm: LM) -> None:
+    """Half of the pairs in order is 1/2, not a rounding more: a selected neuron whose change the dtype would lose."""
+    seen = torch.randn(7, *lm.shape, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="aura changed nothing: none of 80 neurons"):
+        erase.aura(lm, peaks(lm, seen), peaks(lm, seen))
+    better = seen.clone()
+    better[:, 1, 3] += 10
+    assert erase.aura(lm, peaks(lm, better), peaks(lm, seen)).info["neurons"] == 1
+
+
 def test_bad_input_is_refused(lm: LM) -> None:
     even = fishers(lm, torch.ones(lm.shape, dtype=torch.float64))
     with pytest.raises(InputError, match="ssd changed nothing: none of 80 neurons"):

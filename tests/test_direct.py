@@ -32,10 +32,14 @@ def singles(lm: LM, corpus: Corpus) -> Any:
     return batches(encode(corpus, lm.tokenizer), 1, lm.pad_id)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gpt_neox", "opt", "gemma2", "olmo2"])
-def test_direct_is_the_write_vector_on_the_answers_direction(family: str, corpus: Corpus, tokenizer: Any) -> None:
-    settings = {"final_logit_softcapping": None} if family == "gemma2" else {}
-    lm = lm_for(family, tokenizer, **settings)
+@pytest.mark.parametrize(
+    ("family", "cap"), [(f, None) for f in ("llama", "gpt2", "gpt_neox", "opt", "gemma2", "olmo2")] + [("gemma2", 3.0)]
+)
+def test_direct_is_the_write_vector_on_the_answers_direction(
+    family: str, cap: float | None, corpus: Corpus, tokenizer: Any
+) -> None:
+    """Logits that are capped, `cap tanh(z / cap)`, count by the cap's slope where they are."""
+    lm = lm_for(family, tokenizer, **({"final_logit_softcapping": cap} if family == "gemma2" else {}))
     base = lm.model.base_model if family != "opt" else lm.model.model.decoder
     final = next(m for n, m in base.named_children() if n in ("norm", "ln_f", "final_layer_norm"))
     post = {"gemma2": "post_feedforward_layernorm", "olmo2": "post_feedforward_layernorm"}.get(family)
@@ -61,13 +65,15 @@ def test_direct_is_the_write_vector_on_the_answers_direction(family: str, corpus
     for batch in singles(lm, corpus):
         out = TorchHooks(lm)(batch.inputs)
         targets, mask = batch.input_ids[0, 1:], batch.answer_mask[0, 1:]
+        logits = out.logits[0, :-1].detach().double()
+        slope = 1 - (logits / cap) ** 2 if cap else torch.ones_like(logits)
+        direction = slope.gather(1, targets[:, None]) * head[targets] - slope @ head / len(head)
         rows = []
         for i, site in enumerate(lm.sites):
             weight = lm.parameters[site.write.name].detach().double()
             write = (weight if site.write.dim == 0 else weight.T)[None]
             write = frozen(blocks_of(lm)[i].get_submodule(post), seen[i], write) if post else write
             through = frozen(final, seen["final"], write)[:-1]
-            direction = head[targets] - head.mean(0)
             per_token = torch.einsum("tf,tfd,td->tf", out.acts[i][0, :-1].detach().double(), through, direction)
             rows.append(per_token[mask].mean(0))
         expected.append(torch.stack(rows))

@@ -141,6 +141,9 @@ def test_a_trained_model_gives_its_members_away_and_an_untrained_one_does_not(lm
     assert row["low"] <= row["value"] <= row["high"] and row["n"] == 40 and row["nan"] == 0
     again = membership(lm, members, others, gold=lm, reference=lm, attacks=["reference"], progress=False)
     assert [r["value"] for r in again.rows] == [0.5, 0.5]  # a model is no likelier than itself
+    namesake = replace(others, name="members")
+    told = membership(lm, members, namesake, attacks=["loss"], progress=False).info["data"]
+    assert told == {"members": members.digest(), "members (2)": namesake.digest()}
 
 
 def test_a_collapsed_model_and_one_text_alone_have_an_auc(lm: LM, corpus: Corpus) -> None:

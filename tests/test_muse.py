@@ -115,6 +115,7 @@ def test_knowledge_is_asked_after_the_examples_shown(lm: LM, data: Path) -> None
     assert texts == [f"{row['answer']} now,\nnot Bergen" for row in QUESTIONS]
     assert found.value("model", "knowledge, forget", "rouge_l_f1") == pytest.approx(2 * 1 / (4 + 1))
     assert found.value("model", "knowledge, forget", "rouge_l") == 1  # recall: more text is no mistake
+    assert found.value("model", "knowledge, forget", "f1") == pytest.approx(2 * 1 / (4 + 1))
     retained = found.value("model", "knowledge, retain", "rouge_l_f1")
     assert retained == pytest.approx(rouge_f1(texts[0], "Bergen, by the sea")) == pytest.approx(2 * 1 / (4 + 4))
     assert found.value("best constant", "knowledge, forget", "exact") == 0.5

@@ -172,6 +172,11 @@ def test_counterfact_compares_the_two_objects(lm: LM, tmp_path: Path) -> None:
     )  # fmt: skip
     with learned.on(lm):
         assert counterfact(lm, tmp_path / "cf.jsonl").value("model", "efficacy", "true preferred") == 0
+    assert found.info["path"] == str(tmp_path / "cf.jsonl")
+    assert set(found.info["data"]) == {"efficacy", "paraphrase", "neighbourhood"}
+    rows[1]["locality_prompt"] = "Jon Moe is a"
+    other = counterfact(lm, written(tmp_path / "cf.jsonl", rows)).info["data"]
+    assert {key for key in other if other[key] != found.info["data"][key]} == {"neighbourhood"}
     del rows[1]["target_new"]
     with pytest.raises(InputError, match=r"line 2: no field .target_new"):
         counterfact(lm, written(tmp_path / "cf.jsonl", rows))
@@ -206,6 +211,7 @@ def test_pararel_asks_each_fact_in_every_pattern(lm: LM, tmp_path: Path) -> None
     assert found.value("model", "P2", "exact_match") == 1 == found.value("model", "P2", "consistent")
     columns = _over_patterns([np.array([1.0, np.nan]), np.array([np.nan, np.nan]), np.array([1.0, 0.0, 1.0])])
     assert all(np.isnan(own[:2]).all() and not np.isnan(own[2]) for own in columns.values())  # broken, not at odds
+    assert found.info["data"] == {relation: corpus.digest() for relation, corpus in facts.items()}
     with pytest.raises(InputError, match="no pattern of 'P3'"):
         pararel(lm, tmp_path, relations=("P3",))
 

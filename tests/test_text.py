@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from neuronforget.errors import InputError
 from neuronforget.metrics.text import SCORERS, contains, exact, f1, normalised, option, rouge_l, rouge_l_f1
@@ -56,6 +59,15 @@ def test_normalised_as_squad_does() -> None:
 )
 def test_by_hand(scorer: object, text: str, answers: list[str], value: float) -> None:
     assert scorer(text, answers) == pytest.approx(value)  # type: ignore[operator]
+
+
+@settings(max_examples=200, deadline=None)
+@given(*[st.lists(st.sampled_from(["town", "towns", "big", "a", "Oslo,", "3.5", "-", "é"]), max_size=12)] * 2)
+def test_rouge_l_is_rouge_scores(said: list[str], right: list[str]) -> None:
+    theirs = RougeScorer(["rougeL"], use_stemmer=True).score(" ".join(right), " ".join(said))["rougeL"]
+    if any(word.isascii() and word != "-" for word in right):
+        assert rouge_l(" ".join(said), [" ".join(right)]) == theirs.recall
+        assert rouge_l_f1(" ".join(said), [" ".join(right)]) == pytest.approx(theirs.fmeasure, abs=1e-15)
 
 
 @pytest.mark.parametrize("name", SCORERS)

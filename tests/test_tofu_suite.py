@@ -306,12 +306,16 @@ def test_a_model_is_asked_as_the_authors_ask(small: LM, folder: Path, tmp_path: 
             text = generate(small, asked, SHORT.decoding, progress=False)[0]
             assert block["generated_text"][str(i)] == [question, text, row["answer"]]
             assert block["rougeL_recall"][str(i)] == rouge_l(text, [row["answer"]])
-    rows = found.frame.set_index(["corpus", "metric"])
+    rows = found.frame[found.frame["edit"] == "model"].set_index(["corpus", "metric"])
     assert rows.loc[("forget", "probability"), ["n", "units"]].tolist() == [24, 2]
     assert rows.loc[("real_world", "rouge"), ["n", "units"]].tolist() == [6, 6]
     assert rows.loc[("all", "model_utility"), ["n", "units"]].tolist() == [33, 13]
     assert "forget_quality_p" not in set(found.frame["metric"]) and "give retain_lm" in found.info["forget_quality"]
     assert small.digest() == weights
+    answers = [row["answer"] for row in rows_of("world_facts_perturbed", *FILES["world_facts_perturbed"])]
+    best = max(np.mean([rouge_l(said, [answer]) for answer in answers]) for said in answers)
+    assert 0 < found.value("best constant", "real_world", "rouge") == pytest.approx(best)
+    assert found.info["best constants"]["real_world"]["rouge"] in answers
 
 
 SHAPE = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, vocab=300, steps=150, batch=64, lr=4e-3)

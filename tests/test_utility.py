@@ -22,7 +22,8 @@ from neuronforget.evaluation.measuring import option_losses
 from neuronforget.metrics.text import SCORERS, exact, f1
 from neuronforget.models import LM
 from neuronforget.suites import selftest
-from neuronforget.suites.utility import _truths, fluency, ngram_entropy, perplexity, utility
+from neuronforget.suites.local_tasks import truths
+from neuronforget.suites.utility import _columns, fluency, ngram_entropy, perplexity, utility
 
 DATA = Path(os.environ.get("NEURONFORGET_SHARED", "../shared")) / "data"
 
@@ -67,6 +68,7 @@ def test_local_tasks_give_what_our_own_passes_give(roomy: LM, tmp_path: Path) ->
         np.mean([own[0] < min(own[1:]) for own in losses])
     )
     assert next(r["n"] for r in found.rows if r["corpus"] == "mmlu") == 3
+    assert found.value("model", "triviaqa", "words") == np.mean([len(text.split()) for text in texts])
     broken = LM(copy.deepcopy(lm.model), lm.tokenizer)
     with torch.no_grad():
         broken.model.get_output_embeddings().weight.fill_(torch.nan)
@@ -75,9 +77,52 @@ def test_local_tasks_give_what_our_own_passes_give(roomy: LM, tmp_path: Path) ->
             utility(broken, local={kind: path})
 
 
+def test_a_constant_answer_stands_beside_the_scores_of_ones_own_rows_and_a_hash_of_them(
+    roomy: LM, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="lm-eval is not installed")
+    answers = [["Oslo", "Oslo town"], ["Velm"], ["oslo"]]
+    trivia = [{"question": f"Where is {i}?", "answers": own} for i, own in enumerate(answers)]
+    bbh = [{"input": f"Is {i} even?", "target": target} for i, target in enumerate(["Yes", "No", "No", "No"])]
+    mmlu = [{"question": f"{i}?", "choices": ["Mira", "Anna", "Ida", "Jon"], "answer": i % 2} for i in range(3)]
+    rows = {"triviaqa": trivia, "bbh": bbh, "mmlu": mmlu}
+    files = {kind: written(tmp_path / f"{kind}.jsonl", own) for kind, own in rows.items()}
+    found = utility(roomy, local=files)
+    best = {(r["corpus"], r["metric"]): r["value"] for r in found.rows if r["edit"] == "best constant"}
+    assert best["triviaqa", "exact"] == pytest.approx(2 / 3)  # "Oslo", or "oslo"
+    assert best["triviaqa", "f1"] == pytest.approx(2 / 3)
+    assert {best["bbh", metric] for metric in ("option", "exact", "f1", "contains")} == {3 / 4}
+    assert best["mmlu", "acc"] == pytest.approx(2 / 3) and found.info["best constants"]["mmlu"]["acc"] == "option 1"
+    assert not {"words"} & {metric for _, metric in best} and found.value("model", "bbh", "f1") >= 0
+    assert set(found.info["data"]) == set(rows)
+    bbh[1]["target"] = "Yes"
+    again = utility(roomy, local={**files, "bbh": written(tmp_path / "other.jsonl", bbh)}).info["data"]
+    assert {kind for kind in rows if again[kind] != found.info["data"][kind]} == {"bbh"}
+    with pytest.raises(InputError, match="'best constant' is the name of a reference"):
+        utility(roomy, local=files, name="best constant")
+
+
+def test_a_task_of_several_filters_has_a_row_of_each() -> None:
+    """They were put together: 2 n documents, whose mean was of neither."""
+    documents = [
+        {"doc_id": i, "filter": chosen, "metrics": ["exact_match"], "exact_match": float(chosen == "flexible")}
+        for chosen in ("strict", "flexible")
+        for i in (1, 0)
+    ]
+    one = [{**d, "filter": "none"} for d in documents[:2]]
+    own = {"bbh": documents, "triviaqa": one, "triviaqa_local": one}
+    found = {(task, metric): values.tolist() for task, metric, values, _ in _columns(own)}
+    assert found == {
+        ("bbh", "exact_match, strict"): [0, 0],
+        ("bbh", "exact_match, flexible"): [1, 1],
+        ("triviaqa", "exact_match"): [0, 0],
+        ("triviaqa_local", "exact_match"): [0, 0],
+    }
+
+
 def test_the_order_of_options_does_not_tell_which_is_true() -> None:
     rows = [{"best_answer": f"truth {i}", "incorrect_answers": [f"{x} {i}" for x in "xyz"]} for i in range(40)]
-    places = [_truths(row).index(row["best_answer"]) for row in rows]
+    places = [truths(row).index(row["best_answer"]) for row in rows]
     assert set(places) == {0, 1, 2, 3} and places.count(0) < 20
 
 

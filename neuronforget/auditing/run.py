@@ -30,7 +30,7 @@ from neuronforget.auditing.prompts import attacks, choice, worst_phrasing
 from neuronforget.auditing.quantisation import quantisation
 from neuronforget.auditing.relearning import relearning
 from neuronforget.auditing.verdicts import decide, judge
-from neuronforget.corpora import Corpus, check_disjoint
+from neuronforget.corpora import Corpus, check_disjoint, digests_of
 from neuronforget.corpora.corpus import texts_of
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
@@ -205,6 +205,6 @@ def _info(lm: LM, edit: Edit | LM, gold: LM | None, corpora: Sequence[Corpus | N
         "device": str(lm.device),
         "dtype": str(next(iter(lm.parameters.values())).dtype),
         "seed": seed,
-        "data": {corpus.name: corpus.digest() for corpus in corpora if corpus is not None},
+        "data": digests_of(corpora),
         "versions": environment(),
     }

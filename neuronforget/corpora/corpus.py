@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -149,6 +150,17 @@ def subjects_of(corpus: Corpus) -> np.ndarray:
     names = [e.subject if e.subject is not None else (i,) for i, e in enumerate(corpus)]
     place = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return np.array([place[name] for name in names])
+
+
+def digests_of(corpora: Iterable[Corpus | None]) -> dict[str, str]:
+    """Return the digest of each corpus that is given by its name; where one has the name of another, by "name (2)"."""
+    found: dict[str, str] = {}
+    for corpus in corpora:
+        if corpus is not None:
+            again = (f"{corpus.name} ({i})" for i in count(2))
+            name = corpus.name if corpus.name not in found else next(n for n in again if n not in found)
+            found[name] = corpus.digest()
+    return found
 
 
 class Fingerprint:

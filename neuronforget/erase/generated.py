@@ -75,8 +75,8 @@ def _sample(lm: LM, rows: list[Encoded], temperature: float, *, banned: bool) ->
         max_new_tokens=max(len(row.ids) for row in rows) - given, pad_token_id=lm.pad_id,
         logits_processor=[_not_first(first, given)] if banned else None,
     )  # fmt: skip
-    ends = [row.answer_start for row in rows]
-    return [lm.tokenizer.decode(o[end:], skip_special_tokens=True) for o, end in zip(out, ends, strict=True)]
+    answers = [o[row.answer_start : len(row.ids)] for o, row in zip(out, rows, strict=True)]  # not the longest's length
+    return [lm.tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
 
 
 def _not_first(tokens: Tensor, given: int) -> Callable[[Tensor, Tensor], Tensor]:

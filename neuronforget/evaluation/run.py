@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from neuronforget.arguments import checks_kinds, numbers
-from neuronforget.corpora import Corpus, check_disjoint, subjects_of
+from neuronforget.corpora import Corpus, check_disjoint, digests_of, subjects_of
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
 from neuronforget.evaluation.measuring import METRICS, Before, measure, name_of
@@ -67,7 +67,7 @@ def evaluate(
     info: dict[str, Any] = {"model": lm.name, "device": str(lm.device), "dtype": str(dtype)}
     info |= {"shape": list(lm.shape), "seed": seed, "damage_budget": damage, "divergence_budget": divergence}
     parts = {"forget": forget, "retain": retain}
-    info |= {"data": {c.name: c.digest() for c in parts.values()}}
+    info |= {"data": digests_of(parts.values())}
     info |= {"corpora": {role: {"name": c.name, "digest": c.digest()} for role, c in parts.items()}}
     info |= {"edits": {name: _made(edit) for name, edit in edits.items()}}
     return Results(tuple(run.rows), tuple(run.examples), {**info, "versions": environment()})

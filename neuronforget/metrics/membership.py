@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from neuronforget.arguments import checks_kinds
-from neuronforget.corpora import Batch, Corpus, check_disjoint, encode, subjects_of
+from neuronforget.corpora import Batch, Corpus, check_disjoint, digests_of, encode, subjects_of
 from neuronforget.corpora.tokens import join
 from neuronforget.edits import Edit
 from neuronforget.edits.guarding import asked
@@ -83,7 +83,7 @@ def membership(
     info |= {"device": str(lm.device), "dtype": str(lm.model.dtype)}
     info |= {"edits": {name: dict(edit.info) for name, edit in (edits or {}).items()}}
     info |= {name: other.digest() for name, other in (("gold", gold), ("reference", reference)) if other is not None}
-    info |= {"data": {c.name: c.digest() for c in (members, non_members)}, "missing": missing, "seed": seed}
+    info |= {"data": digests_of((members, non_members)), "missing": missing, "seed": seed}
     return Results(tuple(rows), tuple(examples), {**info, "versions": environment()})
 
 

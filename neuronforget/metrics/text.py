@@ -11,7 +11,6 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any
 
@@ -47,12 +46,12 @@ def rouge_l(text: str, answers: Sequence[str]) -> float:
 
     It does not fall with what else is written: print the length of texts beside it, and what a constant scores.
     """
-    return _best(lambda said, right: _rouge(right, said).recall, text, answers)
+    return _best(lambda said, right: _rouge(right, said)[0], text, answers)
 
 
 def rouge_l_f1(text: str, answers: Sequence[str]) -> float:
     """ROUGE-L F1 (rouge-score, stemmed)."""
-    return _best(lambda said, right: _rouge(right, said).fmeasure, text, answers)
+    return _best(lambda said, right: _rouge(right, said)[1], text, answers)
 
 
 def option(text: str, answers: Sequence[str]) -> float:
@@ -103,26 +102,42 @@ def _chosen(said: str, right: str) -> float:
     return float(found is not None and found[1].upper() == letter[1].upper())
 
 
-def _rouge(right: str, said: str) -> Any:
-    """rouge-score knows letters of English and digits alone: where an answer has none, its characters are the words."""
-    return _scorer(bool(re.search("[a-z0-9]", right.lower()))).score(right, said)["rougeL"]
+def _rouge(right: str, said: str) -> tuple[float, float]:
+    """Return ROUGE-L's recall and F1: how many words of both stand there in the same order.
+
+    rouge-score knows letters of English and digits alone: where an answer has none, its characters are the words.
+    """
+    words = _stems if re.search("[a-z0-9]", right.lower()) else _characters
+    there, here = words(right), words(said)
+    common = longest_common(there, here)
+    return common / max(len(there), 1), 2 * common / max(len(there) + len(here), 1)
+
+
+def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Return the length of the longest common subsequence, a bit for each word of `one` (Hyyro 2004): a hundred times
+    as fast as a table of all pairs, which rouge-score fills."""
+    places: dict[str, int] = {}
+    for i, word in enumerate(one):
+        places[word] = places.get(word, 0) | 1 << i
+    every = left = (1 << len(one)) - 1  # bits that are 0 are matched
+    for word in other:
+        met = left & places.get(word, 0)
+        left = (left + met | left - met) & every
+    return (every ^ left).bit_count()
+
+
+@lru_cache(100_000)
+def _stems(text: str) -> list[str]:
+    return _tokenizer().tokenize(text)
 
 
 @cache
-def _scorer(english: bool) -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
+def _tokenizer() -> Any:
     from rouge_score.tokenizers import DefaultTokenizer
 
-    tokenize = DefaultTokenizer(use_stemmer=True).tokenize if english else _characters
-    return RougeScorer(["rougeL"], tokenizer=_Tokens(lru_cache(100_000)(tokenize)))  # stemming takes most of the time
+    return DefaultTokenizer(use_stemmer=True)
 
 
-@dataclass(frozen=True)
-class _Tokens:
-    """What rouge-score takes for a tokenizer."""
-
-    tokenize: Callable[[str], list[str]]
-
-
+@lru_cache(100_000)
 def _characters(text: str) -> list[str]:
     return list("".join(text.lower().split()))

@@ -121,12 +121,14 @@ def auroc(
 
     Equal are values no further apart than `tie` times the neuron's largest magnitude.
     """
-    shares, near = [], _near(positive, negative, tie)  # for each value, the share of the other kind below it
+    counts, near = [], _near(positive, negative, tie)  # for each value, twice how many of the other kind lie below it
     for of, among in ((positive, negative), (negative, positive)):
         below, at_most = _below(among, of, near)
-        shares.append((below + at_most) / (2 * len(among)))
-    parts = [x.var(0) / len(x) if len(x) > 1 else torch.zeros_like(x[0]) for x in shares]
-    return shares[0].mean(0), (parts[0] + parts[1]).sqrt()
+        counts.append(below + at_most)
+    pairs = [x / (2 * len(among)) for x, among in zip(counts, (negative, positive), strict=True)]
+    parts = [x.var(0) / len(x) if len(x) > 1 else torch.zeros_like(x[0]) for x in pairs]
+    value = counts[0].sum(0) / (2 * len(positive) * len(negative))  # of whole numbers: 1/2 is 1/2, whatever its terms
+    return value, (parts[0] + parts[1]).sqrt()
 
 
 def average_precision(

@@ -49,9 +49,10 @@ def direct(
 
     `d_t` is the direction of the answer token's logit minus the mean logit over the vocabulary, through the final
     norm (and the block's own after the MLP, where it has one) with its scale held fixed; mean over answer tokens, in
-    logits. `against="wrong"` takes instead the answer's token minus the wrong answer's where the two first differ,
-    mean over the example's `wrong` answers. Effects by way of later blocks are not in it. Raises InputError for a
-    norm whose scale cannot be frozen, and for examples without a wrong answer that differs, if they are to be used.
+    logits (a cap on these counts by its slope). `against="wrong"` takes instead the answer's token minus the wrong
+    answer's where the two first differ, mean over the example's `wrong` answers. Effects by way of later blocks
+    are not in it. Raises InputError for a norm whose scale cannot be frozen, and for examples without a wrong answer
+    that differs, if they are to be used.
     """
     rows, tap = encoded(lm, forget, retain), TorchHooks(lm)
     margin: Margin = _answer_margin

@@ -61,8 +61,7 @@ def answer(
     `kept` is a folder for written answers. Every prompt is checked before the first is answered. An error while
     answering ends the run: it is no forgetting.
     """
-    if name in REFERENCES:
-        raise InputError(f"{name!r} is the name of a reference: call the model something else")
+    check_name(name)
     models = {name: lm} | ({"gold": gold} if gold is not None else {})
     for own in asked.values():
         for model in models.values():
@@ -87,6 +86,12 @@ def answer(
     info |= {"seed": seed, "data": {key: own.corpus.digest() for key, own in asked.items()}}
     info |= {"decoding": {key: asdict(own.decoding) for key, own in asked.items()}, "versions": environment()}
     return Results(tuple(rows), tuple(examples), info)
+
+
+def check_name(name: str, *others: str) -> None:
+    """Raise InputError for a model that is called like a reference, or like one of the `others`."""
+    if name in (*REFERENCES, *others):
+        raise InputError(f"{name!r} is the name of a reference: call the model something else")
 
 
 def _columns(own: Questions, texts: Sequence[str], right: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:

@@ -7,6 +7,7 @@ fact in many patterns; how often is it answered, and how consistently.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,12 @@ def counterfact(
     """
     fields = tuple(dict.fromkeys(field for three in QUESTIONS.values() for field in three))
     rows = rows_of(path, fields=fields, n=n)
+    asked = {
+        key: Corpus(tuple(_example(row, three) for row in rows), f"counterfact {key}")
+        for key, three in QUESTIONS.items()
+    }
     columns: list[Column] = []
-    for key, three in QUESTIONS.items():
-        corpus = Corpus(tuple(_example(row, three) for row in rows), f"counterfact {key}")
+    for key, corpus in asked.items():
         losses = np.array(option_losses(lm, corpus, batch_size=batch_size, kept=kept)).T
         (true, new), totals = np.exp(-losses), losses * _lengths(lm, corpus)
         found = {
@@ -65,7 +69,7 @@ def counterfact(
             "exact_match": measure(lm, corpus, [exact_match], batch_size=batch_size, kept=kept)["exact_match"],
         }
         columns += [(key, metric, values, subjects_of(corpus)) for metric, values in found.items()]
-    return Results(*model_tables(name, columns, seed), _info(lm, "counterfact", path, len(rows), seed))
+    return Results(*model_tables(name, columns, seed), _info(lm, "counterfact", path, asked, len(rows), seed))
 
 
 def _preferred(losses: np.ndarray) -> np.ndarray:
@@ -111,7 +115,7 @@ def pararel(
     for place in ("all", *dict.fromkeys(named)):
         own = np.array([place in ("all", relation) for relation in named])
         columns += [(place, metric, values[own], units[own]) for metric, values in found.items()]
-    return Results(*model_tables(name, columns, seed), _info(lm, "pararel", path, len(facts), seed))
+    return Results(*model_tables(name, columns, seed), _info(lm, "pararel", path, by_relation, len(facts), seed))
 
 
 def _over_patterns(hits: list[np.ndarray]) -> dict[str, np.ndarray]:
@@ -162,6 +166,7 @@ def _example(row: dict[str, Any], fields: tuple[str, str, str]) -> Example:
     return Example(prompt, true, wrong=(new,), subject=row.get("subject") if fields[0] == "prompt" else None)
 
 
-def _info(lm: LM, suite: str, path: str | Path, n: int, seed: int) -> dict[str, Any]:
+def _info(lm: LM, suite: str, path: str | Path, asked: Mapping[str, Corpus], n: int, seed: int) -> dict[str, Any]:
     about = {"suite": suite, "model": lm.name, "digest": lm.digest(), "device": str(lm.device), "seed": seed, "n": n}
-    return {**about, "dtype": str(lm.model.dtype), "data": str(path), "versions": environment()}
+    about |= {"path": str(path), "data": {key: corpus.digest() for key, corpus in asked.items()}}
+    return {**about, "dtype": str(lm.model.dtype), "versions": environment()}

@@ -165,7 +165,7 @@ def _knowledge(key: str, rows: Sequence[dict[str, Any]], shown: Sequence[dict[st
     before = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in shown)
     template = before.replace("{", "{{").replace("}", "}}") + "Question: {prompt}\nAnswer:"
     corpus = Corpus(tuple(Example(r["question"], r["answer"]) for r in rows), f"muse {key}", template=template)
-    scorers = ("rouge_l_f1", "rouge_l", "exact", "contains")
+    scorers = ("rouge_l_f1", "rouge_l", "exact", "f1", "contains")
     return Questions(corpus, scorers=scorers, decoding=Decoding(32, ENDS))
 
 

@@ -6,7 +6,7 @@ The model's own log is in the authors' format, and what is reported are that log
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from neuronforget.models import LM
 from neuronforget.results import Results, model_tables
 from neuronforget.results.intervals import resampled
 from neuronforget.runs import check_writable, environment
+from neuronforget.suites.answers import check_name, constant
 from neuronforget.suites.tofu_logs import Block, Log, aggregates, scores, write_log
 from neuronforget.suites.tofu_questions import Protocol, Questions, check_room, questions
 
@@ -53,7 +54,8 @@ def tofu(
 
     Rows are of the corpora "retain", "forget", "real_authors", "real_world" and, for the model utility, "all"; metrics
     that end in "_paper" have the truth ratio in the paper's form, the others in the legacy form of published tables;
-    "words" is how long the written answers are, as ROUGE recall does not fall with what else is said.
+    "words" is how long the written answers are, as ROUGE recall does not fall with what else is said; rows of the edit
+    "best constant" are the recall of one and the same answer to every question of a set (`answers.constant`).
     Intervals are over authors on the first two sets, over questions on the others. The forget quality has none: rows
     drawn with repeats are no sample for its test. Raises InputError for an unknown split, rows that are not TOFU's or
     do not fit the model, and a loss that is NaN.
@@ -67,8 +69,7 @@ def tofu(
         log: File for the log in the authors' format (`.json`, `.json.gz`).
         name: What the model is called in the rows.
     """
-    if name == "retain_only":
-        raise InputError("'retain_only' is the name of a reference: call the model otherwise")
+    check_name(name, "retain_only")
     if log is not None:
         check_writable(log)
     protocol = protocol or Protocol()
@@ -87,7 +88,11 @@ def tofu(
     info |= {"forget_quality": f"against {retain_lm.name}" if retain_lm else f"not measured: {MISSING}"}
     info |= {"missing": {} if retain_lm else {"forget quality": MISSING}}
     info |= {"data": {corpus: own.answers.digest() for corpus, own in sets.items()}}
-    return results(logs, seed, info)
+    best = {corpus: constant(rouge_l, [[e.answer] for e in own.truth]) for corpus, own in sets.items()}
+    info |= {"best constants": {corpus: {"rouge": text} for corpus, (text, _) in best.items()}}
+    columns = [(corpus, "rouge", values, _units(corpus, len(values))) for corpus, (_, values) in best.items()]
+    found = results(logs, seed, info)
+    return replace(found, rows=found.rows + model_tables("best constant", columns, seed)[0])
 
 
 def ask(

@@ -1,15 +1,13 @@
 """What else the model can do: standard tasks by lm-eval on the model in memory, perplexity and fluency.
 
-Tasks are those of lm-eval's hub by name, or rows of one's own files (`LOCAL`), for which a task is made here. BBH
-answers are compared whole, an option by its letter: comparing them letter by letter, as one published scorer does,
-gives a perfect model .69 and the constant "(A)" .80.
+Tasks are those of lm-eval's hub by name, or rows of one's own files (`local_tasks`).
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -24,11 +22,12 @@ from neuronforget.errors import InputError
 from neuronforget.evaluation.generation import Decoding, generate
 from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import nll
-from neuronforget.metrics.text import SCORERS
 from neuronforget.models import LM
 from neuronforget.results import Column, Results, model_tables
 from neuronforget.results.kept import work_key
 from neuronforget.runs import content_key, environment
+from neuronforget.suites.answers import check_name
+from neuronforget.suites.local_tasks import constants, task_of
 
 
 @checks_kinds
@@ -45,6 +44,8 @@ def utility(
 ) -> Results:
     """Return a row of every task and metric, with a bootstrap interval over its documents.
 
+    Of `local` tasks rows of the edit "best constant" are what one and the same answer (or place of an option) to every
+    document scores, the best that there is (`answers.constant`), and "words" is how long the written answers are.
     `tasks` are names of lm-eval's tasks, from the hub; `local` maps "triviaqa", "bbh", "mmlu", "truthfulqa" to a JSONL
     file of such rows; each is run on its first `limit` documents. Greedy answers stop at line ends. `kept` is a folder
     for answers and likelihoods (lm-eval's own cache): a killed run goes on. Raises InputError without lm-eval, for
@@ -56,7 +57,8 @@ def utility(
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise InputError(f"utility tasks need lm-eval ({error}): pip install 'neuronforget[eval]'") from None
-    made = [_task(kind, path) for kind, path in (local or {}).items()]
+    check_name(name)
+    made = [task_of(kind, path) for kind, path in (local or {}).items()]
     if not (tasks or made):
         raise InputError("no task is given: name some of lm-eval's, or give files by local=")
     wrapped = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.max_length)
@@ -69,10 +71,18 @@ def utility(
             # its own tasks are some ten thousand files: they are looked through where one of them is asked alone
             task_manager=TaskManager(include_defaults=bool(tasks)),
         )  # fmt: skip
-    columns = _columns(found["samples"] if found else {})
-    info = {"suite": "utility", "model": lm.name, "digest": lm.digest(), "device": str(lm.device), "seed": seed}
+    samples = {str(task): documents for task, documents in (found["samples"] if found else {}).items()}
+    rows, examples = model_tables(name, _columns(samples), seed)
+    best = {}
+    for kind in local or {}:
+        best[_named(f"{kind}_local", samples)] = constants(kind, samples[f"{kind}_local"])
+    columns = [(task, metric, v, np.arange(len(v))) for task, own in best.items() for metric, (_, v) in own.items()]
+    rows += model_tables("best constant", columns, seed)[0]
+    info: dict[str, Any] = {"suite": "utility", "model": lm.name, "digest": lm.digest(), "device": str(lm.device)}
     info |= {"dtype": str(lm.model.dtype), "limit": limit, "local": {k: str(v) for k, v in (local or {}).items()}}
-    return Results(*model_tables(name, columns, seed), {**info, "versions": environment()})
+    info |= {"seed": seed, "data": {_named(task, samples): _digest(own) for task, own in samples.items()}}
+    info |= {"best constants": {task: {m: text for m, (text, _) in own.items()} for task, own in best.items()}}
+    return Results(rows, examples, {**info, "versions": environment()})
 
 
 @contextmanager
@@ -90,13 +100,27 @@ def _asking(lm: LM) -> Iterator[None]:
         guard.remove()
 
 
-def _columns(samples: Mapping[Any, Sequence[Mapping[str, Any]]]) -> Iterator[Column]:
-    """Each task's metrics by document, in the documents' order."""
+def _named(task: str, samples: Mapping[str, Any]) -> str:
+    """Return what a task is called: local rows by their kind, unless lm-eval's own task of that name is asked too."""
+    short = task.removesuffix("_local")
+    return task if short in samples else short
+
+
+def _columns(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Iterator[Column]:
+    """Each task's metrics by document, in the documents' order; where a task has several filters, of each by name."""
     for task, documents in samples.items():
-        documents = sorted(documents, key=lambda document: document["doc_id"])
-        for metric in documents[0]["metrics"]:
-            values = np.array([float(document[metric]) for document in documents])
-            yield str(task).removesuffix("_local"), metric, values, np.arange(len(values))
+        filters = list(dict.fromkeys(document["filter"] for document in documents))
+        for chosen in filters:
+            own = sorted((d for d in documents if d["filter"] == chosen), key=lambda document: document["doc_id"])
+            for metric in own[0]["metrics"]:
+                values = np.array([float(document[metric]) for document in own])
+                named = metric if len(filters) == 1 else f"{metric}, {chosen}"
+                yield _named(task, samples), named, values, np.arange(len(values))
+
+
+def _digest(documents: Sequence[Mapping[str, Any]]) -> str:
+    """Return a hash of what a task's documents hold, by lm-eval's own hash of each."""
+    return content_key(documents=[d["doc_hash"] for d in sorted(documents, key=lambda document: document["doc_id"])])
 
 
 def _not_nan(_model: Any, _given: Any, out: Any) -> None:
@@ -147,71 +171,3 @@ def _entropy(words: Sequence[str], n: int) -> float:
     counts = Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
     total = sum(counts.values())
     return -sum(c / total * math.log2(c / total) for c in counts.values()) if total else 0.0
-
-
-def _written(*metrics: str) -> Callable[[Mapping[str, Any], list[Any]], dict[str, float]]:
-    """Score what was written by our own scorers."""
-
-    def score(doc: Mapping[str, Any], results: list[Any]) -> dict[str, float]:
-        text = str(results[0]).split("\n")[0].strip()
-        answers = list(doc["answers"]) if "answers" in doc else [doc["target"]]
-        return {metric: SCORERS[metric](text, answers) for metric in metrics}
-
-    return score
-
-
-def _options(doc: Mapping[str, Any]) -> str:
-    lettered = "\n".join(f"{letter}. {text}" for letter, text in zip("ABCDEFGHIJ", doc["choices"], strict=False))
-    return f"{doc['question']}\n{lettered}\nAnswer:"
-
-
-def _truths(doc: Mapping[str, Any]) -> list[str]:
-    """Return the options in an order that does not tell which is true, and is the same in every run."""
-    return sorted([doc["best_answer"], *doc["incorrect_answers"]], key=lambda text: content_key(text=text))
-
-
-#: Kind of rows -> the fields it needs and the rest of its task.
-LOCAL: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
-    "triviaqa": (
-        ("question", "answers"),
-        {"output_type": "generate_until", "doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_target": ""}
-        | {"process_results": _written("exact", "f1", "contains"), "metrics": ("exact", "f1", "contains")},
-    ),
-    "bbh": (
-        ("input", "target"),
-        {"output_type": "generate_until", "doc_to_text": "Q: {{input}}\nA:", "doc_to_target": "{{target}}"}
-        | {"process_results": _written("option", "exact", "contains"), "metrics": ("option", "exact", "contains")},
-    ),
-    "mmlu": (
-        ("question", "choices", "answer"),
-        {"output_type": "multiple_choice", "doc_to_text": _options, "doc_to_target": "answer", "metrics": ("acc",)}
-        | {"doc_to_choice": ["A", "B", "C", "D"]},
-    ),
-    "truthfulqa": (
-        ("question", "best_answer", "incorrect_answers"),
-        {"output_type": "multiple_choice", "doc_to_text": "Q: {{question}}\nA:", "doc_to_choice": _truths}
-        | {"doc_to_target": lambda doc: _truths(doc).index(doc["best_answer"]), "metrics": ("acc",)},
-    ),
-}  # fmt: skip
-
-
-def _task(kind: str, path: str | Path) -> dict[str, Any]:
-    """Return lm-eval's configuration of a task on a local file."""
-    from neuronforget.corpora.lines import rows_of
-
-    if kind not in LOCAL:
-        raise InputError(f"no task on local rows is called {kind!r}; there are {', '.join(LOCAL)}")
-    fields, about = LOCAL[kind]
-    rows = rows_of(path, fields=fields)
-    settings = {k: v for k, v in about.items() if k != "metrics"}
-    if about["output_type"] == "generate_until":
-        settings["generation_kwargs"] = {"until": ["\n"], "do_sample": False, "max_gen_toks": 32}
-    metrics = [{"metric": m, "aggregation": "mean", "higher_is_better": True} for m in about["metrics"]]
-    return {"task": f"{kind}_local", "dataset_path": "rows", "custom_dataset": lambda **_: {"test": _dataset(rows)},
-            "test_split": "test", "metric_list": metrics, **settings}  # fmt: skip
-
-
-def _dataset(rows: list[dict[str, Any]]) -> Any:
-    from datasets import Dataset
-
-    return Dataset.from_list(rows)
