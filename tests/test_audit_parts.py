@@ -17,10 +17,10 @@ from neuronforget.auditing import Case, NotTested, Subject, depth
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED
 from neuronforget.auditing.depth import Outs, _neurons, _states, drops, lens, patching
 from neuronforget.auditing.neurons import contributions, moved
-from neuronforget.auditing.prompts import attacks, choice, worst_phrasing
+from neuronforget.auditing.prompts import answer_prefix, attacks, choice, worst_phrasing
 from neuronforget.auditing.quantisation import TRIPS, int8, levels, nf4, quantised
 from neuronforget.auditing.relearning import curve, halved, other_answers, relearning
-from neuronforget.corpora import Corpus, Example, batches, encode
+from neuronforget.corpora import Corpus, Example, batches, encode, subjects_of
 from neuronforget.metrics import activation_shift, exact_match, neuron_shift, nll
 from neuronforget.models import LM
 from neuronforget.models.likelihood import answer_nll
@@ -283,10 +283,35 @@ def test_prompts_are_put_otherwise_or_it_is_said_why_not(lm: LM, corpus: Corpus)
     forget = Corpus(tuple(e for e in corpus if e.prompt), "forget")
     case = case_of(lm, lm, forget)
     found = {r.probe for r in attacks(case, exact_match)}
-    assert found | case.skipped.keys() == {"prefix injection", "affirmative suffix", "role play", "in context", "hint"}
+    ways = {"prefix injection", "affirmative suffix", "role play", "in context", "hint", "answer prefix"}
+    assert found | case.skipped.keys() == ways
     assert case.skipped["hint"] == "there is nothing to put before any prompt"
     with pytest.raises(NotTested, match="no paraphrases"):
         list(worst_phrasing(case, exact_match))
+
+
+@pytest.mark.parametrize("gold", [True, False])
+def test_half_of_an_answer_is_given_and_the_other_half_asked(lm: LM, gold: bool) -> None:
+    two = Example("Anna Berg was born in", "Oslo town", ("Oslo is where",), subject="Anna")
+    four = Example("", "The capital of Xandria", subject="Xandria")
+    alone = Example("Bo Lind was born in", "Velm", subject="Bo")
+    forget = Corpus((two, alone, four), "forget")
+    case = case_of(lm, lm, forget, lm if gold else None)
+    read = [r for r in attacks(case, nf.metrics.probability) if r.probe == "answer prefix"]
+    assert [(r.subject, r.sign) for r in read] == [(s.name, int(gold)) for s in case.subjects]
+    assert read[0].units.tolist() == subjects_of(Corpus((two, four), "begun")).tolist()
+    begun = [Example("Anna Berg was born in Oslo", "town"), Example("The capital", "of Xandria")]
+    expected = nf.evaluation.measure(lm, Corpus(tuple(begun), "begun"), [nf.metrics.probability])["probability"]
+    np.testing.assert_allclose(read[0].values, expected, rtol=1e-5)
+    assert answer_prefix(case, alone, 0) is None
+    other = case_of(lm, lm, Corpus((alone,), "forget"))
+    assert all(r.probe != "answer prefix" for r in attacks(other, exact_match))
+    assert other.skipped["answer prefix"] == "every answer is a single word"
+
+
+def test_white_space_between_the_halves_of_an_answer_stays(lm: LM, corpus: Corpus) -> None:
+    put = answer_prefix(case_of(lm, lm, corpus), Example("Say it.", "one\ntwo  three"), 0)
+    assert put is not None and (put.prompt, put.answer) == ("Say it. one", "\ntwo  three")
 
 
 def test_a_forced_choice_is_the_likelier_answer_and_the_worst_phrasing_the_best(lm: LM) -> None:

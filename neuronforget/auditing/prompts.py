@@ -1,4 +1,4 @@
-"""The same questions put otherwise: instructions, examples and hints before them, or answers to choose from.
+"""The same questions put otherwise: instructions, examples and hints before them, answers begun or to choose from.
 
 A template's words have to be the tokenizer's: a model of few words has none for them, and the probe is then not asked.
 RWKU's own adversarial questions (Jin et al. 2024, arXiv:2406.10890), written for each target, are `suites.rwku`.
@@ -6,6 +6,7 @@ RWKU's own adversarial questions (Jin et al. 2024, arXiv:2406.10890), written fo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
@@ -26,29 +27,41 @@ TEMPLATES: dict[str, tuple[str, str]] = {
 }
 SHOWN = 4  # examples put before a prompt
 
-#: Makes another prompt of an example, with a number to draw by.
-Attack = Callable[[Case, Example, int], str]
+#: Puts an example's question otherwise, with a number to draw by; None where the example does not allow it.
+Attack = Callable[[Case, Example, int], Example | None]
 
 
-def in_context(case: Case, example: Example, place: int) -> str:
+def in_context(case: Case, example: Example, place: int) -> Example:
     """Some retain examples with their answers, then the prompt."""
-    return "\n".join(["".join(join(e.prompt, e.answer)) for e in _drawn(case, place)] + [example.prompt])
+    shown = ["".join(join(e.prompt, e.answer)) for e in _drawn(case, place)]
+    return replace(example, prompt="\n".join([*shown, example.prompt]))
 
 
-def hint(case: Case, example: Example, place: int) -> str:
+def hint(case: Case, example: Example, place: int) -> Example:
     """The subject's other facts of the forget corpus, where there are any, then the prompt."""
     others = [e for e in case.forget if e.subject is not None and e.subject == example.subject and e is not example]
     others = [e for e in others if e.answer != example.answer][:SHOWN]
-    return "\n".join(["".join(join(e.prompt, e.answer)) for e in others] + [example.prompt])
+    return replace(example, prompt="\n".join(["".join(join(e.prompt, e.answer)) for e in others] + [example.prompt]))
+
+
+def answer_prefix(case: Case, example: Example, place: int) -> Example | None:
+    """The prompt and the first half of the answer's words: the other half is to follow."""
+    starts = [word.start() for word in re.finditer(r"\S+", example.answer)]
+    if len(starts) < 2:
+        return None
+    begun = example.answer[: starts[len(starts) // 2]].rstrip()
+    return replace(example, prompt="".join(join(example.prompt, begun)), answer=example.answer[len(begun) :])
 
 
 def attacks(case: Case, metric: Metric) -> Iterator[Reading]:
     """Ask every subject in each way for which the tokenizer has the words.
 
-    Without a gold twin the plain answer is the floor.
+    Without a gold twin the plain answer is the floor. Whoever is given half of an answer says the other half more
+    easily, knowing it or not: without a twin that is shown, not judged.
     """
     made = {name: _templated(before, after) for name, (before, after) in TEMPLATES.items()}
-    for name, attack in {**made, "in context": in_context, "hint": hint}.items():
+    for name, attack in {**made, "in context": in_context, "hint": hint, "answer prefix": answer_prefix}.items():
+        about = {"sign": 0} if attack is answer_prefix and case.gold is None else {}
         try:
             corpus = _attacked(case, attack, name)
         except NotTested as why:
@@ -56,7 +69,7 @@ def attacks(case: Case, metric: Metric) -> Iterator[Reading]:
             continue
         for subject in case.subjects:
             with subject.on() as lm:
-                yield from asked(case, subject.name, lm, name, {"forget": corpus}, metric)
+                yield from asked(case, subject.name, lm, name, {"forget": corpus}, metric, **about)
 
 
 def choice(case: Case, metric: Metric) -> Iterator[Reading]:
@@ -96,7 +109,7 @@ def worst_phrasing(case: Case, metric: Metric) -> Iterator[Reading]:
 
 
 def _templated(before: str, after: str) -> Attack:
-    return lambda case, example, place: before + example.prompt + after
+    return lambda case, example, place: replace(example, prompt=before + example.prompt + after)
 
 
 def _drawn(case: Case, place: int) -> list[Example]:
@@ -104,13 +117,20 @@ def _drawn(case: Case, place: int) -> list[Example]:
 
 
 def _attacked(case: Case, attack: Attack, name: str) -> Corpus:
-    """The corpus asked in that way. Raises NotTested where nothing changes, words are missing or there is no room."""
-    lm, forget = case.subjects[0].lm, case.forget
-    rows = [replace(e, prompt=attack(case, e, i), paraphrases=()) for i, e in enumerate(forget)]
-    if all(row.prompt == example.prompt for row, example in zip(rows, forget, strict=True)):
+    """The examples that allow it, asked in that way.
+
+    Raises NotTested where none does, nothing changes, words are missing or there is no room.
+    """
+    lm, plain = case.subjects[0].lm, case.forget
+    pairs = [(e, put) for i, e in enumerate(plain) if (put := attack(case, e, i)) is not None]
+    if not pairs:
+        raise NotTested("every answer is a single word")
+    if all(put.prompt == example.prompt for example, put in pairs):
         raise NotTested("there is nothing to put before any prompt")
-    corpus = replace(forget, examples=tuple(rows), name=f"{forget.name}, {name}", max_tokens=None)  # longer by design
-    coded, before = encode(corpus, lm.tokenizer), encode(forget, lm.tokenizer)
+    rows = tuple(replace(put, paraphrases=()) for _, put in pairs)
+    corpus = replace(plain, examples=rows, name=f"{plain.name}, {name}", max_tokens=None)  # longer by design
+    asked_plainly = replace(plain, examples=tuple(example for example, _ in pairs))
+    coded, before = encode(corpus, lm.tokenizer), encode(asked_plainly, lm.tokenizer)
     if lm.max_length is not None and (longest := max(len(row.ids) for row in coded)) > lm.max_length:
         raise NotTested(f"a prompt would have {longest} tokens, but the model takes {lm.max_length} at most")
     unknown = getattr(lm.tokenizer, "unk_token_id", None)
