@@ -222,6 +222,23 @@ def test_the_model_saves_and_reloads_after_every_tap(family: str, tmp_path: Path
     assert torch.equal(again(**batch).logits, expected)
 
 
+@EVERY_TAP
+def test_a_tap_leaves_every_module_of_the_model_as_it_was(name: str) -> None:
+    lm, batch = LM(build("qwen2")), padded_batch()
+    _ = lm.sites
+
+    def modules() -> dict[str, set[str]]:
+        return {path: set(vars(module)) for path, module in lm.model.named_modules()}
+
+    before = modules()
+    found = open_tap(lm, name)(batch)
+    assert modules() == before
+    with torch.no_grad():
+        lm.parameters[f"{lm.sites[0].path}.weight"].zero_()
+        assert torch.equal(open_tap(lm, name)(batch).logits, lm.model(**batch).logits)
+        assert not torch.equal(lm.model(**batch).logits, found.logits)
+
+
 def test_importing_the_taps_imports_no_library_but_torch() -> None:
     code = (
         "import sys, torch, neuronforget.taps\n"

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from neuronforget.corpora.corpus import Corpus, Example
-from neuronforget.errors import InputError, warn
+from neuronforget.errors import InputError, reason, warn
 
 
 @dataclass(frozen=True)
@@ -166,10 +166,8 @@ def templated(template: str | None, prompt: str, tokenizer: Any) -> str:
     try:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program of the tokenizer's, and may raise as it likes
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the tokenizer's chat template refuses a question ({type(error).__name__}: {reason})"
-        ) from error
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"the tokenizer's chat template refuses a question ({said})") from error
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:
