@@ -71,6 +71,8 @@ def encode(
     first ones. Warns of two blanks between prompt and answer, and of two BOS: no model was trained on these (of a
     stream once, by its first window).
     """
+    if tokenizer is None:
+        raise InputError("this model has no tokenizer, and text is to be read: LM(model, tokenizer)")
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("this tokenizer has no character offsets: load the model with its fast tokenizer")
     rows = []

@@ -34,7 +34,7 @@ class Pass:
         if cut := [layer for layer, act in self.acts.items() if not act.requires_grad]:
             raise InputError(
                 f"activations of layers {cut} have no gradient: an edit put constants there, or reentrant "
-                "checkpointing cut them from the graph (enable it with use_reentrant=False, or run the model in eval mode)"
+                "checkpointing cut them off (enable it with use_reentrant=False, or run the model in eval mode)"
             )
         return dict(zip(self.acts, torch.autograd.grad(loss, list(self.acts.values())), strict=True))
 
