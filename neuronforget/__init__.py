@@ -42,6 +42,11 @@ __all__ = [
 ]  # fmt: skip
 
 
+def __dir__() -> list[str]:
+    """Name what loads when it is used, too."""
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Load plotly and jinja2 when a picture is asked for."""
     if name == "report":

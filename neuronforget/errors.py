@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,11 @@ def not_finite(where: str) -> InputError:
     )
 
 
+def reason(error: Exception) -> str:
+    """Return another library's message as one line, cut between two words if it is long."""
+    return textwrap.shorten(str(error), 200, placeholder=" ...")
+
+
 def warn(words: str) -> None:
     """Warn at the line that called this package, however deep within it one is."""
     level, frame = 2, sys._getframe(1)
@@ -42,5 +48,4 @@ def reading(path: str | Path, what: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path} holds no {what} ({type(error).__name__}: {reason})") from None
+        raise InputError(f"{path} holds no {what} ({type(error).__name__}: {reason(error)})") from None

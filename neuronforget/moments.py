@@ -20,7 +20,7 @@ from neuronforget_kernels.reference import PIECE_FIELDS, SUMS, TABLE_FIELDS
 from torch import Tensor
 
 from neuronforget.errors import InputError, not_finite, reading
-from neuronforget.runs import content_key
+from neuronforget.runs import content_key, whole_file
 
 NAMED = 3  # merged corpora that are named one by one
 
@@ -98,13 +98,14 @@ class Moments:
         return replace(self, fields={name: values.to(device) for name, values in self.fields.items()})
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; everything but the tensors is in its metadata."""
+        """Write one safetensors file, all of it or nothing; everything but the tensors is in its metadata."""
         from safetensors.torch import save_file
 
         groups = {"fields": self.fields, "norms": self.norms, "table": self.table}
         tensors = {f"{group}.{k}": v.contiguous() for group, d in groups.items() for k, v in d.items()}
         names = ("tokens", "examples", "pooled", "loss", "layers", "index", "info")
-        save_file(tensors, str(path), {"moments": json.dumps({n: getattr(self, n) for n in names})})
+        with whole_file(path) as scratch:
+            save_file(tensors, scratch, {"moments": json.dumps({n: getattr(self, n) for n in names})})
 
     @classmethod
     def load(cls, path: str | Path) -> Moments:

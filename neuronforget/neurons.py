@@ -18,6 +18,7 @@ from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.recording import write_norms
+from neuronforget.runs import whole_file
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,10 @@ class Neurons:
         return len(self & truth) / len(truth)
 
     def save(self, path: str | Path) -> None:
-        """Write the set as JSON."""
+        """Write the set as JSON, all of it or nothing."""
         body = {"layers": self.layers, "width": self.width, "members": sorted(self.members), "info": dict(self.info)}
-        Path(path).write_text(json.dumps(body), encoding="utf-8")
+        with whole_file(path) as scratch:
+            scratch.write_text(json.dumps(body), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Neurons:

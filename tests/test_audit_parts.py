@@ -14,6 +14,7 @@ from torch import Tensor
 
 import neuronforget as nf
 from neuronforget.auditing import Case, NotTested, Subject, depth
+from neuronforget.auditing.audits import _damage
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED
 from neuronforget.auditing.depth import Outs, _neurons, _states, drops, lens, patching
 from neuronforget.auditing.neurons import contributions, moved
@@ -366,3 +367,10 @@ def test_the_page_shows_the_verdict_and_escapes_names(tmp_path: Path) -> None:
         "What each probe found",
     ):
         assert word in page
+
+
+@pytest.mark.parametrize(("far", "start", "said"), [(0.0018, 0.0017, False), (0.02, 0.01, True), (0.01, 0.02, False)])
+def test_over_erased_is_said_only_where_the_numbers_beside_it_show_it(far: float, start: float, said: bool) -> None:
+    kept = {"metric": "probability", "retain before": 0.9, "retain after": 0.9, "nan": 0}
+    words = " ".join(_damage({**kept, "KL from gold": far, "KL from gold, untouched": start}))
+    assert ("over-erased" in words) == said and f"{far:.2f} nats from the gold twin" in words

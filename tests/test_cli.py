@@ -77,6 +77,24 @@ def test_the_steps_lead_from_a_checkpoint_to_a_report(
     assert run(monkeypatch, "report", tmp_path / "results", *twice) == 2 and not (tmp_path / "no.html").exists()
 
 
+def test_attribution_alone_does_without_retain(
+    bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone, out = data(bed)[:4], tmp_path / "out.safetensors"
+    assert run(monkeypatch, "attribute", *alone, "--tap", "torch_hooks", "--out", tmp_path / "a") == 0
+    lm, forget = nf.load(bed / "model"), nf.corpora.jsonl(bed / "forget.jsonl")
+    expected = nf.attribute(lm, forget, tap="torch_hooks", progress=False)
+    assert torch.equal(Scores.load(tmp_path / "a" / "scores.safetensors").values, expected.values)
+    edit = tmp_path / "edit.safetensors"
+    nf.erase.ablate(lm, nf.select.top(expected, 3)).save(edit)
+    capsys.readouterr()
+    commands = ["attribute", "--score", "expert"], ["erase", "--method", "leace"], ["evaluate", edit], ["audit", edit]
+    for words in commands:
+        assert run(monkeypatch, *words, *alone, "--out", out) == 2
+        said = capsys.readouterr().err.strip()
+        assert "retain" in said and "\n" not in said and not out.exists(), said
+
+
 def test_an_attribution_that_was_killed_is_resumed(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from neuronforget import attribution
     from neuronforget.recording import recording

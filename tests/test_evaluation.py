@@ -19,8 +19,8 @@ import neuronforget as nf
 from neuronforget.corpora import Batch, Corpus, encode
 from neuronforget.edits import Edit
 from neuronforget.errors import InputError
-from neuronforget.evaluation import match_damage
-from neuronforget.evaluation.measuring import measure, preferred
+from neuronforget.evaluation import match_damage, measuring
+from neuronforget.evaluation.measuring import Before, measure, preferred
 from neuronforget.metrics import Prediction, exact_match, kl_gold, nll, probability, rank, token_accuracy
 from neuronforget.results import Results, tidy_row
 from neuronforget.results.intervals import bootstrap, difference, of_rate, resampled
@@ -439,3 +439,15 @@ def test_results_say_how_each_edit_was_made(results: Results) -> None:
     made = results.info["edits"]["ga"]
     assert (made["method"], made["steps"], made["lr"], made["seed"]) == ("finetune:ga", 10, 3e-4, 0)
     assert made["values"] > 0 and made["values_lost_to_dtype"] == 0 and "torch" not in made
+
+
+def test_predictions_that_do_not_fit_what_is_free_are_refused_before_any(
+    lm: nf.LM, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    need = sum(row.numel() for row in Before.of(lm, corpus).rows.values()) * 4
+    monkeypatch.setattr(measuring, "free_bytes", lambda _device: need)
+    assert Before.of(lm, corpus).rows
+    monkeypatch.setattr(measuring, "free_bytes", lambda _device: need - 1)
+    monkeypatch.setattr(measuring, "predicted", None)
+    with pytest.raises(InputError, match="the predictions on corpus 'facts' take"):
+        Before.of(lm, corpus)

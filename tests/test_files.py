@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 import neuronforget as nf
 from neuronforget.corpora import Corpus
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reading
 from neuronforget.models import LM
 from neuronforget.neurons import Neurons
 from neuronforget.results import Results
@@ -51,6 +52,13 @@ def test_a_file_that_is_missing_cut_short_or_of_another_kind_is_named(kind: str,
         path.write_bytes(whole[:length])
         with pytest.raises(InputError, match=f"{path.name} holds no {kind}"):
             load(path)
+
+
+def test_another_librarys_message_is_one_line_cut_between_words(tmp_path: Path) -> None:
+    (tmp_path / "text").touch()
+    with pytest.raises(InputError) as raised, reading(tmp_path / "text", "numbers"):
+        raise ValueError("expected\n  numbers " + "beforehand " * 40)
+    assert str(raised.value).endswith("numbers (ValueError: expected numbers " + "beforehand " * 16 + "...)")
 
 
 def test_results_with_a_damaged_table_are_refused(tmp_path: Path) -> None:
@@ -94,9 +102,36 @@ def test_moments_and_edits_are_read_back_equal(written: dict[str, Path], lm: LM)
     assert edit.certificate(lm).holds
 
 
-def test_an_edit_makes_its_folder_and_says_where_it_cannot_be_written(written: dict[str, Path]) -> None:
-    edit = nf.Edit.load(written["edit"])
-    edit.save(new := written["edit"].with_name("new") / "edit.safetensors")
-    assert nf.Edit.load(new).summary() == edit.summary()
-    with pytest.raises(InputError, match="cannot write"):
-        edit.save(new / "below a file")
+@pytest.mark.parametrize("kind", ["corpus", *LOADERS])
+def test_saving_makes_the_folder_and_says_where_it_cannot_write(
+    kind: str, written: dict[str, Path], corpus: Corpus
+) -> None:
+    thing = corpus if kind == "corpus" else LOADERS[kind](written[kind])
+    folder = written["scores"].with_name("new") / "folder"
+    thing.save(new := folder / "thing")
+    type(thing).load(new).save(again := folder / "again")
+    assert again.read_bytes() == new.read_bytes()
+    for place in (new / "below a file", folder):
+        with pytest.raises(InputError, match="cannot write"):
+            thing.save(place)
+
+
+@pytest.mark.parametrize("kind", ["corpus", *LOADERS])
+def test_an_interrupted_save_leaves_the_earlier_file(
+    kind: str, written: dict[str, Path], corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thing = corpus if kind == "corpus" else LOADERS[kind](written[kind])
+    path = written["scores"].with_name("new") / "thing"
+    thing.save(path)
+    before = path.read_bytes()
+
+    def cut_short(*given: Any, **_: Any) -> None:
+        Path(next(one for one in given if isinstance(one, str | Path))).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", cut_short)
+    monkeypatch.setattr(safetensors.torch, "save_file", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        thing.save(path)
+    assert path.read_bytes() == before
+    assert [p.name for p in path.parent.iterdir()] == ["thing"]

@@ -255,6 +255,18 @@ def test_a_saved_model_loads_with_equal_logits_and_tokens(lm: LM, tmp_path: Path
     assert "2 layers of 40 neurons" in repr(again)
 
 
+def test_a_model_is_not_saved_onto_a_file(lm: LM, tmp_path: Path) -> None:
+    (tmp_path / "saved").touch()
+    with pytest.raises(InputError, match="saved is a file: name a folder"):
+        lm.save(tmp_path / "saved")
+
+
+def test_an_unknown_dtype_is_named_without_asking_for_a_folder_that_was_given(lm: LM, tmp_path: Path) -> None:
+    lm.save(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"cannot load .*saved: .*'bf16'$"):
+        load(tmp_path / "saved", dtype="bf16")
+
+
 @pytest.mark.parametrize("downloads", [True, False])
 def test_saving_and_loading_draw_no_bars_and_leave_the_settings_of_bars(
     downloads: bool, lm: LM, tmp_path: Path, capfd: pytest.CaptureFixture[str]

@@ -322,7 +322,7 @@ def test_settings_that_make_no_sense_are_refused(lm: LM, corpus: Corpus) -> None
         run(lm, corpus, positions="prompt")
     with pytest.raises(InputError, match="unknown tap"):
         run(lm, corpus, tap="hooks")
-    with pytest.raises(InputError, match="offsets"):
+    with pytest.raises(InputError, match="no tokenizer"):
         run(LM(lm.model), corpus)
 
 

@@ -68,13 +68,19 @@ def test_no_module_has_the_name_of_an_exported_function() -> None:
         assert not functions & modules - {"ablate", "finetune", "rank_one"}, package
 
 
+def test_what_loads_when_used_is_named_before() -> None:
+    code = "import sys, neuronforget as nf; print({*nf.__all__} - {*dir(nf)}, 'plotly' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
+    assert done.stdout.strip() == "set() False"
+
+
 def test_everything_exported_is_there() -> None:
     assert all(getattr(nf, name) is not None for name in nf.__all__)
     assert callable(nf.report) and callable(nf.figures.attribution_map)
 
 
 def test_importing_the_package_loads_no_heavy_library() -> None:
-    heavy = "transformer_lens nnsight plotly pandas accelerate scipy datasets jinja2 rich tyro pyarrow".split()
+    heavy = "transformer_lens nnsight plotly pandas accelerate scipy datasets jinja2 rich tyro pyarrow psutil".split()
     code = f"import sys, neuronforget; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT.parent)
     assert done.stdout.strip() == "[]"

@@ -222,6 +222,48 @@ def test_the_model_saves_and_reloads_after_every_tap(family: str, tmp_path: Path
     assert torch.equal(again(**batch).logits, expected)
 
 
+@EVERY_TAP
+def test_gradients_without_a_graph_are_refused_with_what_to_do(name: str) -> None:
+    lm, batch = LM(build("qwen2")), padded_batch()
+    lm.model.requires_grad_(False)
+    tap = open_tap(lm, name)
+    found = tap(batch)
+    with pytest.raises(InputError, match="frozen weights"):
+        found.grads(found.logits.mean())
+    lm.model.get_input_embeddings().requires_grad_(True)
+    found = tap(batch)
+    assert all(grad.abs().sum() > 0 for grad in found.grads(found.logits.pow(2).mean()).values())
+
+
+@EVERY_TAP
+def test_reentrant_checkpointing_is_refused_where_gradients_are_asked_for(name: str) -> None:
+    lm, batch = LM(build("qwen2").train()), padded_batch()
+    lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    found = open_tap(lm, name)(batch)
+    with pytest.raises(InputError, match="use_reentrant=False"):
+        found.grads(found.logits.pow(2).mean())
+    lm.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    found = open_tap(lm, name)(batch)
+    assert all(grad.abs().sum() > 0 for grad in found.grads(found.logits.pow(2).mean()).values())
+
+
+@EVERY_TAP
+def test_a_tap_leaves_every_module_of_the_model_as_it_was(name: str) -> None:
+    lm, batch = LM(build("qwen2")), padded_batch()
+    _ = lm.sites
+
+    def modules() -> dict[str, set[str]]:
+        return {path: set(vars(module)) for path, module in lm.model.named_modules()}
+
+    before = modules()
+    found = open_tap(lm, name)(batch)
+    assert modules() == before
+    with torch.no_grad():
+        lm.parameters[f"{lm.sites[0].path}.weight"].zero_()
+        assert torch.equal(open_tap(lm, name)(batch).logits, lm.model(**batch).logits)
+        assert not torch.equal(lm.model(**batch).logits, found.logits)
+
+
 def test_importing_the_taps_imports_no_library_but_torch() -> None:
     code = (
         "import sys, torch, neuronforget.taps\n"

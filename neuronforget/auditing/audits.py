@@ -112,8 +112,9 @@ def _damage(damage: Mapping[str, Any]) -> Iterable[str]:
     yield f"Retain is {word}: {damage['metric']} {before:.3f} before, {after:.3f} after.{why}"
     if "KL from gold" in damage:
         far, start = damage["KL from gold"], damage["KL from gold, untouched"]
+        farther = round(far, 2) > round(start, 2)  # in what the sentence shows, no less
         yield f"On forget, the edited model is {far:.2f} nats from the gold twin, the untouched model {start:.2f}." + (
-            " It is over-erased: a model that never knew would not answer like this." if far > start else ""
+            " It is over-erased: a model that never knew would not answer like this." if farther else ""
         )
     if (nan := damage["nan"]) > 0:
         yield f"The edited model returns NaN on {nan} examples. It is broken, which is not forgetting."

@@ -38,8 +38,8 @@ class Data:
     """Checkpoint folder or hub id."""
     forget: str
     """What the model should no longer know: a JSONL file, tofu:SPLIT (from the hub) or tofu:SPLIT@FOLDER."""
-    retain: str
-    """What it should keep, in the same form."""
+    retain: str | None = None
+    """What it should keep, in the same form. Only `attribute` can do without it."""
     max_tokens: int | None = None
     """Cut longer sequences to this many tokens. If not given, a sequence that is too long is an error."""
     n: int | None = None
@@ -52,8 +52,17 @@ class Data:
     """Read the neurons of routed experts (True), of dense MLPs (False), or of the MLPs that all tokens share beside
     routed experts (shared). If not given: routed or dense, whichever more layers have."""
 
-    def open(self) -> tuple[LM, Corpus, Corpus]:
+    def open(self) -> tuple[LM, Corpus, Corpus | None]:
         """Return (lm, forget, retain); the corpora are read first, so that their errors do not wait for the model."""
+        if self.retain is not None:
+            return self.both()
+        forget = self.corpus(self.forget)
+        return self.load(self.model), forget, None
+
+    def both(self) -> tuple[LM, Corpus, Corpus]:
+        """Return what `open` does. Raises InputError where no retain corpus is named."""
+        if self.retain is None:
+            raise InputError("give --retain, what the model should keep, in the form of --forget")
         forget, retain = self.corpus(self.forget), self.corpus(self.retain)
         check_disjoint(forget, retain)
         return self.load(self.model), forget, retain

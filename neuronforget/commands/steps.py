@@ -138,7 +138,7 @@ def erase(
     )  # fmt: skip
     given = addressed(operator, built(operator, asked))
     check_call(operator, chosen, given)
-    lm, forget, retain = data.open()
+    lm, forget, retain = data.both()
     places.replay(lm)
     edit = make(operator, lm, forget, retain, neurons=chosen, **given)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
@@ -190,7 +190,7 @@ def evaluate(
     settings: dict[str, Any] = {"metrics": (*METRICS, *(named(metric, table) for metric in own)), "seed": seed}
     settings |= {"damage": damage, "divergence": divergence, "batch_size": batch_size, "kept": kept}
     check_settings(run, settings)
-    lm, forget, retain = data.open()
+    lm, forget, retain = data.both()
     twin = data.load(gold) if gold else None
     results = with_command(run(lm, made, forget, retain, gold=twin, **settings))
     checked = {name: one.certificate(lm).entry() for name, one in made.items()}
@@ -235,7 +235,7 @@ def audit(
     settings: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "kept": kept}
     check_settings(run, settings)
     made = None if edit.is_dir() else Edit.load(edit)
-    lm, forget, retain = data.open()
+    lm, forget, retain = data.both()
     other = made or data.load(edit)
     twin = data.load(gold) if gold else None
     what = jsonl(derived, template=data.template, max_tokens=data.max_tokens) if derived else None

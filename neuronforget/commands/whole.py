@@ -151,7 +151,7 @@ def compare(
         raise InputError("give --testbed, or all of --model, --forget and --retain")
     settings["preferred"] = lines(refusals) if refusals else None
     data = Data(model, forget, retain, max_tokens, n, template, device, experts)
-    lm, bad, good = data.open()
+    lm, bad, good = data.both()
     twin = data.load(gold) if gold else None
     _compare(lm, bad, good, out, gold=twin, **settings)
 

@@ -20,7 +20,7 @@ from neuronforget.losses.naming import identity
 from neuronforget.models import LM
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
-from neuronforget.runs import content_key, whole_file
+from neuronforget.runs import content_key
 
 #: The controls that are matched neuron by neuron, which take a selection of at most half of a layer.
 MATCHED = ("norm-matched 0", "activation-matched 0")
@@ -127,8 +127,7 @@ class Arms:
                     failed[name] = str(error)
                     continue
                 if path:
-                    with whole_file(path) as scratch:
-                        edits[name].save(scratch)
+                    edits[name].save(path)
         if not edits:
             raise InputError("no edit could be made: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
         return edits, failed

@@ -16,6 +16,7 @@ import numpy as np
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora.lines import file_name, read_rows
 from neuronforget.errors import InputError
+from neuronforget.runs import whole_file
 
 T = TypeVar("T")
 
@@ -133,11 +134,12 @@ class Corpus:
         return fingerprint.digest()
 
     def save(self, path: str | Path) -> None:
-        """Write the examples as JSONL, one row per line."""
+        """Write the examples as JSONL, one row per line, all of them or nothing."""
         lines = [
             json.dumps({k: v for k, v in asdict(e).items() if v or k == "prompt"}, ensure_ascii=False) for e in self
         ]
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with whole_file(path) as scratch:
+            scratch.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path, **settings: Any) -> Corpus:

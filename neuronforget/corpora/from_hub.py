@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reason
 
 
 def hub_rows(
@@ -20,5 +20,4 @@ def hub_rows(
     try:
         return load_dataset(hub_id, config, split=split, streaming=streaming)
     except (OSError, ConnectionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot read {hub_id} from the hub ({reason}): give {instead}") from None
+        raise InputError(f"cannot read {hub_id} from the hub ({reason(error)}): give {instead}") from None

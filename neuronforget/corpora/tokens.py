@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from neuronforget.corpora.corpus import Corpus, Example
-from neuronforget.errors import InputError, warn
+from neuronforget.errors import InputError, reason, warn
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,8 @@ def encode(
     first ones. Warns of two blanks between prompt and answer, and of two BOS: no model was trained on these (of a
     stream once, by its first window).
     """
+    if tokenizer is None:
+        raise InputError("this model has no tokenizer, and text is to be read: LM(model, tokenizer)")
     if not getattr(tokenizer, "is_fast", False):
         raise InputError("this tokenizer has no character offsets: load the model with its fast tokenizer")
     rows = []
@@ -166,10 +168,8 @@ def templated(template: str | None, prompt: str, tokenizer: Any) -> str:
     try:
         return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # a template is a program of the tokenizer's, and may raise as it likes
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"the tokenizer's chat template refuses a question ({type(error).__name__}: {reason})"
-        ) from error
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"the tokenizer's chat template refuses a question ({said})") from error
 
 
 def collate(rows: Sequence[Encoded], pad_id: int, device: Any = "cpu") -> Batch:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from neuronforget.arguments import checks_kinds, numbers
 from neuronforget.edits.changes import Change
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reason
 from neuronforget.models import LM, frozen
 from neuronforget.scores.blocks import blocks_of, path_of_blocks
 
@@ -128,8 +128,7 @@ def _inject(inject: Any, config: Any, lm: LM, paths: Iterable[str]) -> None:
         own.model_type = ""  # by it peft takes every gate_proj of a mixture for its stacked experts, and leaves it out
         inject(config, lm.model, NAME)
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"peft cannot adapt {kind}: {reason}; name other maps by LoRA(targets=...)") from None
+        raise InputError(f"peft cannot adapt {kind}: {reason(error)}; name other maps by LoRA(targets=...)") from None
     finally:
         own.model_type = was
     if left := [path for path in paths if not hasattr(lm.model.get_submodule(path), "lora_A")]:

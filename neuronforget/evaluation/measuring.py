@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from neuronforget.metrics import Metric, Prediction, exact_match, nll, probabili
 from neuronforget.models import LM, frozen
 from neuronforget.models.likelihood import answer_logp, answer_nll
 from neuronforget.results.kept import Kept
+from neuronforget.runs.memory import free_bytes
 
 EQUAL = 1e-6  # of a loss: less is fp32's rounding
 METRICS: tuple[Metric, ...] = (exact_match, token_accuracy, probability, nll, rank)
@@ -42,7 +42,7 @@ class Before:
         rows = lm.encode(corpus)
         tokens = sum(len(row.ids) - max(row.answer_start, 1) for row in rows)
         wanted = 4 * tokens * lm.model.get_output_embeddings().weight.shape[0]
-        if wanted > (there := psutil.virtual_memory().available):
+        if wanted > (there := free_bytes(torch.device("cpu"))):
             raise InputError(
                 f"the predictions on corpus {corpus.name!r} take {wanted / 2**30:.1f} GiB, {there / 2**30:.1f} are "
                 "free: measure fewer retain examples, or leave out divergence="

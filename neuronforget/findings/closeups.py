@@ -25,6 +25,7 @@ from neuronforget.models.likelihood import answer_nll
 from neuronforget.models.routed import neuron_name
 from neuronforget.moments import Moments
 from neuronforget.neurons import Neurons
+from neuronforget.runs import whole_file
 from neuronforget.scores import Scores, lens
 from neuronforget.taps import TorchHooks
 from neuronforget.taps.protocol import by_example
@@ -84,7 +85,8 @@ class Closeups:
         arrays |= {f"shifts/{name}/{kind}": values for name, of in self.shifts.items() for kind, values in of.items()}
         meta: dict[str, list[Any]] = {name: [asdict(one) for one in getattr(self, name)] for name in ("texts", "cards")}
         meta["shifts"] = [*self.shifts]
-        save_file(arrays, str(path), {"closeups": json.dumps(meta)})
+        with whole_file(path) as scratch:
+            save_file(arrays, scratch, {"closeups": json.dumps(meta)})
 
     @classmethod
     def load(cls, path: str | Path) -> Closeups:

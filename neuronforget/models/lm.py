@@ -17,10 +17,11 @@ from torch import nn
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Batch, Corpus, Encoded, batches, collate, encode
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reason
 from neuronforget.models.kinds import check_kind, check_tokens, check_trainable, check_unwrapped, rows_of_embedding
 from neuronforget.models.maps import Site
 from neuronforget.models.sites import Experts, check_sites, find_sites, meant_sites
+from neuronforget.runs import check_folder
 from neuronforget.runs.ranks import own_device
 
 
@@ -74,9 +75,8 @@ class LM:
     @property
     def pad_id(self) -> int:
         """Token for right padding: it is masked, so its value never matters, if only the model embeds it."""
-        known = rows_of_embedding(self.model)
         found = (getattr(self.tokenizer, name, None) for name in ("pad_token_id", "eos_token_id"))
-        return next((token for token in found if token is not None and token < known), 0)
+        return next((token for token in found if token is not None and token < (self.known or 0)), 0)
 
     @checks_kinds
     def encode(self, corpus: Corpus, *, first: int = 0) -> list[Encoded]:
@@ -112,7 +112,8 @@ class LM:
         return f"LM({self.name!r}, {count / 1e6:.1f}M parameters, {layers} layers of {width} neurons)"
 
     def save(self, folder: str | Path) -> None:
-        """Write an ordinary Hugging Face checkpoint folder."""
+        """Write an ordinary Hugging Face checkpoint folder. Raises InputError where that is a file."""
+        check_folder(folder)
         with without_bars():
             self.model.save_pretrained(folder)
         if self.tokenizer is not None:
@@ -147,8 +148,8 @@ def load(
         model, report = load_plain(AutoModelForCausalLM, path, dtype=dtype, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as error:  # a damaged folder raises whatever its parsers do
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot load {path}: {reason} (a local model: give the path of its folder)") from error
+        hint = "" if local.is_dir() else " (a local model: give the path of its folder)"
+        raise InputError(f"cannot load {path}: {reason(error)}{hint}") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(f"{path} lacks {len(missing)} weights of a {type(model).__name__} (first: {missing[0]})")
     lm = LM(model.to(there).eval(), tokenizer, meant_sites(model, experts, sites))

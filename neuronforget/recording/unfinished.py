@@ -18,7 +18,7 @@ import torch
 
 from neuronforget.errors import InputError
 from neuronforget.moments import Moments
-from neuronforget.runs import check_writable, content_key, whole_file
+from neuronforget.runs import check_writable, content_key
 from neuronforget.runs.ranks import Ranks
 
 
@@ -68,8 +68,7 @@ class Tally:
     def save(self) -> None:
         """Write the file, if there is to be one and anything to write."""
         if self.path and (total := self.total) is not None:
-            with whole_file(self.path) as scratch:
-                replace(total, info={"rounds": self.rounds, "read": self.read}).save(scratch)
+            replace(total, info={"rounds": self.rounds, "read": self.read}).save(self.path)
 
     def check(self, number: int, read: str, *, over: bool) -> None:
         """Raise InputError if the corpus is not the one that the file's batches came from."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from neuronforget.corpora import Batch
-from neuronforget.errors import InputError, not_finite
+from neuronforget.errors import InputError, not_finite, reason
 from neuronforget.models import LM
 from neuronforget.scores.blocks import Edit, blocks_of, edited, forward_of, hidden_of, state_of, with_state
 from neuronforget.scores.prefix import cache_name, prompt_cache, shared_by_rows
@@ -154,8 +154,8 @@ def check_rows(lm: LM, clean: Clean) -> bool:
         entering, edits = dict.fromkeys(layers, len(parts)), dict.fromkeys(layers, scale)
         found = run_rows(lm, clean, entering, edits, leave=look, going=1)
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{kind} cannot be run from a block upward ({type(error).__name__}: {reason})") from error
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise InputError(f"{kind} cannot be run from a block upward ({said})") from error
     if not torch.isfinite(clean.logits).all():
         raise not_finite("logits")
     found = found.unflatten(0, (len(layers), -1))

@@ -18,6 +18,7 @@ from neuronforget.corpora import Corpus
 from neuronforget.errors import InputError, reading, warn
 from neuronforget.models.routed import OWN, neuron_name
 from neuronforget.moments import Moments
+from neuronforget.runs import whole_file
 
 Contrast = Literal["difference", "ratio", "z"]
 #: Contrasts of a score whose standard error is not known.
@@ -133,14 +134,15 @@ class Scores:
         return f"Scores({self.name!r}, {size}, extreme {flat[best]:.4g} at {where}; {self.sign})"
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file, all of it or nothing."""
         from safetensors.torch import save_file
 
         tensors = {"values": self.values.contiguous()}
         if self.error is not None:
             tensors["error"] = self.error.contiguous()
         meta = {"name": self.name, "sign": self.sign, "layers": self.layers, "info": self.info, "end": self.end}
-        save_file(tensors, str(path), {"scores": json.dumps(meta)})
+        with whole_file(path) as scratch:
+            save_file(tensors, scratch, {"scores": json.dumps(meta)})
 
     @classmethod
     def load(cls, path: str | Path) -> Scores:

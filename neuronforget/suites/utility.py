@@ -18,7 +18,7 @@ import torch
 
 from neuronforget.arguments import checks_kinds
 from neuronforget.corpora import Corpus, Example
-from neuronforget.errors import InputError
+from neuronforget.errors import InputError, reason
 from neuronforget.evaluation.generation import Decoding, generate
 from neuronforget.evaluation.measuring import measure
 from neuronforget.metrics import nll
@@ -95,7 +95,7 @@ def _asking(lm: LM) -> Iterator[None]:
     except InputError:
         raise
     except (KeyError, ValueError, FileNotFoundError, ConnectionError) as error:
-        raise InputError(f"lm-eval: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"lm-eval: {reason(error)}") from error
     finally:
         guard.remove()
 

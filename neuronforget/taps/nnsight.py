@@ -1,4 +1,7 @@
-"""Tap by nnsight. Importing it patches `Tensor.backward` and mounts `.save` on `object`: only here, only on use."""
+"""Tap by nnsight. Importing it patches `Tensor.backward` and mounts `.save` on `object`: only here, only on use.
+
+Tracing replaces the `forward` of every module and leaves it so: it gets a twin that shares every tensor with the model.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from neuronforget.models import LM
+from neuronforget.models import LM, shared_twin
 from neuronforget.taps.protocol import NO_EDITS, Pass, Replace, by_example
 
 
@@ -18,10 +21,13 @@ class Trace:
     def __init__(self, lm: LM) -> None:
         from nnsight import NNsight
 
-        self.lm, self.net = lm, NNsight(lm.model)
+        self.lm, self.twin = lm, shared_twin(lm.model)
+        self.net = NNsight(self.twin)
 
     def __call__(self, batch: Mapping[str, Tensor], edits: Mapping[int, Replace] = NO_EDITS) -> Pass:
         net, acts = self.net, {}
+        if self.twin.training != self.lm.model.training:
+            self.twin.train(self.lm.model.training)
         with net.trace(**batch):
             for site in self.lm.sites:  # lowest first: a trace meets its modules in the order of execution
                 point = net.get(site.path)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from neuronforget.errors import InputError
+
 Replace = Callable[[Tensor], Tensor]
 NO_EDITS: Mapping[int, Replace] = MappingProxyType({})
 
@@ -23,7 +25,17 @@ class Pass:
     acts: dict[int, Tensor]
 
     def grads(self, loss: Tensor) -> dict[int, Tensor]:
-        """Return dloss/da for every layer; weight gradients are not computed."""
+        """Return dloss/da for every layer; weight gradients are not computed. Raises InputError without a graph."""
+        if not loss.requires_grad:
+            raise InputError(
+                "nothing that the loss depends on has a gradient (frozen weights, or torch.no_grad()): call "
+                "lm.model.get_input_embeddings().requires_grad_(True) before the pass"
+            )
+        if cut := [layer for layer, act in self.acts.items() if not act.requires_grad]:
+            raise InputError(
+                f"activations of layers {cut} have no gradient: an edit put constants there, or reentrant "
+                "checkpointing cut them off (enable it with use_reentrant=False, or run the model in eval mode)"
+            )
         return dict(zip(self.acts, torch.autograd.grad(loss, list(self.acts.values())), strict=True))
 
 
