@@ -75,8 +75,11 @@ def attribute(
     return replace(scores, info={**scores.info, **info})
 
 
-def check_score(score: Score, forget: Source, retain: Source | None, settings: dict[str, Any]) -> None:
-    """Raise InputError, before any work, for a score that cannot be called so, or needs more than these corpora."""
+def check_score(score: Score, forget: Source | str, retain: Source | str | None, settings: dict[str, Any]) -> None:
+    """Raise InputError, before any work, for a score that cannot be called so, or needs more than these corpora.
+
+    A corpus that is not read yet may be given by its name.
+    """
     _check_call(score, 1 if retain is None else 2, settings)
     check_compared(score, settings, forget, retain)
 

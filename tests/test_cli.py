@@ -95,6 +95,16 @@ def test_attribution_alone_does_without_retain(
         assert "retain" in said and "\n" not in said and not out.exists(), said
 
 
+def test_settings_of_a_score_are_set_by_name(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--score", "exact", "--set", "position=-1", "neurons=[(0, 1), (1, 2)]", "--out", tmp_path / "a"]
+    assert run(monkeypatch, "attribute", *data(bed)[:4], *words) == 0
+    lm, forget = nf.load(bed / "model"), nf.corpora.jsonl(bed / "forget.jsonl")
+    asked: dict[str, Any] = {"position": -1, "neurons": [(0, 1), (1, 2)]}
+    expected = nf.attribute(lm, forget, score=nf.scores.exact, progress=False, **asked)
+    found = Scores.load(tmp_path / "a" / "scores.safetensors")
+    assert found.name == "exact:-1" and torch.equal(found.values, expected.values)
+
+
 def test_an_attribution_that_was_killed_is_resumed(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from neuronforget import attribution
     from neuronforget.recording import recording
@@ -236,6 +246,9 @@ def test_what_a_command_cannot_take_is_refused_before_the_model_is_read(
     for command, words, said in (
         (("attribute",), ("--resume", file), "is a file: name a folder"),
         (("attribute",), ("--batch-size", 0), "attribute: batch_size must be a whole number >= 1, found 0"),
+        (("attribute",), ("--set", "contrst=z"), "has no setting 'contrst'; it has contrast"),
+        (("attribute",), ("--set", "contrast=zed"), "contrast must be 'difference' or 'ratio' or 'z'; found 'zed'"),
+        (("attribute",), ("--set", "batch_size=3"), "batch_size is given by --set and by an option of its own"),
         (("evaluate", edit), ("--kept", file), "is a file: name a folder"),
         (("evaluate", edit), ("--damage", 0), "evaluate: damage must be a number > 0, found 0.0"),
         (("audit", edit), ("--kept", file), "is a file: name a folder"),

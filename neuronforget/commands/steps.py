@@ -27,6 +27,7 @@ def attribute(
     share: float | None = None,
     top: int | None = None,
     whole_experts: int | None = None,
+    set: tuple[str, ...] = (),
     batch_size: int = 16,
     resume: Folder | None = None,
 ) -> None:
@@ -36,14 +37,15 @@ def attribute(
         out: New folder for the scores and the selection.
         score: Name in neuronforget.scores, or module:function.
         tap: What reads the activations. If not given: TransformerLens if it knows the model, else plain hooks.
-        share: Share of each layer to select: 0.05 is 5%, 1 is the whole layer, 2 or more is a number of neurons.
-            If no selection is given: 0.05.
+        share: Share of each layer to select: 0.05 is 5% (the default), 1 is the whole layer, 2 or more so many neurons.
         top: Select this many neurons of the whole model instead.
         whole_experts: Select all neurons of this many routed experts of the whole model instead.
+        set: Settings of the score, each NAME=VALUE: --set contrast=z; for exact --set position=-1.
         batch_size: Examples in a batch.
         resume: Folder that keeps what is recorded so far, so that a killed run can continue.
     """
     from neuronforget import scores as table
+    from neuronforget.attribution import GIVEN, check_score
     from neuronforget.attribution import attribute as run
     from neuronforget.reporting.maps import map_pictures
     from neuronforget.reporting.pages import Section, page
@@ -51,11 +53,12 @@ def attribute(
     from neuronforget.runs.ranks import launched
 
     check_fresh(out, {"--resume": resume})
-    check_settings(run, {"batch_size": batch_size, "resume": resume})
-    chosen = named(score, table)
+    chosen, asked = named(score, table), assigned(set, batch_size=batch_size, resume=resume)
+    check_settings(run, asked)
+    check_score(chosen, data.forget, data.retain, {name: asked[name] for name in asked if name not in GIVEN})
     lm, forget, retain = data.open()
     selected = _selection(lm, share, top, whole_experts)  # says what is wrong
-    scores = run(lm, forget, retain, score=chosen, tap=tap, batch_size=batch_size, resume=resume)
+    scores = run(lm, forget, retain, score=chosen, tap=tap, **asked)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all
         return
     neurons = selected(scores)
