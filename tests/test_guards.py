@@ -110,6 +110,20 @@ def test_a_guard_acts_touches_no_weight_and_is_undone_bit_for_bit(lm: LM, kind: 
 
 
 @pytest.mark.parametrize("kind", GUARDS)
+def test_a_recording_under_a_guard_is_the_same_by_every_tap(kind: str, lm: LM) -> None:
+    """Of what the output projections read, which `resample` replaces."""
+    with GUARDS[kind](lm).on(lm):
+        plain, *others = (nf.record(lm, FORGET, tap=tap, progress=False) for tap in ("torch_hooks", None, "nnsight"))
+        if kind == "resample":
+            with pytest.raises(InputError, match="TransformerLens reads the activations before them"):
+                nf.record(lm, FORGET, tap="transformer_lens", progress=False)
+    assert float((plain["mean"] - nf.record(lm, FORGET, progress=False)["mean"]).abs().max()) > 1e-4
+    for found in others:
+        assert found.loss == pytest.approx(plain.loss, rel=1e-5)
+        torch.testing.assert_close(found["mean"], plain["mean"], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", GUARDS)
 def test_a_guards_certificate_says_no_weight_is_touched_and_there_is_nothing_to_export(
     kind: str, lm: LM, tmp_path: Path
 ) -> None:

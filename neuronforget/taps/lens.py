@@ -33,6 +33,11 @@ class Lens:
         from transformer_lens.model_bridge.sources import build_bridge_from_module
 
         self.lm, kind = lm, type(lm.model).__name__
+        if any(lm.model.get_submodule(site.path)._forward_pre_hooks for site in lm.sites):
+            raise InputError(
+                "hooks on output projections (a guard that is on?) change what these read, and TransformerLens reads "
+                "the activations before them: use tap='torch_hooks'"
+            )
         try:
             self.bridge = build_bridge_from_module(
                 shared_twin(lm.model), kind, hf_config=lm.model.config, post_adapter_hook=_only_mlps
