@@ -85,10 +85,14 @@ def test_attribution_alone_does_without_retain(
     lm, forget = nf.load(bed / "model"), nf.corpora.jsonl(bed / "forget.jsonl")
     expected = nf.attribute(lm, forget, tap="torch_hooks", progress=False)
     assert torch.equal(Scores.load(tmp_path / "a" / "scores.safetensors").values, expected.values)
-    edit = tmp_path / "edit.safetensors"
-    nf.erase.ablate(lm, nf.select.top(expected, 3)).save(edit)
+    edit, chosen = tmp_path / "edit.safetensors", ("--neurons", tmp_path / "a" / "neurons.json")
+    assert run(monkeypatch, "erase", *alone, *chosen, "--out", edit) == 0
+    trained = ("--method", "finetune", "--loss", "ga", "--steps", 1, "--out", tmp_path / "trained.safetensors")
+    assert run(monkeypatch, "erase", *alone, *chosen, *trained) == 0
+    assert Edit.load(edit).info["neurons"] == Edit.load(tmp_path / "trained.safetensors").info["neurons"]
     capsys.readouterr()
-    commands = ["attribute", "--score", "expert"], ["erase", "--method", "leace"], ["evaluate", edit], ["audit", edit]
+    asking = ["erase", "--method", "leace"], ["erase", "--method", "ssd"], ["erase", "--method", "finetune"]
+    commands = ["attribute", "--score", "expert"], *asking, ["evaluate", edit], ["audit", edit]
     for words in commands:
         assert run(monkeypatch, *words, *alone, "--out", out) == 2
         said = capsys.readouterr().err.strip()

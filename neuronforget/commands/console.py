@@ -39,7 +39,7 @@ class Data:
     forget: str
     """What the model should no longer know: a JSONL file, tofu:SPLIT (from the hub) or tofu:SPLIT@FOLDER."""
     retain: str | None = None
-    """What it should keep, in the same form. Only `attribute` can do without it."""
+    """What it should keep, in the same form. `attribute` does without, and so do methods of `erase` that do not ask."""
     max_tokens: int | None = None
     """Cut longer sequences to this many tokens. If not given, a sequence that is too long is an error."""
     n: int | None = None

@@ -140,8 +140,8 @@ def erase(
         preferred=lines(refusals) if refusals else None, reinforced=Edit.load(reinforced) if reinforced else None,
     )  # fmt: skip
     given = addressed(operator, built(operator, asked))
-    check_call(operator, chosen, given)
-    lm, forget, retain = data.both()
+    check_call(operator, chosen, given, retain=data.retain is not None)
+    lm, forget, retain = data.open()
     places.replay(lm)
     edit = make(operator, lm, forget, retain, neurons=chosen, **given)
     if launched(lm.device).rank > 0:  # under torchrun the first process writes for all

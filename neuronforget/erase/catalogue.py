@@ -78,7 +78,7 @@ def make(
     operator: Operator,
     lm: LM,
     forget: Corpus,
-    retain: Corpus,
+    retain: Corpus | None = None,
     *,
     neurons: Neurons | None = None,
     moments: Mapping[str, Moments] | None = None,
@@ -92,7 +92,7 @@ def make(
     Raises InputError, before any work, as `check_call`, `check_answers`, `beginning.check_ready` and
     `units.check_neurons` do, and for what is no edit.
     """
-    check_call(operator, neurons, settings)
+    check_call(operator, neurons, settings, retain=retain is not None)
     check_ready(lm)
     check_answers(operator, lm, forget, settings)
     if neurons is not None:
@@ -100,6 +100,8 @@ def make(
     corpora = {"forget": forget, "retain": retain}
     given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
     for name, corpus in corpora.items():
+        if corpus is None:
+            continue
         for kind, table in (("moments", False), ("peaks", True)):
             if takes(operator, f"{name}_{kind}"):
                 found = (moments or {}).get(name)
@@ -131,14 +133,18 @@ def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]
     return {**rest, "loss": partial(loss, **own)} if own else rest
 
 
-def check_call(operator: Operator, neurons: Neurons | None, settings: Mapping[str, Any]) -> None:
-    """Raise InputError where `operator` lacks its neurons, or is not called with such settings."""
+def check_call(
+    operator: Operator, neurons: Neurons | None, settings: Mapping[str, Any], *, retain: bool = True
+) -> None:
+    """Raise InputError where `operator` lacks its neurons or `retain`, or is not called with such settings."""
     wanted, name = inspect.signature(operator).parameters, name_of(operator)
     required = [key for key, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     if needs_neurons(operator) and neurons is None:
         raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
     if neurons is not None and not takes(operator, "neurons"):
         raise InputError(f"{name} does not edit chosen neurons: leave out neurons= (--neurons)")
+    if not retain and any(key.startswith("retain") for key in required if key in GIVEN):
+        raise InputError(f"{name} reads what the model should keep: give retain (--retain)")
     own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
     if missing := [key for key in required if key in own and key not in settings]:
         raise InputError(f"{name} needs the setting {missing[0]}")
