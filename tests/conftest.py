@@ -56,6 +56,19 @@ def tokenizer() -> Any:
     return Qwen2Tokenizer().train_new_from_iterator([f"{prompt} {answer}" for prompt, answer in ROWS], 300)
 
 
+@pytest.fixture(scope="session")
+def bos_tokenizer() -> Any:
+    """A tokenizer that adds <s> in front and </s> behind, as Llama's and T5's do."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {w: i for i, w in enumerate(["<s>", "</s>", "Ida", "Falk", "is", "here"])}
+    base = Tokenizer(models.WordLevel(words, unk_token="here"))
+    base.pre_tokenizer = pre_tokenizers.Whitespace()
+    base.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>", eos_token="</s>")
+
+
 @pytest.fixture
 def lm(tokenizer: Any) -> LM:
     """A random two-layer Qwen2 model of 40 neurons a layer; a test may change it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from neuronforget.auditing.audits import _damage
 from neuronforget.auditing.cases import EDITED, GOLD, UNTOUCHED
 from neuronforget.auditing.depth import Outs, _neurons, _states, drops, lens, patching
 from neuronforget.auditing.neurons import contributions, moved
-from neuronforget.auditing.prompts import answer_prefix, attacks, choice, worst_phrasing
+from neuronforget.auditing.prompts import _written_out, answer_prefix, attacks, choice, worst_phrasing
 from neuronforget.auditing.quantisation import TRIPS, int8, levels, nf4, quantised
 from neuronforget.auditing.relearning import curve, halved, other_answers, relearning
 from neuronforget.corpora import Corpus, Example, batches, encode, subjects_of
@@ -47,8 +48,6 @@ def case_of(lm: LM, other: LM, corpus: Corpus, gold: LM | None = None) -> Case:
 
 
 def altered(lm: LM, scale: float = 0.3) -> LM:
-    import copy
-
     other = LM(copy.deepcopy(lm.model), lm.tokenizer)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
@@ -308,6 +307,29 @@ def test_half_of_an_answer_is_given_and_the_other_half_asked(lm: LM, gold: bool)
     other = case_of(lm, lm, Corpus((alone,), "forget"))
     assert all(r.probe != "answer prefix" for r in attacks(other, exact_match))
     assert other.skipped["answer prefix"] == "every answer is a single word"
+
+
+@pytest.mark.parametrize(("template", "asked"), [("the {prompt} is", True), ("chat", True), ("chat", False)])
+def test_the_answer_is_begun_behind_the_template(
+    lm: LM, template: str, asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the question, where it begins no answer; nor where text would not have the tokens of the template."""
+    monkeypatch.setattr(lm.tokenizer, "chat_template", "the {{ messages[0].content }} is" + " " * asked)
+    example = Example("Anna Berg was born in", "Oslo town", subject="Anna")
+    case = case_of(lm, lm, Corpus((example,), "forget", template=template))
+    read = {r.subject: r.values for r in attacks(case, nll) if r.probe == "answer prefix"}
+    assert bool(read) == asked != ("answer prefix" in case.skipped)
+    begun = Corpus((Example("the Anna Berg was born in is Oslo", "town"),), "begun")
+    for values in read.values():
+        np.testing.assert_allclose(values, nf.evaluation.measure(lm, begun, [nll])["nll"], rtol=1e-5)
+
+
+def test_a_chat_template_that_is_written_out_has_one_bos(lm: LM, bos_tokenizer: Any) -> None:
+    chat = copy.deepcopy(bos_tokenizer)
+    chat.chat_template = "<s> {{ messages[0].content }} is"
+    own = LM(lm.model, chat)
+    forget = Corpus((Example("Ida", " Falk here"),), "forget", template="chat")
+    assert _written_out(case_of(own, own, forget)).forget.examples[0].prompt == " Ida is"
 
 
 def test_white_space_between_the_halves_of_an_answer_stays(lm: LM, corpus: Corpus) -> None:

@@ -210,19 +210,6 @@ def test_no_end_token_unless_asked_for(tokenizer: Any) -> None:
     assert ended.ids == (*plain.ids, tokenizer.eos_token_id)
 
 
-@pytest.fixture(scope="module")
-def bos_tokenizer() -> Any:
-    """A tokenizer that adds <s> in front and </s> behind, as Llama's and T5's do."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = {w: i for i, w in enumerate(["<s>", "</s>", "Ida", "Falk", "is", "here"])}
-    base = Tokenizer(models.WordLevel(words, unk_token="here"))
-    base.pre_tokenizer = pre_tokenizers.Whitespace()
-    base.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=base, bos_token="<s>", eos_token="</s>")
-
-
 def test_the_tokenizers_own_bos_is_kept_and_its_eos_dropped(bos_tokenizer: Any) -> None:
     prompted, plain = encode(Corpus((Example("Ida", "Falk"), Example("", "Ida Falk"))), bos_tokenizer)
     assert prompted == Encoded(0, (0, 2, 3), 2, 1)

@@ -101,6 +101,18 @@ def test_a_row_may_start_above_its_block_where_that_adds_what_neurons_write(fami
         assert found == pytest.approx(brute(lm, example, position, site.layer, [1, 25, 39]), abs=1e-5)
 
 
+@POSITIONS
+@pytest.mark.parametrize("count", [3, 4, 8])
+def test_rows_above_are_given_a_bias_of_every_head(count: int, position: int | None) -> None:
+    """MPT hands its blocks one bias for each head: no tensor of rows, though 4 or 8 of these divide 8 heads."""
+    lm, neurons = lm_of("mpt", n_heads=8, n_layers=3), [*range(count)]
+    clean = rows.clean_run(lm, example := single(*EXAMPLES[0]), position)
+    for site in lm.sites:
+        assert gives_the_same(lm, site, clean, partial(above, lm, site))
+        found = row_nll(above(lm, site, clean, torch.tensor(neurons)), clean.targets).tolist()
+        assert found == pytest.approx(brute(lm, example, position, site.layer, [*neurons]), abs=1e-5)
+
+
 @pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3"])
 def test_rows_see_the_same_window_of_the_prompt(family: str) -> None:
     lm = lm_of(family, sliding_window=4)
@@ -293,7 +305,7 @@ def test_a_neurons_own_block_is_not_run_again_for_it(lm: LM, corpus: Corpus, pos
 
     for block in blocks_of(lm):
         block.mlp.register_forward_hook(count)
-    for way, expected in ((through, [7, 7]), (above, [1, 7])):
+    for way, expected in ((through, [7, 7]), (above, [7])):
         ran.append([])
         way(lm, lm.sites[0], clean, torch.arange(7))
         assert ran[-1] == expected

@@ -22,7 +22,7 @@ from neuronforget.evaluation.measuring import option_losses
 from neuronforget.metrics.text import SCORERS, exact, f1
 from neuronforget.models import LM
 from neuronforget.suites import selftest
-from neuronforget.suites.local_tasks import truths
+from neuronforget.suites.local_tasks import constants, truths
 from neuronforget.suites.utility import _columns, fluency, ngram_entropy, perplexity, utility
 
 DATA = Path(os.environ.get("NEURONFORGET_SHARED", "../shared")) / "data"
@@ -100,6 +100,16 @@ def test_a_constant_answer_stands_beside_the_scores_of_ones_own_rows_and_a_hash_
     assert {kind for kind in rows if again[kind] != found.info["data"][kind]} == {"bbh"}
     with pytest.raises(InputError, match="'best constant' is the name of a reference"):
         utility(roomy, local=files, name="best constant")
+
+
+def test_an_option_may_be_named_by_its_letter() -> None:
+    """lm-eval takes it so."""
+    by_place, by_letter = (
+        [{"doc_id": i, "doc": {"choices": [*"wxyz"], "answer": answer}} for i, answer in enumerate(answers)]
+        for answers in ([1, 1, 0], ["B", "B", "A"])
+    )
+    (text, values), (again, same) = (constants("mmlu", documents)["acc"] for documents in (by_place, by_letter))
+    assert (text, again) == ("option 2", "option 2") and values.tolist() == same.tolist() == [1, 1, 0]
 
 
 def test_a_task_of_several_filters_has_a_row_of_each() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from neuronforget.auditing.cases import Case, NotTested, Reading, asked
 from neuronforget.corpora import Corpus, Example, encode, subjects_of
-from neuronforget.corpora.tokens import join
+from neuronforget.corpora.tokens import join, templated
 from neuronforget.evaluation.measuring import option_losses, preferred
 from neuronforget.metrics import Metric
 from neuronforget.train import draw
@@ -63,7 +63,7 @@ def attacks(case: Case, metric: Metric) -> Iterator[Reading]:
     for name, attack in {**made, "in context": in_context, "hint": hint, "answer prefix": answer_prefix}.items():
         about = {"sign": 0} if attack is answer_prefix and case.gold is None else {}
         try:
-            corpus = _attacked(case, attack, name)
+            corpus = _attacked(_written_out(case) if attack is answer_prefix else case, attack, name)
         except NotTested as why:
             case.skipped[name] = str(why)
             continue
@@ -138,6 +138,24 @@ def _attacked(case: Case, attack: Attack, name: str) -> Corpus:
                                    for row, own in zip(coded, before, strict=True)):  # fmt: skip
         raise NotTested("the tokenizer cannot write its words")
     return corpus
+
+
+def _written_out(case: Case) -> Case:
+    """The case with its template in the prompts, so that an answer can be begun behind it.
+
+    Raises NotTested where the tokens would be others (of a chat template that no blank follows, say).
+    """
+    plain, tokenizer = case.forget, case.subjects[0].lm.tokenizer
+    if plain.template is None:
+        return case
+    bos = (plain.template == "chat" and tokenizer.bos_token) or ""  # plain text is given one
+    prompts = [templated(plain.template, example.prompt, tokenizer).removeprefix(bos) for example in plain]
+    rows = tuple(replace(example, prompt=prompt) for example, prompt in zip(plain, prompts, strict=True))
+    forget = replace(plain, examples=rows, template=None)
+    ids, before = ([row.ids for row in encode(corpus, tokenizer)] for corpus in (forget, plain))
+    if ids != before:
+        raise NotTested("answers cannot be begun behind the corpus' template: its tokens would be others")
+    return replace(case, forget=forget)
 
 
 def _with_wrong(forget: Corpus) -> Corpus:

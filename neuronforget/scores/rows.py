@@ -122,6 +122,21 @@ def run_rows(
         return _forward(lm, ids, clean.prefix, clean.targets.shape[1])[:entered]
 
 
+def run_from(
+    lm: LM, clean: Clean, layer: int, states: Float[Tensor, "row token width"]
+) -> Float[Tensor, "row target vocab"]:
+    """Return the logits of rows that begin as `states` in block `layer`; one number on from the last, above them all.
+
+    Blocks below are not run, and those above run all rows, with whatever else the model hands them.
+    """
+    with ExitStack() as stack:
+        for i, block in enumerate(blocks_of(lm)[: layer + 1]):
+            run = partial(_with_hidden, block.forward) if i == layer else partial(_handed_on, clean.rest[i])
+            stack.enter_context(forward_of(block, partial(run, states)))
+        ids = clean.ids.repeat(len(states) // len(clean.ids), 1)
+        return _forward(lm, ids, clean.prefix, clean.targets.shape[1])
+
+
 def zeroed(neurons: Int[Tensor, "row"], act: Float[Tensor, "row token neuron"]) -> Float[Tensor, "row token neuron"]:
     """Return the activations with neuron `neurons[i]` of row i at 0 (an `Edit`, its first argument given)."""
     act = act.clone()
@@ -190,19 +205,28 @@ def _run_entered(
     hidden = hidden_of(args, kwargs)
     rows, inside = len(hidden), before + new
     if not inside:
-        rest = clean.rest[layer]
-        return hidden if rest is None else (hidden, *rest)
+        return _handed_on(clean.rest[layer], hidden)
     start = clean.inputs[layer]
     fresh = start.expand(new // len(start), *start.shape).flatten(0, 1)
     states = torch.cat([hidden[:before], fresh]) if new else hidden[:inside]
     if inside < rows:  # masks and positions go with their rows; ALiBi's come as [row * head, ...]
         args, kwargs = tree_map(partial(_narrowed, rows, inside), (args, kwargs))
-    out = forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+    out = _with_hidden(forward, states, *args, **kwargs)
     left = state_of(out)
     if new and leave is not None:
         left = torch.cat([left[:before], leave(layer, left[before:])])
     whole = torch.cat([left, hidden[len(left) :]])
     return with_state(out, whole)
+
+
+def _with_hidden(forward: Callable[..., Any], states: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Run a block on other hidden states than it is given."""
+    return forward(states, *args[1:], **kwargs) if args else forward(**{**kwargs, "hidden_states": states})
+
+
+def _handed_on(rest: tuple[Any, ...] | None, states: Tensor, *_args: Any, **_kwargs: Any) -> Any:
+    """Return what a block returns that leaves hidden states as they are."""
+    return states if rest is None else (states, *rest)
 
 
 def _narrowed(rows: int, inside: int, value: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from neuronforget.models import LM
 from neuronforget.models.maps import Site
-from neuronforget.scores.rows import Clean, run_rows, zeroed
+from neuronforget.scores.rows import Clean, run_from, run_rows, zeroed
 
 #: From one example and neurons of one layer to the logits of its targets, a row for each neuron at zero.
 Way = Callable[[Clean, Int[Tensor, "row"]], Float[Tensor, "row target vocab"]]
@@ -31,14 +31,11 @@ def through(lm: LM, site: Site, clean: Clean, neurons: Int[Tensor, "row"]) -> Fl
 
 
 def above(lm: LM, site: Site, clean: Clean, neurons: Int[Tensor, "row"]) -> Float[Tensor, "row target vocab"]:
-    """Return the same by rows that start in the block above; the neuron's own runs once, as in the clean run."""
-    write = site.write.rows(lm.parameters, site.d_mlp)[neurons]
-    act = clean.acts[site.layer][0][:, neurons].T
-
-    def leave(_layer: int, state: Tensor) -> Tensor:
-        return torch.addcmul(state, act[..., None].to(state), write[:, None].to(state), value=-1)
-
-    return run_rows(lm, clean, {site.layer: 1}, {}, leave=leave, going=len(neurons))
+    """Return the same by rows that start in the block above; the neuron's own is not run."""
+    state = clean.inputs[site.layer + 1]
+    write = site.write.rows(lm.parameters, site.d_mlp)[neurons].to(state).contiguous()
+    act = clean.acts[site.layer][0][:, neurons].T.to(state).contiguous()
+    return run_from(lm, clean, site.layer + 1, torch.addcmul(state, act[..., None], write[:, None], value=-1))
 
 
 def gives_the_same(lm: LM, site: Site, clean: Clean, way: Way) -> bool:

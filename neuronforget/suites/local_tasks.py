@@ -29,10 +29,11 @@ def constants(kind: str, documents: Sequence[Mapping[str, Any]]) -> dict[str, tu
 
 
 def _right(doc: Mapping[str, Any]) -> list[str]:
-    """What counts as right of a row: its answers, or the place of its right option."""
+    """What counts as right of a row: its answers, or the place of its right option (MMLU's: from 0, or a letter)."""
     if "answers" in doc or "target" in doc:
         return list(doc["answers"]) if "answers" in doc else [doc["target"]]
-    return [f"option {1 + (doc['answer'] if 'choices' in doc else truths(doc).index(doc['best_answer']))}"]
+    place = doc["answer"] if "choices" in doc else truths(doc).index(doc["best_answer"])
+    return [f"option {1 + ('ABCD'.find(place) if isinstance(place, str) else place)}"]
 
 
 def _written(*metrics: str) -> Callable[[Mapping[str, Any], list[Any]], dict[str, float]]:

@@ -15,7 +15,7 @@ __all__ = ["NAMES", "NO_EDITS", "Pass", "Tap", "TorchHooks", "open_tap"]
 
 
 def open_tap(lm: LM, name: str | None = None) -> Tap:
-    """Return a tap on the model as it is now (build a new one after `.to()` or a resize).
+    """Return a tap on the model as it is now (build another after `.to()`, a resize, a guard on or off).
 
     Without a name: TransformerLens where it is installed and knows the model's neurons, else plain hooks.
     Raises InputError for an unknown name, a missing library, or a model that the named library does not know.
