@@ -114,8 +114,8 @@ def _rouge(right: str, said: str) -> tuple[float, float]:
 
 
 def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
-    """Return the length of the longest common subsequence, a bit for each word of `one` (Hyyro 2004): a hundred times
-    as fast as a table of all pairs, which rouge-score fills."""
+    """Return the length of the longest common subsequence, a bit for each word of `one` (Hyyro 2004): quicker than a
+    table of all pairs, which rouge-score fills."""
     places: dict[str, int] = {}
     for i, word in enumerate(one):
         places[word] = places.get(word, 0) | 1 << i
