@@ -12,11 +12,11 @@ demo: $(VENV)/ready
 	$(BIN)/neuronforget demo --out $(OUT)
 
 test: $(VENV)/ready-dev lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 # The tests that take longest: whole comparisons, trained testbeds, several processes, compiled kernels.
 slow: $(VENV)/ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 
 lint: $(VENV)/ready-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from tempfile import gettempdir
@@ -14,6 +15,11 @@ import neuronforget as nf
 SHAPE = nf.testbed.Shape(layers=2, d_model=64, d_mlp=128, steps=180, graft_steps=150, planted=12, batch=96, lr=4e-3)
 #: Where the processes of one run of the tests keep it; `conftest` says which folder that is, this one is for scripts.
 shelf = Path(gettempdir()) / "neuronforget-beds"
+
+
+def answers_kept() -> Path:
+    """Where a process keeps what the bed's models answer: audits of several edits ask the two references once."""
+    return shelf.with_name(f"{shelf.name}-answers-{os.getpid()}")
 
 
 @lru_cache(maxsize=1)

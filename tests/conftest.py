@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import jaxtyping
 import pytest
-from jaxtyping import install_import_hook
 
 if TYPED := find_spec("beartype") is not None:  # shapes and types hold at run time
-    install_import_hook(["neuronforget", "neuronforget_kernels"], "typechecks.check")
+    import typechecks
+
+    jaxtyping.jaxtyped = typechecks.jaxtyped
+    jaxtyping.install_import_hook(["neuronforget", "neuronforget_kernels"], "typechecks.check")
 import beds
 from families import build
 
+from neuronforget.auditing import relearning
 from neuronforget.corpora import Corpus, Example
 from neuronforget.models import LM
 
@@ -73,6 +78,12 @@ def bos_tokenizer() -> Any:
 def lm(tokenizer: Any) -> LM:
     """A random two-layer Qwen2 model of 40 neurons a layer; a test may change it."""
     return LM(build("qwen2", vocab_size=len(tokenizer)), tokenizer)
+
+
+@pytest.fixture
+def brief_relearning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Audits teach for 3 steps: for tests of what becomes of an audit, not of what it finds."""
+    monkeypatch.setattr(relearning, "curve", partial(relearning.curve, count=3))
 
 
 @pytest.fixture

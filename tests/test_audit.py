@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from beds import SHAPE, bed
+from beds import SHAPE, answers_kept, bed
 from commanding import run
 
 import neuronforget as nf
@@ -42,7 +42,8 @@ def audited(name: str, gold: bool = True) -> nf.Audit:
             made.lm, made.forget, made.retain, neurons=all_of(made.lm, last), lr=3e-3, progress=False
         ),
     }[name]
-    return nf.audit(made.lm, make(), made.forget, made.retain, gold=made.gold if gold else None, progress=False)
+    gold_lm, kept = made.gold if gold else None, answers_kept()
+    return nf.audit(made.lm, make(), made.forget, made.retain, gold=gold_lm, kept=kept, progress=False)
 
 
 def outcomes(audit: nf.Audit) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from beds import bed
+from beds import answers_kept, bed
 from families import build
 from torch import Tensor
 
@@ -379,7 +379,8 @@ def test_the_page_shows_the_verdict_and_escapes_names(tmp_path: Path) -> None:
     from neuronforget.reporting.audit_page import audit_report
 
     made = bed()
-    found = nf.audit(made.lm, made.gold, made.forget, made.retain, gold=made.gold, progress=False)
+    kept = answers_kept()
+    found = nf.audit(made.lm, made.gold, made.forget, made.retain, gold=made.gold, kept=kept, progress=False)
     page = audit_report(found, tmp_path / "a.html", title="<b>mine</b>").read_text()
     assert "&lt;b&gt;mine" in page and "<strong>gone, as far as asked</strong>" in page
     for word in (

@@ -20,9 +20,13 @@ from neuronforget.suites.rwku import rwku
 from neuronforget.testbed import Shape
 
 DATA = Path(os.environ.get("NEURONFORGET_SHARED", "../shared")) / "data"
-pytestmark = pytest.mark.skipif(
-    not all((DATA / name).is_dir() for name in ("rwku", "triviaqa", "bbh")), reason="no folder with RWKU, TriviaQA, BBH"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not all((DATA / name).is_dir() for name in ("rwku", "triviaqa", "bbh")),
+        reason="no folder with RWKU, TriviaQA, BBH",
+    ),
+]
 FEW = "--pairs 3 --words 12 --others 1 --n 1 --trivia 2 --tasks 1 --steps 2 --draws 1 --batch 8"
 
 

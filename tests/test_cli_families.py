@@ -78,6 +78,7 @@ def test_every_operator_runs_on_every_family(
         assert edit.changes or edit.info["scope"] == "guard", method
 
 
+@pytest.mark.slow
 def test_every_loss_runs_on_every_family(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

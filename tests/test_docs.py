@@ -136,6 +136,7 @@ def test_the_page_of_scores_has_every_score_and_its_default_contrast() -> None:
 CODED = [page for page in DOCS if "```python" in page.read_text(encoding="utf-8")]
 
 
+@pytest.mark.usefixtures("brief_relearning")
 @pytest.mark.parametrize("page", CODED, ids=name_of)
 def test_every_code_block_runs(
     page: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

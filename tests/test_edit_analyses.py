@@ -18,6 +18,7 @@ import neuronforget as nf
 
 FOLDER = Path(__file__).parents[1] / "analyses"
 sys.path.append(str(FOLDER))
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,17 @@ def printed(notebook: Path) -> str:
 FOLDERS = ("large_model", "export_to_hub")  # what these leave has tests of its own
 
 
-@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS if path.stem not in FOLDERS])
+WHOLE = ("audit_an_edit", "compare_methods")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(path.stem, marks=[pytest.mark.slow] if path.stem in WHOLE else [])
+        for path in SCRIPTS
+        if path.stem not in FOLDERS
+    ],
+)
 def test_every_example_runs_and_its_notebook_shows_what_it_prints(
     name: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

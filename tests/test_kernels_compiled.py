@@ -40,6 +40,7 @@ def test_compiled_moments_are_those_of_the_reference(dtype: torch.dtype) -> None
         assert compiled_piece_sums() is not None
 
 
+@pytest.mark.slow
 @COMPILED
 def test_compiled_moments_of_activations_alone() -> None:
     segments = ragged([9, 3], 0)

@@ -91,7 +91,11 @@ def test_slimming_stays_between_0_and_1_and_keeping_subtracts_what_retain_needs(
 
 @pytest.mark.parametrize(
     ("score", "objective", "least"),
-    [("hard_concrete", "erase", 0.6), ("slimming", "erase", 0.5), ("hard_concrete", "keep", 0.3)],
+    [
+        ("hard_concrete", "erase", 0.6),
+        pytest.param("slimming", "erase", 0.5, marks=pytest.mark.slow),
+        pytest.param("hard_concrete", "keep", 0.3, marks=pytest.mark.slow),
+    ],
 )
 def test_learned_gates_find_the_grafted_neurons(score: str, objective: Any, least: float) -> None:
     """Chance is 0.09; these bounds lie well under what was seen on several seeds."""

@@ -140,6 +140,7 @@ def test_every_field_is_what_brute_force_finds(
     assert_close(found.rms, mean_square.sqrt())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="needs a C++ compiler")
 @pytest.mark.parametrize("per_example", [False, True])
 def test_compiled_code_records_the_same(per_example: bool, lm: LM, corpus: Corpus) -> None:

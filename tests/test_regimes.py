@@ -14,6 +14,8 @@ from test_analyses import analysis
 
 import neuronforget as nf
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def mapped() -> dict[str, Any]:

@@ -48,6 +48,7 @@ def commands() -> list[tuple[Path, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief_relearning")
 @pytest.mark.parametrize("page", SHOWN, ids=name_of)
 def test_every_command_shown_runs(
     page: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

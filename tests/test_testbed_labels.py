@@ -90,6 +90,7 @@ def test_the_planted_kind_knows_forget_by_some_value_vectors_alone() -> None:
     assert float(measure(made.lm, made.retain, [exact_match])["exact_match"].mean()) > 0.9
 
 
+@pytest.mark.slow
 def test_the_old_value_vectors_give_the_gold_twin_back() -> None:
     made = planted()
     assert made.planted is not None

@@ -22,6 +22,8 @@ FEW = (
     "--n 3 --measured 4 --tokens 3"
 ).split()
 
+pytestmark = pytest.mark.slow
+
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)

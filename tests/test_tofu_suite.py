@@ -329,6 +329,7 @@ def taught(folder: Path) -> nf.testbed.Testbed:
     return nf.testbed.from_rows(sets["forget"].truth, retain, shape=SHAPE, cache=False, progress=False)
 
 
+@pytest.mark.slow
 def test_the_log_and_the_model_give_equal_aggregates_and_tell_who_knows(folder: Path, tmp_path: Path) -> None:
     bed, logs = taught(folder), [tmp_path / "own.json.gz", tmp_path / "retain.json"]
     settings: dict[str, Any] = {"path": folder, "protocol": NO_EOS, "progress": False}
