@@ -57,6 +57,35 @@ def test_nothing_is_made_of_a_model_with_a_guard_on_it_or_without_numbers(
         begin()
 
 
+def test_a_recording_does_where_an_operator_reads_no_more_of_the_retain_corpus(
+    lm: LM, halves: tuple[Corpus, Corpus]
+) -> None:
+    forget, retain = halves
+    moments = {"retain": record(lm, retain, progress=False)}
+    whole, found = (
+        make(OPERATORS["ablate_mean"], lm, *corpora, neurons=some(lm), moments=moments, progress=False)
+        for corpora in ((forget, retain), (forget,))
+    )
+    assert [c.after.tolist() for c in found.changes] == [c.after.tolist() for c in whole.changes]  # type: ignore[union-attr]
+    for wants in ("ablate_mean", "rank_one"):
+        with pytest.raises(InputError, match="reads what the model should keep"):
+            make(OPERATORS[wants], lm, forget, neurons=some(lm), moments={} if wants == "ablate_mean" else moments)
+
+
+def test_a_loss_with_a_retain_term_is_refused_before_any_work_where_there_is_none(
+    lm: LM, halves: tuple[Corpus, Corpus]
+) -> None:
+    def trained(lm: LM, forget: Corpus, retain: Corpus | None = None, *, loss: losses.Loss = losses.grad_diff) -> Edit:
+        pytest.fail("called")
+
+    with pytest.raises(InputError, match="this loss has a retain term"):
+        make(trained, lm, halves[0])
+    with pytest.raises(pytest.fail.Exception, match="called"):
+        make(trained, lm, *halves)
+    with pytest.raises(pytest.fail.Exception, match="called"):
+        make(trained, lm, halves[0], loss=losses.ga)
+
+
 def test_an_operator_is_given_what_its_parameters_name_and_nothing_else(
     lm: LM, halves: tuple[Corpus, Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ operator is one more name in `OPERATORS`; one of your own needs no place there: 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -92,20 +92,20 @@ def make(
     Raises InputError, before any work, as `check_call`, `check_answers`, `beginning.check_ready` and
     `units.check_neurons` do, and for what is no edit.
     """
-    check_call(operator, neurons, settings, retain=retain is not None)
+    check_call(operator, neurons, settings, retain=retain is not None, recorded=moments or ())
     check_ready(lm)
-    check_answers(operator, lm, forget, settings)
+    check_answers(operator, lm, forget, {**settings, "retain": retain})
     if neurons is not None:
         check_neurons(lm, neurons)
     corpora = {"forget": forget, "retain": retain}
     given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
     for name, corpus in corpora.items():
-        if corpus is None:
-            continue
         for kind, table in (("moments", False), ("peaks", True)):
             if takes(operator, f"{name}_{kind}"):
                 found = (moments or {}).get(name)
                 if found is None or (table and not found.table):
+                    if corpus is None:
+                        continue
                     found = record(lm, corpus, tap=tap, per_example=table, progress=progress)
                 given[f"{name}_{kind}"] = found
     made = operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
@@ -134,16 +134,25 @@ def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]
 
 
 def check_call(
-    operator: Operator, neurons: Neurons | None, settings: Mapping[str, Any], *, retain: bool = True
+    operator: Operator,
+    neurons: Neurons | None,
+    settings: Mapping[str, Any],
+    *,
+    retain: bool = True,
+    recorded: Container[str] = (),
 ) -> None:
-    """Raise InputError where `operator` lacks its neurons or `retain`, or is not called with such settings."""
+    """Raise InputError where `operator` lacks its neurons or `retain`, or is not called with such settings.
+
+    Moments that are `recorded` ("retain") do where it reads no more of that corpus.
+    """
     wanted, name = inspect.signature(operator).parameters, name_of(operator)
     required = [key for key, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
     if needs_neurons(operator) and neurons is None:
         raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
     if neurons is not None and not takes(operator, "neurons"):
         raise InputError(f"{name} does not edit chosen neurons: leave out neurons= (--neurons)")
-    if not retain and any(key.startswith("retain") for key in required if key in GIVEN):
+    reads = {"retain", "retain_peaks", *(() if "retain" in recorded else ("retain_moments",))}
+    if not retain and not reads.isdisjoint(required):
         raise InputError(f"{name} reads what the model should keep: give retain (--retain)")
     own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
     if missing := [key for key in required if key in own and key not in settings]:
@@ -157,15 +166,18 @@ def check_call(
 def check_answers(operator: Operator, lm: LM, forget: Corpus, settings: Mapping[str, Any]) -> None:
     """Raise InputError where the loss that `operator` trains asks for what neither it nor `make` will be given.
 
-    Judged is what the operator has parameters for: one that brings other answers itself is taken at its word.
+    Judged is what the operator has parameters for: one that brings other answers itself is taken at its word. The
+    retain corpus, where `settings` hold it, is one of them.
     """
-    given = {key: p.default for key, p in inspect.signature(operator).parameters.items()} | dict(settings)
+    own = inspect.signature(operator).parameters
+    given = {key: p.default for key, p in own.items()} | {k: v for k, v in settings.items() if k in own}
     if not callable(loss := given.get("loss")):
         return
     if "preferred" in given:
         given["preferred"] = preferred_answers(forget, given["preferred"], 0)
     kept = {"keep": given["accumulate"] == 1} if "accumulate" in given else {}
-    check_loss(lm, forget, loss, **{part: given[part] for part in ("preferred", "reinforced") if part in given}, **kept)
+    parts = ("preferred", "reinforced", *(["retain"] if "retain" in settings else []))
+    check_loss(lm, forget, loss, **{part: given[part] for part in parts if part in given}, **kept)
 
 
 def further(
