@@ -62,14 +62,16 @@ def test_a_recording_does_where_an_operator_reads_no_more_of_the_retain_corpus(
 ) -> None:
     forget, retain = halves
     moments = {"retain": record(lm, retain, progress=False)}
+    tables = {"retain": record(lm, retain, per_example=True, progress=False)}
     whole, found = (
         make(OPERATORS["ablate_mean"], lm, *corpora, neurons=some(lm), moments=moments, progress=False)
         for corpora in ((forget, retain), (forget,))
     )
     assert [c.after.tolist() for c in found.changes] == [c.after.tolist() for c in whole.changes]  # type: ignore[union-attr]
-    for wants in ("ablate_mean", "rank_one"):
+    assert make(OPERATORS["aura"], lm, forget, moments=tables, progress=False).changes
+    for wants, given in (("ablate_mean", {}), ("aura", moments), ("rank_one", tables)):
         with pytest.raises(InputError, match="reads what the model should keep"):
-            make(OPERATORS[wants], lm, forget, neurons=some(lm), moments={} if wants == "ablate_mean" else moments)
+            make(OPERATORS[wants], lm, forget, neurons=some(lm) if wants != "aura" else None, moments=given)
 
 
 def test_a_loss_with_a_retain_term_is_refused_before_any_work_where_there_is_none(

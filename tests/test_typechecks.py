@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -57,6 +58,11 @@ def longer(row: Row, by: float) -> Row:
     return Row([*row.values, by]) if by else cast(Row, None)
 
 
+def each(row: Row) -> Iterator[float]:
+    """A generator, whose argument is refused at the call."""
+    yield from row.values
+
+
 def scaled(x: Float[Tensor, "row"], by: Float[Tensor, "row"]) -> Float[Tensor, "row"]:
     """Every type of it has axes."""
     return x * by
@@ -75,6 +81,8 @@ def test_the_same_is_refused_where_no_type_has_axes_and_nothing_when_checks_are_
     assert shaped(torch.ones(2), torch.ones(2)).tolist() == [1, 1]
     with pytest.raises(TypeCheckError):
         shaped(torch.ones(2), torch.ones(1))
+    with pytest.raises(TypeCheckError):
+        typechecks.jaxtyped(each, typechecker=check)([1.0])
     monkeypatch.setattr(config, "jaxtyping_disable", True)
     assert plain(row([1]), "2").values == [1, "2"] and row("a").values == "a"
     assert shaped(torch.ones(2), torch.ones(1)).tolist() == [1, 1]

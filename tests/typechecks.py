@@ -51,10 +51,13 @@ def jaxtyped(function: Any = None, *, typechecker: Any) -> Any:
     """Stand for `jaxtyping.jaxtyped` in its import hook: the same refusals, at less cost where no type has axes."""
     if function is None:
         return partial(jaxtyped, typechecker=typechecker)
-    if dataclasses.is_dataclass(function) and "__init__" in vars(function):
-        function.__init__ = jaxtyped(function.__init__, typechecker=typechecker)
+    if dataclasses.is_dataclass(function) and isinstance(vars(function).get("__init__"), FunctionType):
+        if "__wrapped__" not in vars(function.__init__):  # else its own decorator checks, and refuses in other words
+            function.__init__ = jaxtyped(function.__init__, typechecker=typechecker)
         return function
     if not isinstance(function, FunctionType) or "<locals>" in function.__qualname__:  # these go by stand-ins
+        return whole(function, typechecker=typechecker)
+    if inspect.isgeneratorfunction(function):  # beartype alone refuses an argument at the first value, not at the call
         return whole(function, typechecker=typechecker)
     try:
         kinds = get_type_hints(function, include_extras=True)

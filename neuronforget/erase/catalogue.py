@@ -88,11 +88,12 @@ def make(
 ) -> Edit:
     """Return the edit that `operator` makes of what its parameters name, with its own `settings`.
 
-    `moments` are recordings made before, as "forget" and "retain"; what is missing is recorded through `tap`.
+    `moments` are recordings made before, as "forget" and "retain"; what is missing is recorded through `tap`. One of
+    retain does in its corpus' place where the operator reads no more of it.
     Raises InputError, before any work, as `check_call`, `check_answers`, `beginning.check_ready` and
     `units.check_neurons` do, and for what is no edit.
     """
-    check_call(operator, neurons, settings, retain=retain is not None, recorded=moments or ())
+    check_call(operator, neurons, settings, retain=retain is not None, recorded=_recorded(moments or {}))
     check_ready(lm)
     check_answers(operator, lm, forget, {**settings, "retain": retain})
     if neurons is not None:
@@ -112,6 +113,15 @@ def make(
     if not isinstance(made, Edit):
         raise InputError(f"an operator must return an Edit, but {name_of(operator)} returned {type(made).__name__}")
     return made
+
+
+def _recorded(moments: Mapping[str, Moments]) -> set[str]:
+    """Return the parameters that these recordings can be given for."""
+    return {
+        f"{name}_{kind}"
+        for name, found in moments.items()
+        for kind in ("moments", *(("peaks",) if found.table else ()))
+    }
 
 
 def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +153,7 @@ def check_call(
 ) -> None:
     """Raise InputError where `operator` lacks its neurons or `retain`, or is not called with such settings.
 
-    Moments that are `recorded` ("retain") do where it reads no more of that corpus.
+    `recorded` are parameters for recordings that are there ("retain_moments"): these do without their corpus.
     """
     wanted, name = inspect.signature(operator).parameters, name_of(operator)
     required = [key for key, p in wanted.items() if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
@@ -151,8 +161,8 @@ def check_call(
         raise InputError(f"{name} edits chosen neurons: give neurons= (--neurons, the neurons.json of `attribute`)")
     if neurons is not None and not takes(operator, "neurons"):
         raise InputError(f"{name} does not edit chosen neurons: leave out neurons= (--neurons)")
-    reads = {"retain", "retain_peaks", *(() if "retain" in recorded else ("retain_moments",))}
-    if not retain and not reads.isdisjoint(required):
+    kept = (key for key in required if key in GIVEN and key.startswith("retain"))
+    if not retain and any(key not in recorded for key in kept):
         raise InputError(f"{name} reads what the model should keep: give retain (--retain)")
     own = {key: parameter for key, parameter in wanted.items() if key not in GIVEN}
     if missing := [key for key in required if key in own and key not in settings]:
@@ -167,7 +177,7 @@ def check_answers(operator: Operator, lm: LM, forget: Corpus, settings: Mapping[
     """Raise InputError where the loss that `operator` trains asks for what neither it nor `make` will be given.
 
     Judged is what the operator has parameters for: one that brings other answers itself is taken at its word. The
-    retain corpus, where `settings` hold it, is one of them.
+    retain corpus, where `settings` hold it (None: there is none), is one of them.
     """
     own = inspect.signature(operator).parameters
     given = {key: p.default for key, p in own.items()} | {k: v for k, v in settings.items() if k in own}
