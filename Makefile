@@ -14,7 +14,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
-# The tests that take longest: whole comparisons and studies, trained testbeds, several processes, compiled kernels.
+# The tests that take longest: whole comparisons, studies and audits, trained testbeds, several processes, compiled kernels.
 slow: $(VENV)/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m slow
 

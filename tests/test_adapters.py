@@ -177,6 +177,7 @@ def test_the_update_solves_the_explicit_system_of_the_factors(lm: LM, corpus: Co
     assert edit.info["residual"] <= 1e-2
 
 
+@pytest.mark.slow
 def test_an_update_raises_the_forget_loss_and_is_undone_bit_for_bit(family: LM, corpus: Corpus, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -106,6 +106,7 @@ def erased() -> dict[str, Any]:
     return {"study": study, "done": json.loads(json.dumps(done)), "methods": methods}
 
 
+@pytest.mark.slow
 def test_found_neurons_ablated_are_closer_to_gold_than_random_ones(erased: dict[str, Any]) -> None:
     done = erased["done"]
     places = {name.split("@")[-1] for name in done if "@" in name}
@@ -115,6 +116,7 @@ def test_found_neurons_ablated_are_closer_to_gold_than_random_ones(erased: dict[
     assert done["gold"]["tuned"]["unseen"]["kl_gold"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_points_are_what_evaluate_measures(erased: dict[str, Any]) -> None:
     study, done = erased["study"], erased["done"]
     edit = nf.erase.ablate(study.lm, study.found)
@@ -126,6 +128,7 @@ def test_points_are_what_evaluate_measures(erased: dict[str, Any]) -> None:
             assert point[name][metric] == pytest.approx(results.value("a", corpus, metric), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_tuned_points_keep_the_damage_and_matched_ones_reach_no_more(erased: dict[str, Any]) -> None:
     done, methods = erased["done"], erased["methods"]
     start = done["untouched"]["tuned"]["retain"]["nll"]
@@ -138,6 +141,7 @@ def test_tuned_points_keep_the_damage_and_matched_ones_reach_no_more(erased: dic
         assert arm["matched"]["retain"]["nll"] <= start + methods.DAMAGE + 1e-6
 
 
+@pytest.mark.slow
 def test_strangers_are_in_neither_corpus(erased: dict[str, Any]) -> None:
     study = erased["study"]
     text = " ".join(e.prompt for corpus in (study.forget, study.retain) for e in corpus)
@@ -145,6 +149,7 @@ def test_strangers_are_in_neither_corpus(erased: dict[str, Any]) -> None:
     assert len(asked) == 20 and len(set(asked)) > 15 and not any(prompt in text for prompt in asked)
 
 
+@pytest.mark.slow
 def test_relearning_is_measured_on_the_taught_and_the_other_half(erased: dict[str, Any]) -> None:
     done = erased["done"]
     known = done["untouched"]["relearning"]
@@ -154,6 +159,7 @@ def test_relearning_is_measured_on_the_taught_and_the_other_half(erased: dict[st
     assert done["gold"]["relearning"]["taught"][0] < 0.3
 
 
+@pytest.mark.slow
 def test_tables_say_what_was_measured(erased: dict[str, Any]) -> None:
     show, done = analysis("erase_tables"), erased["done"]
     text = show.tables([done, done])
@@ -166,6 +172,7 @@ def test_tables_say_what_was_measured(erased: dict[str, Any]) -> None:
     assert kl[0] < kl[2] and told in text
 
 
+@pytest.mark.slow
 def test_figures_put_the_marks_where_the_numbers_are(erased: dict[str, Any]) -> None:
     draw, done = analysis("erase_figures"), erased["done"]
     for text in (draw.dials([done]), draw.dots([done, done])):
@@ -179,6 +186,7 @@ def test_figures_put_the_marks_where_the_numbers_are(erased: dict[str, Any]) -> 
     assert across == pytest.approx([152 + 620 * kl / 8 for kl in sorted(found)], abs=0.06)
 
 
+@pytest.mark.slow
 def test_marks_on_the_dial_are_hollow_where_the_damage_is_too_large(erased: dict[str, Any]) -> None:
     draw, done = analysis("erase_figures"), json.loads(json.dumps(erased["done"]))
     start = done["untouched"]["tuned"]["retain"]["nll"]
@@ -200,6 +208,7 @@ def test_a_difference_is_one_only_where_its_interval_excludes_zero() -> None:
     assert show.relearned(arm) == float("inf")
 
 
+@pytest.mark.slow
 def test_rank_one_and_ablation_go_from_one_neuron_to_all(
     erased: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -289,6 +289,7 @@ def test_an_option_given_twice_is_refused_for_the_first_would_be_dropped(
     assert "--set is given twice" in capfd.readouterr().err and not (tmp_path / "edit.safetensors").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("brief_relearning")
 def test_compare_writes_everything_into_one_folder(bed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURONFORGET_CACHE", str(tmp_path / "cache"))

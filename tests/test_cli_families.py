@@ -64,6 +64,7 @@ def words(folder: Path, method: str, out: Path) -> list[object]:
     return [*found, *(["--neurons", folder / "neurons.json"] if takes(OPERATORS[method], "neurons") else [])]
 
 
+@pytest.mark.slow
 def test_every_operator_runs_on_every_family(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -133,7 +133,13 @@ def test_the_page_of_scores_has_every_score_and_its_default_contrast() -> None:
         assert ("contrast" in settings) or row[2] not in ("difference", "ratio"), name
 
 
-CODED = [page for page in DOCS if "```python" in page.read_text(encoding="utf-8")]
+#: Pages whose code compares, audits or trains at length.
+LONG = ("audit.md", "compare.md", "influence.md")
+CODED = [
+    pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else [])
+    for page in DOCS
+    if "```python" in page.read_text(encoding="utf-8")
+]
 
 
 @pytest.mark.usefixtures("brief_relearning")

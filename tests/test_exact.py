@@ -217,6 +217,7 @@ def test_the_cost_is_two_operations_per_weight_and_token_from_the_layer_upward()
         cost.check_operations("x", lm, example, None, {0: 7, 1: 2}, operations - 1)
 
 
+@pytest.mark.slow
 def test_a_comparison_runs_with_a_score_that_runs_the_model(lm: LM, corpus: Corpus) -> None:
     forget, retain = (replace(corpus, examples=part) for part in (corpus.examples[:3], corpus.examples[3:]))
     score = partial(scores.exact, position=-1)

@@ -189,6 +189,7 @@ def test_generation_with_a_cache_writes_what_whole_passes_write(lm: LM, kind: st
             assert out[width - len(row) :].tolist() == full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", GUARDS)
 def test_evaluation_and_the_report_call_a_guard_a_guard(lm: LM, kind: str, tmp_path: Path) -> None:
     edit = GUARDS[kind](lm)

@@ -344,12 +344,14 @@ def one_thread() -> Any:
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["record", "attribute"])
 def test_no_process_goes_on_before_all_have_cleared_up(launch: Path, name: str) -> None:
     """Else one removes the folder in which another's next recording begins."""
     assert [(launch / f"left by {name}{rank}").read_text() for rank in (0, 1)] == ["False", "False"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_find_what_one_finds_with_their_shares(launch: Path, lm: LM, corpus: Corpus) -> None:
     first, second = both(launch, "moments")
@@ -365,6 +367,7 @@ def test_two_processes_find_what_one_finds_with_their_shares(launch: Path, lm: L
         assert_bit_equal(found, alone)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_share_a_stream_too_and_one_example(launch: Path, lm: LM, corpus: Corpus) -> None:
     first, second = both(launch, "streamed")
@@ -374,6 +377,7 @@ def test_two_processes_share_a_stream_too_and_one_example(launch: Path, lm: LM, 
         assert_bit_equal(found, run(lm, corpus.head(1)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 def test_two_processes_attribute_alike(launch: Path, lm: LM, corpus: Corpus) -> None:
     first, second = (nf.Scores.load(launch / f"scores{rank}.safetensors") for rank in (0, 1))
@@ -383,6 +387,7 @@ def test_two_processes_attribute_alike(launch: Path, lm: LM, corpus: Corpus) -> 
     assert torch.allclose(first.values, alone.values, rtol=1e-10, atol=0) and first.info == alone.info
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "zero", "one"),
     [
@@ -397,6 +402,7 @@ def test_an_error_on_one_process_is_raised_on_both(name: str, zero: str, one: st
     assert (launch / f"{name}1").read_text().startswith(one)
 
 
+@pytest.mark.slow
 def test_two_processes_that_were_stopped_go_on(launch: Path) -> None:
     assert (launch / "killed1").read_text().startswith("InputError: rank 0 of 2 failed: ArithmeticError: killed")
     for found, expected in zip(both(launch, "resumed"), both(launch, "moments"), strict=True):

@@ -129,6 +129,7 @@ def test_a_device_is_listed_by_its_name_before_its_kind(monkeypatch: pytest.Monk
         configs.kinds_of.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["neuron_moments", "fused_attribution", "swiglu_backward"])
 @pytest.mark.parametrize("off", [1.1, math.nan])
 def test_a_kernel_that_is_wrong_in_one_statistic_is_told_and_nothing_is_timed(
