@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from dataclasses import astuple
+from itertools import product
 from typing import Any
 
 import pytest
@@ -73,11 +75,18 @@ def planned(choice: Choice, work: Answering, parts: int = 1, **settings: Any) ->
     return footprint(choice.lm, Trainees.of(choice, choice.names()), work.largest(parts), **settings)
 
 
+def crossed(*choices: Sequence[Any]) -> list[Any]:
+    """Every combination; each second one, in which every choice stands too, is left to `make slow`."""
+    rows = product(*map(enumerate, choices))
+    return [
+        pytest.param(*(value for _, value in row), marks=[pytest.mark.slow] if sum(i for i, _ in row) % 2 else [])
+        for row in rows
+    ]
+
+
 @pytest.mark.parametrize(
-    ("kind", "dtype", "batch"),
-    [("neurons", torch.float32, 1), ("neurons", torch.bfloat16, 8), ("lora", torch.float32, 8),
-     ("lora", torch.bfloat16, 1), ("whole", torch.float32, 1), ("whole", torch.bfloat16, 8)],
-)  # fmt: skip
+    ("kind", "dtype", "batch"), crossed(["neurons", "lora", "whole"], [torch.float32, torch.bfloat16], [1, 8])
+)
 def test_the_plan_is_within_a_factor_of_two_of_what_is_measured(
     tokenizer: Any, kind: str, dtype: torch.dtype, batch: int
 ) -> None:
@@ -90,10 +99,8 @@ def test_the_plan_is_within_a_factor_of_two_of_what_is_measured(
 
 
 @pytest.mark.parametrize(
-    ("family", "saving"),
-    [("gpt2", {}), ("gemma2", {}), ("gpt_neox", {}), ("gpt2", {"accumulate": 4}), ("gemma2", {"checkpointing": True}),
-     ("gpt_neox", {"checkpointing": True})],
-)  # fmt: skip
+    ("family", "saving"), crossed(["gpt2", "gemma2", "gpt_neox"], [{}, {"accumulate": 4}, {"checkpointing": True}])
+)
 def test_the_plan_holds_for_other_families_and_with_what_saves_memory(
     tokenizer: Any, family: str, saving: dict[str, Any]
 ) -> None:

@@ -4,8 +4,8 @@ A function within a function is decorated at each call of the outer one, and bea
 of the time of a test that scores many texts. But what it is given is a stand-in of jaxtyping's, which has the signature
 and no body: stand-ins of one signature do the same, so the first serves for all.
 
-jaxtyping binds the arguments and checks them twice at each call, so that the axes of one call agree: a tenth of all
-tests' time. A function of which no type has axes is left to beartype alone.
+jaxtyping binds the arguments and checks them twice at each call, so that the axes of one call agree. A function
+of which no type has axes is left to beartype alone.
 """
 
 from __future__ import annotations

@@ -93,35 +93,28 @@ def make(
     Raises InputError, before any work, as `check_call`, `check_answers`, `beginning.check_ready` and
     `units.check_neurons` do, and for what is no edit.
     """
-    check_call(operator, neurons, settings, retain=retain is not None, recorded=_recorded(moments or {}))
+    recorded = _recorded(moments or {})
+    check_call(operator, neurons, settings, retain=retain is not None, recorded=recorded)
     check_ready(lm)
     check_answers(operator, lm, forget, {**settings, "retain": retain})
     if neurons is not None:
         check_neurons(lm, neurons)
     corpora = {"forget": forget, "retain": retain}
-    given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora}
     for name, corpus in corpora.items():
-        for kind, table in (("moments", False), ("peaks", True)):
-            if takes(operator, f"{name}_{kind}"):
-                found = (moments or {}).get(name)
-                if found is None or (table and not found.table):
-                    if corpus is None:
-                        continue
-                    found = record(lm, corpus, tap=tap, per_example=table, progress=progress)
-                given[f"{name}_{kind}"] = found
+        for key, table in ((f"{name}_moments", False), (f"{name}_peaks", True)):
+            if corpus is not None and takes(operator, key) and key not in recorded:
+                recorded[key] = record(lm, corpus, tap=tap, per_example=table, progress=progress)
+    given: dict[str, Any] = {"lm": lm, "neurons": neurons, **corpora, **recorded}
     made = operator(**{name: value for name, value in given.items() if takes(operator, name)}, **settings)
     if not isinstance(made, Edit):
         raise InputError(f"an operator must return an Edit, but {name_of(operator)} returned {type(made).__name__}")
     return made
 
 
-def _recorded(moments: Mapping[str, Moments]) -> set[str]:
-    """Return the parameters that these recordings can be given for."""
-    return {
-        f"{name}_{kind}"
-        for name, found in moments.items()
-        for kind in ("moments", *(("peaks",) if found.table else ()))
-    }
+def _recorded(moments: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Return these recordings by the parameters that they can be given for."""
+    tables = {f"{name}_peaks": found for name, found in moments.items() if found.table}
+    return {f"{name}_moments": found for name, found in moments.items()} | tables
 
 
 def addressed(operator: Operator, settings: Mapping[str, Any]) -> dict[str, Any]:
